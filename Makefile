@@ -1,0 +1,30 @@
+# Everything runs in a virtual environment of its own, made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint clean
+
+# Installs again only when the packaging changed.
+$(VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(BIN)/retinanet-ext shapes --output datasets/shapes --train 400 --val 100 --seed 0
+	$(BIN)/python train_net.py --config-file configs/quick/retinanet.yaml
+	$(BIN)/retinanet-ext predict --config-file output/quick/config.yaml --weights output/quick/model_final.pth \
+		--input datasets/shapes/val --output output/quick/pictures
+	@echo "AP table: above, and in output/quick/results.json"
+	@echo "pictures: output/quick/pictures"
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) output datasets

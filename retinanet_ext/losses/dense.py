@@ -1,0 +1,72 @@
+"""What a loss of a dense detector gets to see, and the registries such losses live in.
+
+N images, R anchors per image (all levels, order: level, H, W, A), K classes, M foreground anchors in the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from retinanet_ext.registry import Registry
+
+CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
+CLS_LOSS_REGISTRY.__doc__ = """
+Classification losses, named by ``MODEL.RETINANET.CLS_LOSS.NAME``.
+
+A registered object is called as ``obj(cfg)`` and returns a module that is called as
+``loss(predictions, targets)`` with :class:`DensePredictions` and :class:`DenseTargets` and returns the loss summed
+over the anchors of each image, ``(N,)``.
+"""
+
+BOX_LOSS_REGISTRY = Registry("BOX_LOSS")
+BOX_LOSS_REGISTRY.__doc__ = """
+Box regression losses, named by ``MODEL.RETINANET.BOX_LOSS.NAME``; called and returning as in CLS_LOSS_REGISTRY.
+"""
+
+
+@dataclass(frozen=True)
+class DensePredictions:
+    """Raw outputs of the head for a batch, all levels joined.
+
+    Attributes:
+        logits: ``(N, R, K)``.
+        deltas: ``(N, R, 4)``, the encoded boxes.
+        anchors: ``(R, 4)``, xyxy in pixels of the padded input.
+        encode: ``(anchors (M, 4), boxes (M, 4)) -> deltas (M, 4)``.
+        decode: ``(deltas (M, 4), anchors (M, 4)) -> boxes (M, 4)``.
+    """
+
+    logits: torch.Tensor
+    deltas: torch.Tensor
+    anchors: torch.Tensor
+    encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """What the anchors of a batch should predict.
+
+    Attributes:
+        labels: ``(N, R)`` int64: -1 ignored, 0..K-1 a class, K background.
+        image_index: ``(M,)``, the image of each foreground anchor.
+        anchor_index: ``(M,)``, its place among the R anchors.
+        gt_boxes: ``(M, 4)``, the ground truth box it is matched to, xyxy in pixels of the padded input.
+    """
+
+    labels: torch.Tensor
+    image_index: torch.Tensor
+    anchor_index: torch.Tensor
+    gt_boxes: torch.Tensor
+
+    @property
+    def num_foreground(self) -> torch.Tensor:
+        """Foreground anchors of each image, ``(N,)`` int64."""
+        return torch.bincount(self.image_index, minlength=self.labels.shape[0])
+
+
+def sum_per_image(loss: torch.Tensor, targets: DenseTargets) -> torch.Tensor:
+    """Sum a loss of the foreground anchors, ``(M,)``, into its images: ``(N,)``. Keeps the graph when M is 0."""
+    zeros = loss.new_zeros(targets.labels.shape[0])
+    return zeros.index_add(0, targets.image_index, loss)

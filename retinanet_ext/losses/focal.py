@@ -1,0 +1,61 @@
+"""Sigmoid focal loss (Lin et al., "Focal Loss for Dense Object Detection", eq. 4 and 5)."""
+
+import torch
+import torch.nn.functional as F
+
+from .reduction import reduce_loss, upcast
+
+
+def sigmoid_focal_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "none",
+) -> torch.Tensor:
+    """Alpha-balanced focal loss of independent binary classifiers.
+
+    With ``x`` the logit, ``y`` = +1 for target 1 and -1 for target 0, ``p_t = sigmoid(y x)``::
+
+        FL = -alpha_t (1 - p_t)^gamma log(p_t),   alpha_t = alpha for target 1, 1 - alpha for target 0
+
+    Limits: ``gamma = 0`` is alpha-weighted cross entropy; ``alpha = 0.5`` halves the unweighted loss.
+
+    Args:
+        logits: any shape, floating point. Half precision is raised to float32 first, so the loss keeps its
+            precision under autocast.
+        targets: same shape, values 0 or 1.
+        alpha: weight of the targets 1, in [0, 1]; negative switches the weighting off.
+        gamma: focusing exponent, >= 0.
+        reduction: ``none``, ``mean`` or ``sum``.
+
+    Returns:
+        The loss, of the logits' shape for ``none`` and a scalar otherwise. Loss and gradient are finite for
+        every finite logit.
+
+    Raises:
+        ValueError: shapes differ, ``gamma`` is negative, ``alpha`` exceeds 1, or ``reduction`` is unknown.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(f"targets have shape {tuple(targets.shape)}, logits {tuple(logits.shape)}; they must agree")
+    check_alpha_gamma(alpha, gamma)
+    logits = upcast(logits)
+    targets = targets.to(logits.dtype)
+    # Both factors are written with log-sigmoids of x_t = y x: -log(p_t) = -logsigmoid(x_t) and
+    # (1 - p_t)^gamma = exp(gamma logsigmoid(-x_t)). The textbook form (1 - p_t) ** gamma has an infinite
+    # derivative where p_t rounds to 1 and gamma < 1.
+    x_t = logits * (2 * targets - 1)
+    loss = -F.logsigmoid(x_t)
+    if gamma > 0:
+        loss = loss * torch.exp(gamma * F.logsigmoid(-x_t))
+    if alpha >= 0:
+        loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
+    return reduce_loss(loss, reduction)
+
+
+def check_alpha_gamma(alpha: float, gamma: float) -> None:
+    """Refuse values outside the loss's definition: ``gamma`` < 0 or ``alpha`` > 1."""
+    if gamma < 0:
+        raise ValueError(f"gamma is {gamma}; the focal loss needs gamma >= 0")
+    if alpha > 1:
+        raise ValueError(f"alpha is {alpha}; it must lie in [0, 1], or be negative to switch the weighting off")

@@ -1,0 +1,11 @@
+"""Tensor operations of the detectors. Knows only torch.
+
+Boxes are ``(x1, y1, x2, y2)`` in continuous pixel coordinates: a box from pixel 3 to pixel 5 inclusive is
+``[3, 6)``, has width 3, and the centre of the image's first pixel lies at 0.5.
+"""
+
+from .boxes import box_areas, pairwise_iou
+from .dense_focal import dense_focal_loss
+from .nms import batched_nms
+
+__all__ = ["batched_nms", "box_areas", "dense_focal_loss", "pairwise_iou"]

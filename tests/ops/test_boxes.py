@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from retinanet_ext.ops import batched_nms, box_areas, pairwise_iou
+
+
+def test_pairwise_iou_by_hand():
+    boxes1 = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
+    boxes2 = torch.tensor([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 6.0], [0.0, 0.0, 0.0, 0.0]])
+    # 1 of 4 + 4 - 1; half of it inside; apart; a box without area overlaps nothing, not even itself.
+    expected = torch.tensor([[1 / 7, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(pairwise_iou(boxes1, boxes2), expected)
+    assert box_areas(boxes1).tolist() == [4.0, 0.0]
+
+
+def test_pairwise_iou_against_a_loop_over_pixels(generator):
+    corners = torch.randint(0, 8, (12, 2), generator=generator)
+    boxes = torch.cat([corners, corners + torch.randint(1, 8, (12, 2), generator=generator)], dim=1)
+    masks = torch.zeros(12, 16, 16, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes):
+        mask[y1:y2, x1:x2] = True
+    iou = pairwise_iou(boxes.float(), boxes.float())
+    for i in range(12):
+        for j in range(12):
+            expected = (masks[i] & masks[j]).sum() / (masks[i] | masks[j]).sum()
+            assert iou[i, j].item() == pytest.approx(expected.item())
+
+
+def test_pairwise_iou_of_no_boxes():
+    assert pairwise_iou(torch.zeros(0, 4), torch.zeros(3, 4)).shape == (0, 3)
+
+
+def test_batched_nms_keeps_classes_apart():
+    boxes = torch.tensor(
+        [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]]
+    )
+    scores = torch.tensor([0.6, 0.9, 0.8, 0.7])
+    # 1 beats 0, which has IoU 9/11 with it and the same class; 2 is of another class.
+    assert batched_nms(boxes, scores, torch.tensor([0, 0, 1, 0]), 0.5).tolist() == [1, 2, 3]
+    assert batched_nms(boxes, scores, torch.tensor([0, 0, 1, 0]), 0.9).tolist() == [1, 2, 3, 0]

@@ -1,0 +1,29 @@
+import pytest
+
+from retinanet_ext.registry import Registry
+
+
+def test_registered_objects_are_found_by_name():
+    registry = Registry("PART")
+
+    @registry.register()
+    class Wheel:
+        pass
+
+    assert registry.get("Wheel") is Wheel
+    assert "Wheel" in registry
+
+
+def test_unknown_name_lists_the_legal_ones_nearest_first():
+    registry = Registry("PART")
+    for name in ("Axle", "Wheel"):
+        registry.register(type(name, (), {}))
+    with pytest.raises(KeyError, match="'Weel' in registry PART; registered: Wheel, Axle"):
+        registry.get("Weel")
+
+
+def test_taken_name_is_refused():
+    registry = Registry("PART")
+    registry.register(type("Wheel", (), {}))
+    with pytest.raises(KeyError, match="PART already has 'Wheel'"):
+        registry.register(type("Wheel", (), {}))
