@@ -1,0 +1,106 @@
+"""Reading config files: plain YAML with inheritance, for both engines, and never any code in it."""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import yaml
+from iopath.common.file_io import g_pathmgr
+
+BASE_KEY = "_BASE_"
+CONFIG_VERSION = 2
+"""The layout of keys that files must have; Detectron2's since 2019."""
+
+# What Detectron2's Base-RetinaNet.yaml computes with `eval`: three octave steps over five base sizes.
+_RETINANET_SIZES_EXPRESSION = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
+_RETINANET_SIZES = [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
+
+
+def read_config_file(filename: str) -> dict[str, Any]:
+    """Reads a YAML file over the file, or the list of files, that its `_BASE_` key names.
+
+    Only plain YAML: other loaders, among them Detectron2's default, run the code that a file contains.
+
+    Args:
+        filename: path; that of a base is relative to the file that names it.
+
+    Raises:
+        FileNotFoundError: no such file; for a base, with the name of the file that asked for it.
+        ValueError: not YAML, a tag that would run code, or another VERSION than 2.
+        TypeError: YAML, but not `KEY: value` lines.
+    """
+    loaded = _read_with_bases(filename)
+    version = loaded.get("VERSION", CONFIG_VERSION)
+    if version != CONFIG_VERSION:
+        raise ValueError(f"{filename}: VERSION is {version!r}; only {CONFIG_VERSION} is supported")
+    return loaded
+
+
+def _read_with_bases(filename: str) -> dict[str, Any]:
+    loaded = _read_yaml(filename)
+    bases = loaded.pop(BASE_KEY, [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        base_path = os.path.normpath(os.path.join(os.path.dirname(filename), os.path.expanduser(base)))
+        try:
+            _overwrite(merged, _read_with_bases(base_path), base_path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{filename}: its {BASE_KEY} {base!r} was not found: {error}") from None
+    _overwrite(merged, loaded, filename)
+    return merged
+
+
+def _read_yaml(filename: str) -> dict[str, Any]:
+    with g_pathmgr.open(filename) as file:
+        text = file.read()
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(_unsafe_tag_message(filename, text, error)) from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{filename} is not valid YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise TypeError(f"{filename} must hold `KEY: value` lines, found {type(loaded).__name__}")
+    return loaded
+
+
+def _overwrite(target: dict, source: dict, filename: str, prefix: str = "") -> None:
+    """Merges nested dictionaries; a section may not be replaced by a value nor a value by a section."""
+    for key, value in source.items():
+        if key in target and isinstance(value, dict) != isinstance(target[key], dict):
+            raise ValueError(f"{filename}: {prefix}{key} is a section of keys in one file and a value in the other")
+        if isinstance(value, dict) and key in target:
+            _overwrite(target[key], value, filename, f"{prefix}{key}.")
+        else:
+            target[key] = value
+
+
+def _unsafe_tag_message(filename: str, text: str, error: yaml.constructor.ConstructorError) -> str:
+    line = text.splitlines()[error.problem_mark.line].strip()
+    tag = next((word for word in line.split() if word.startswith("!")), error.problem)
+    message = (
+        f"{filename}, line {error.problem_mark.line + 1}: the tag {tag} is refused, because loading it "
+        f"runs code from the file (line: `{line}`). "
+    )
+    if _RETINANET_SIZES_EXPRESSION.replace(" ", "") in line.replace(" ", ""):
+        return message + f"Replace the value by its numbers: `{line.split(':')[0]}: {_RETINANET_SIZES}`"
+    return message + "Replace the value by what it evaluates to, as plain YAML: `KEY: [[32, 64], [128]]`"
+
+
+def flat_keys(tree: dict, prefix: str = "") -> Iterator[str]:
+    """Full names of the keys of nested dictionaries: `SOLVER.MAX_ITER`, ..."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def unknown_key_message(full_key: str, legal: Iterable[str]) -> str:
+    """Says that a key does not exist, and which are nearest: first those of the same name in another section."""
+    legal = list(legal)
+    same_name = [key for key in legal if key.split(".")[-1] == str(full_key).split(".")[-1]]
+    near = same_name + difflib.get_close_matches(str(full_key), legal, n=3)
+    hint = f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""
+    return f"config key {full_key!r} does not exist{hint}"

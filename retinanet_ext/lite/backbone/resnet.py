@@ -1,0 +1,345 @@
+"""ResNet (He et al., "Deep Residual Learning for Image Recognition") and ResNeXt (Xie et al., "Aggregated
+Residual Transformations for Deep Neural Networks")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import nn
+
+from ..config import CfgNode
+from ..layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
+from .build import BACKBONE_REGISTRY, Backbone
+
+BLOCKS_PER_STAGE = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Table 1 of the ResNet paper, by depth."""
+
+FIRST_STAGE = 2  # stages are numbered as in the paper: the stem is 1, so the first one is res2
+
+
+class ResNetBlock(nn.Module):
+    """A part of a ResNet that can be frozen.
+
+    Attributes:
+        in_channels, out_channels: number of channels.
+        stride: input pixels per output pixel.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+
+    def freeze(self) -> ResNetBlock:
+        """Stops training: parameters need no gradient, batch norms become `FrozenBatchNorm2d`."""
+        self.requires_grad_(False)
+        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
+        return self
+
+    def _init_convolutions(self) -> None:
+        # conv1, conv2, ..., shortcut: Detectron2's order, so that equal seeds give equal weights.
+        for _, conv in sorted(self.named_children()):
+            c2_msra_fill(conv)
+
+    def _make_shortcut(self, norm) -> None:
+        """The projection where input and output differ in channels. State dicts of blocks begin with it."""
+        self.shortcut = None
+        if self.in_channels != self.out_channels:
+            self.shortcut = _conv(self.in_channels, self.out_channels, 1, norm, stride=self.stride)
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int, norm, dilation: int = 1, **kwargs) -> Conv2d:
+    """A convolution that keeps the size at stride 1; the norm brings the bias."""
+    kwargs.update(padding=dilation * (kernel_size // 2), dilation=dilation, norm=get_norm(norm, out_channels))
+    return Conv2d(in_channels, out_channels, kernel_size, bias=False, **kwargs)
+
+
+class BasicStem(ResNetBlock):
+    """7x7 convolution and max pooling; the stride is 4 together."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm="BN"):
+        super().__init__(in_channels, out_channels, 4)
+        self.conv1 = _conv(in_channels, out_channels, 7, norm, stride=2)
+        self._init_convolutions()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu_(self.conv1(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
+class BasicBlock(ResNetBlock):
+    """Two 3x3 convolutions: the block of ResNet-18 and 34."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm="BN"):
+        super().__init__(in_channels, out_channels, stride)
+        self._make_shortcut(norm)
+        self.conv1 = _conv(in_channels, out_channels, 3, norm, stride=stride)
+        self.conv2 = _conv(out_channels, out_channels, 3, norm)
+        self._init_convolutions()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu_(self.conv1(x))
+        out = self.conv2(out)
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+class BottleneckBlock(ResNetBlock):
+    """1x1, 3x3 and 1x1 convolution: the block of ResNet-50, 101, 152, and with `num_groups` of ResNeXt.
+
+    Args:
+        bottleneck_channels: channels of the 3x3 convolution.
+        stride_in_1x1: the stride is in the first convolution instead of the 3x3 one.
+        dilation: of the 3x3 convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int = 1,
+        num_groups: int = 1,
+        norm="BN",
+        stride_in_1x1: bool = False,
+        dilation: int = 1,
+    ):
+        super().__init__(in_channels, out_channels, stride)
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self._make_shortcut(norm)
+        self.conv1 = _conv(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
+        self.conv2 = _conv(
+            bottleneck_channels,
+            bottleneck_channels,
+            3,
+            norm,
+            dilation=dilation,
+            stride=stride_3x3,
+            groups=num_groups,
+        )
+        self.conv3 = _conv(bottleneck_channels, out_channels, 1, norm)
+        self._init_convolutions()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu_(self.conv1(x))
+        out = F.relu_(self.conv2(out))
+        out = self.conv3(out)
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+class ResNet(Backbone):
+    """A stem and residual stages, named `stem`, `res2`, `res3`, ...; and, with `num_classes`, `linear`.
+
+    Args:
+        stem: module from images to the input of the first stage.
+        stages: blocks of each stage. Stages after the last one in `out_features` are left out.
+        num_classes: outputs of the classifier on the averaged last stage; None: no classifier.
+        out_features: names of the outputs; by default the last of all parts.
+        freeze_at: see `freeze`.
+
+    Raises:
+        ValueError: a name in `out_features` that is none of the parts.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: list[list[nn.Module]],
+        num_classes: int | None = None,
+        out_features: list[str] | None = None,
+        freeze_at: int = 0,
+    ):
+        super().__init__()
+        names = [f"res{index}" for index in range(FIRST_STAGE, FIRST_STAGE + len(stages))]
+        legal = ["stem", *names] + ["linear"] * (num_classes is not None)
+        self._out_features = list(legal[-1:] if out_features is None else out_features)
+        if not self._out_features or not set(self._out_features) <= set(legal):
+            raise ValueError(f"out_features must be among {legal}, found {self._out_features}")
+        if num_classes is None:
+            names = names[: max(legal.index(name) for name in self._out_features)]
+
+        self.stem = stem
+        self.stage_names = tuple(names)
+        channels, stride = stem.out_channels, stem.stride
+        self._out_feature_channels = {"stem": channels}
+        self._out_feature_strides = {"stem": stride}
+        for name, blocks in zip(names, stages, strict=False):
+            setattr(self, name, nn.Sequential(*blocks))
+            for block in blocks:
+                stride *= block.stride
+            channels = blocks[-1].out_channels
+            self._out_feature_channels[name] = channels
+            self._out_feature_strides[name] = stride
+        self.num_classes = num_classes
+        if num_classes is not None:
+            self.linear = nn.Linear(channels, num_classes)
+            # The recipe of Goyal et al., "Accurate, Large Minibatch SGD", section 5.1.
+            nn.init.normal_(self.linear.weight, std=0.01)
+        self.freeze(freeze_at)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images (N, C, H, W) to features by name; `linear` has shape (N, num_classes)."""
+        if x.dim() != 4:
+            raise ValueError(f"ResNet takes images of shape (N, C, H, W), found {tuple(x.shape)}")
+        outputs = {}
+        for name in ("stem", *self.stage_names):
+            x = getattr(self, name)(x)
+            outputs[name] = x
+        if self.num_classes is not None:
+            outputs["linear"] = self.linear(x.mean(dim=(2, 3)))
+        return {name: outputs[name] for name in outputs if name in self._out_features}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of the feature maps among the outputs."""
+        return {
+            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
+            for name in self._out_features
+            if name != "linear"
+        }
+
+    def freeze(self, freeze_at: int = 0) -> ResNet:
+        """Freezes the first parts: 0 none, 1 the stem, 2 the stem and res2, and so on."""
+        parts = [[self.stem]] + [getattr(self, name) for name in self.stage_names]
+        for blocks in parts[:freeze_at]:
+            for block in blocks:
+                block.freeze()
+        return self
+
+    @staticmethod
+    def make_stage(
+        block_class: type[nn.Module], num_blocks: int, *, in_channels: int, out_channels: int, **kwargs: Any
+    ) -> list[nn.Module]:
+        """Blocks of one stage: the first takes `in_channels`, the others take `out_channels`.
+
+        Args:
+            kwargs: further arguments of `block_class`; `<name>_per_block` is a list with one value per block.
+
+        Raises:
+            ValueError: such a list has another length, or `<name>` is given as well.
+        """
+        per_block: dict[str, list] = {}
+        for key in [key for key in kwargs if key.endswith("_per_block")]:
+            name, values = key.removesuffix("_per_block"), kwargs.pop(key)
+            if name in kwargs or len(values) != num_blocks:
+                raise ValueError(f"{key} needs {num_blocks} values and excludes {name}, found {values}")
+            per_block[name] = values
+        blocks = []
+        for index in range(num_blocks):
+            own = {name: values[index] for name, values in per_block.items()}
+            blocks.append(block_class(in_channels, out_channels, **kwargs, **own))
+            in_channels = out_channels
+        return blocks
+
+    @staticmethod
+    def make_default_stages(
+        depth: int, block_class: type[nn.Module] | None = None, **kwargs: Any
+    ) -> list[list[nn.Module]]:
+        """The four stages of the paper's ResNet of this depth.
+
+        Args:
+            depth: 18, 34, 50, 101 or 152.
+            block_class: by default BasicBlock below 50, else BottleneckBlock.
+            kwargs: passed to all blocks, such as `norm`.
+        """
+        blocks_per_stage = _blocks_per_stage(depth)
+        if block_class is None:
+            block_class = BasicBlock if depth < 50 else BottleneckBlock
+        expansion = 4 if depth >= 50 else 1
+        stages, in_channels = [], 64
+        for index, num_blocks in enumerate(blocks_per_stage):
+            width = 64 * 2**index
+            if depth >= 50:
+                kwargs["bottleneck_channels"] = width
+            strides = [1 if index == 0 else 2] + [1] * (num_blocks - 1)
+            stages.append(
+                ResNet.make_stage(
+                    block_class,
+                    num_blocks,
+                    in_channels=in_channels,
+                    out_channels=width * expansion,
+                    stride_per_block=strides,
+                    **kwargs,
+                )
+            )
+            in_channels = width * expansion
+        return stages
+
+
+def _blocks_per_stage(depth: int) -> tuple[int, ...]:
+    if depth not in BLOCKS_PER_STAGE:
+        raise ValueError(f"ResNet depth {depth} does not exist; legal: {', '.join(map(str, BLOCKS_PER_STAGE))}")
+    return BLOCKS_PER_STAGE[depth]
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """A ResNet from MODEL.RESNETS and MODEL.BACKBONE.FREEZE_AT.
+
+    Raises:
+        ValueError: a setting that is unknown, not supported, or does not exist at this depth.
+    """
+    _check_config(cfg)
+    resnets = cfg.MODEL.RESNETS
+    is_bottleneck = resnets.DEPTH >= 50
+    stage_names = [f"res{FIRST_STAGE + index}" for index in range(4)]
+    last = max(["stem", *stage_names].index(name) for name in resnets.OUT_FEATURES)
+
+    stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
+    stages = []
+    in_channels = resnets.STEM_OUT_CHANNELS
+    for index, num_blocks in enumerate(_blocks_per_stage(resnets.DEPTH)[:last]):
+        dilation = resnets.RES5_DILATION if stage_names[index] == "res5" else 1
+        first_stride = 1 if index == 0 or dilation == 2 else 2
+        kwargs = {}
+        if is_bottleneck:
+            kwargs = {
+                "bottleneck_channels": resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2**index,
+                "num_groups": resnets.NUM_GROUPS,
+                "stride_in_1x1": resnets.STRIDE_IN_1X1,
+                "dilation": dilation,
+            }
+        blocks = ResNet.make_stage(
+            BottleneckBlock if is_bottleneck else BasicBlock,
+            num_blocks,
+            in_channels=in_channels,
+            out_channels=resnets.RES2_OUT_CHANNELS * 2**index,
+            stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+            norm=resnets.NORM,
+            **kwargs,
+        )
+        stages.append(blocks)
+        in_channels = blocks[-1].out_channels
+    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+def _check_config(cfg: CfgNode) -> None:
+    resnets = cfg.MODEL.RESNETS
+    _blocks_per_stage(resnets.DEPTH)
+    legal = ["stem", "res2", "res3", "res4", "res5"]
+    if not resnets.OUT_FEATURES or not set(resnets.OUT_FEATURES) <= set(legal):
+        raise ValueError(f"MODEL.RESNETS.OUT_FEATURES must be among {legal}, found {resnets.OUT_FEATURES}")
+    if any(resnets.DEFORM_ON_PER_STAGE):
+        raise ValueError(
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: the lite engine has no deformable convolutions; "
+            "set all to False, or run on Detectron2"
+        )
+    if resnets.RES5_DILATION not in (1, 2):
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, found {resnets.RES5_DILATION}")
+    if resnets.DEPTH < 50:
+        for key, needed in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
+            if resnets[key] != needed:
+                raise ValueError(
+                    f"MODEL.RESNETS.{key} must be {needed} for DEPTH {resnets.DEPTH}, found {resnets[key]}"
+                )

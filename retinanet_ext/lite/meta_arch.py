@@ -1,0 +1,46 @@
+"""Whole models: how a config names one, and how its detections become those of the original image."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from retinanet_ext.registry import Registry
+
+from .config import CfgNode
+from .structures import Instances
+
+META_ARCH_REGISTRY = Registry("META_ARCH")
+"""Classes or functions `f(cfg) -> nn.Module`, chosen by MODEL.META_ARCHITECTURE."""
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The model that MODEL.META_ARCHITECTURE names, on MODEL.DEVICE, without the weights of MODEL.WEIGHTS.
+
+    Raises:
+        ValueError: MODEL.DEVICE is CUDA and there is none.
+    """
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but PyTorch finds no CUDA device; set `MODEL.DEVICE cpu`"
+        )
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
+
+
+def detector_postprocess(results: Instances, output_height: int, output_width: int) -> Instances:
+    """Moves detections from the size the model saw to the size that is wanted.
+
+    Args:
+        results: detections with `pred_boxes` in pixels of `results.image_size`; left as they are.
+        output_height, output_width: wanted image size in pixels.
+
+    Returns:
+        New `Instances` of that size: boxes scaled and clipped to the image, those without area removed.
+    """
+    height, width = results.image_size
+    boxes = results.pred_boxes.clone()
+    boxes.scale(output_width / width, output_height / height)
+    boxes.clip((output_height, output_width))
+    scaled = Instances((output_height, output_width), **{**results.get_fields(), "pred_boxes": boxes})
+    return scaled[boxes.nonempty()]

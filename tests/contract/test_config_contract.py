@@ -1,0 +1,162 @@
+"""The config of `lite` against Detectron2's."""
+
+import pytest
+
+pytest.importorskip("detectron2", reason="compares lite with Detectron2, which is not installed")
+
+from detectron2 import model_zoo
+from detectron2.config import CfgNode as D2CfgNode
+from detectron2.config import configurable as d2_configurable
+from detectron2.config import get_cfg as d2_get_cfg
+
+from retinanet_ext.lite.config import CfgNode, configurable, get_cfg
+
+SAFE_SIZES = [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
+
+
+def flatten(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def assert_shared_keys_agree(ours, theirs):
+    theirs = dict(flatten(theirs))
+    for key, value in flatten(ours):
+        assert key in theirs, f"{key} is no key of Detectron2's"
+        assert (type(value), value) == (type(theirs[key]), theirs[key]), key
+
+
+def test_every_default_is_detectron2s():
+    assert_shared_keys_agree(get_cfg(), d2_get_cfg())
+
+
+def test_only_keys_of_other_detectors_are_missing():
+    ours = dict(flatten(get_cfg()))
+    other_detectors = (
+        "MODEL.RO",
+        "MODEL.RPN",
+        "MODEL.PROPOSAL",
+        "MODEL.SEM_SEG",
+        "MODEL.PANOPTIC",
+        "GLOBAL.HACK",
+    )
+    missing = {key for key, _ in flatten(d2_get_cfg()) if key not in ours and not key.startswith(other_detectors)}
+    assert missing == {
+        "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
+        "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
+        "DATASETS.PROPOSAL_FILES_TEST",
+        "DATASETS.PROPOSAL_FILES_TRAIN",
+        "MODEL.ANCHOR_GENERATOR.ANGLES",  # rotated boxes
+        "TEST.KEYPOINT_OKS_SIGMAS",
+        "TEST.PRECISE_BN.ENABLED",
+        "TEST.PRECISE_BN.NUM_ITER",
+    }
+
+
+@pytest.fixture
+def with_safe_tag(tmp_path):
+    """Copies a config of Detectron2's and its bases, the one unsafe line rewritten."""
+
+    def copy(name):
+        source = model_zoo.get_config_file(name)
+        target = tmp_path / "configs" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(source) as file:
+            lines = file.read().splitlines()
+        for index, line in enumerate(lines):
+            if line.startswith("_BASE_:"):
+                base = line.split(":", 1)[1].strip(' "')
+                copy(str((target.parent / base).resolve().relative_to((tmp_path / "configs").resolve())))
+            if "!!python" in line:
+                lines[index] = line[: line.index("!!")] + str(SAFE_SIZES)
+        target.write_text("\n".join(lines))
+        return str(target)
+
+    return copy
+
+
+@pytest.mark.parametrize("name", ["R_50_FPN_1x", "R_50_FPN_3x", "R_101_FPN_3x"])
+def test_detectron2s_retinanet_files_load_unchanged_but_for_the_tag(name, with_safe_tag):
+    name = f"COCO-Detection/retinanet_{name}.yaml"
+    with pytest.raises(ValueError, match="Base-RetinaNet.yaml, line 8: the tag !!python/object/apply:eval"):
+        get_cfg().merge_from_file(model_zoo.get_config_file(name))
+    ours, theirs = get_cfg(), d2_get_cfg()
+    ours.merge_from_file(with_safe_tag(name))
+    theirs.merge_from_file(model_zoo.get_config_file(name))  # evaluates the tag
+    assert ours.MODEL.META_ARCHITECTURE == "RetinaNet"
+    assert_shared_keys_agree(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["SOLVER.STEPS", "[1, 2]"],
+        ["SOLVER.STEPS", "(1, 2)"],
+        ["MODEL.WEIGHTS", "None"],
+        ["MODEL.WEIGHTS", "a/b.pth"],
+        ["SOLVER.WEIGHT_DECAY_BIAS", "0.1"],
+        ["DATASETS.TRAIN", "('a', 'b')"],
+        ["SOLVER.BASE_LR", "1e-3", "SEED", "3"],
+        ["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 1.0, 2.0]]"],
+    ],
+)
+def test_overrides_are_read_alike(overrides):
+    ours, theirs = get_cfg(), d2_get_cfg()
+    ours.merge_from_list(overrides)
+    theirs.merge_from_list(overrides)
+    assert_shared_keys_agree(ours, theirs)
+
+
+@pytest.mark.parametrize("overrides", [["SEED"], ["SEED", "x"], ["SEED", "1.5"], ["SOLVER.BASE_LR", "1"], ["NO", 1]])
+def test_overrides_are_refused_alike(overrides):
+    for cfg in (get_cfg(), d2_get_cfg()):
+        with pytest.raises((AssertionError, ValueError, KeyError)):
+            cfg.merge_from_list(overrides)
+
+
+@pytest.mark.parametrize("decorate, node", [(configurable, CfgNode), (d2_configurable, D2CfgNode)])
+def test_configurable_call_forms(decorate, node):
+    class Part:
+        @decorate
+        def __init__(self, a, b=2):
+            self.values = (a, b)
+
+        @classmethod
+        def from_config(cls, cfg, x=None):
+            return {"a": cfg.SEED, "b": x}
+
+    @decorate(from_config=lambda cfg, x=1: {"a": cfg.SEED, "b": x})
+    def build(a, b=2, *, c=3):
+        return a, b, c
+
+    cfg = node({"SEED": -1})
+    calls = [
+        Part(1),
+        Part(a=1, b=3),
+        Part(cfg),
+        Part(cfg=cfg),
+        Part(cfg, 7),
+        Part(cfg, x=7),
+        Part(cfg, 7, a=5),
+    ]
+    assert [part.values for part in calls] == [
+        (1, 2),
+        (1, 3),
+        (-1, None),
+        (-1, None),
+        (-1, 7),
+        (-1, 7),
+        (5, 7),
+    ]
+    assert [build(1), build(cfg), build(cfg=cfg, c=8), build(cfg, 9), build(cfg, x=9, a=0)] == [
+        (1, 2, 3),
+        (-1, 1, 3),
+        (-1, 1, 8),
+        (-1, 9, 3),
+        (0, 9, 3),
+    ]
+    with pytest.raises(TypeError):
+        Part(cfg, nonsense=1)
