@@ -1,0 +1,191 @@
+"""Annotations in COCO's JSON format, read into dataset records."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pycocotools.mask as mask_util
+
+from ..structures import BoxMode
+from .catalog import DatasetCatalog, MetadataCatalog
+
+logger = logging.getLogger(__name__)
+
+MIN_POLYGON_COORDINATES = 6  # x and y of a triangle
+_SHOWN = 5  # how many offending ids a message spells out
+
+
+def load_coco_json(
+    json_file: str,
+    image_root: str,
+    dataset_name: str | None = None,
+    extra_annotation_keys: Iterable[str] | None = None,
+) -> list[dict]:
+    """Read an instance or keypoint annotation file.
+
+    Args:
+        json_file: the annotation file.
+        image_root: folder that the file names in it are relative to.
+        dataset_name: if given, categories are renumbered 0..K-1 in the order of their ids, and ``thing_classes``
+            and ``thing_dataset_id_to_contiguous_id`` are set in the metadata of that name. Otherwise
+            ``category_id`` stays as it is in the file.
+        extra_annotation_keys: further keys to copy from each annotation.
+
+    Returns:
+        One dict per image, ordered by image id: ``file_name``, ``height`` and ``width`` (pixels), ``image_id``,
+        and ``annotations``, a list of dicts with ``bbox`` ``[x, y, width, height]`` in pixels, ``bbox_mode``,
+        ``category_id``, and those of ``iscrowd``, ``segmentation`` (polygons, or compressed RLE) and ``keypoints``
+        (``[x, y, visibility] * n``, half a pixel added: COCO counts pixels, records measure from the image's edge)
+        that the file has. An annotation whose polygons are all malformed is left out, and reported in the log.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not JSON, a key is missing, an id occurs twice, an empty box, an ``ignore`` flag.
+        KeyError: an annotation's category is not among the file's categories.
+    """
+    content = _read(json_file)
+    id_map = None
+    if dataset_name is not None:
+        id_map = _set_categories(content, json_file, dataset_name)
+    keys = ["iscrowd", "bbox", "keypoints", "category_id", *(extra_annotation_keys or ())]
+
+    malformed = []
+    records = []
+    grouped = _annotations_by_image(content, json_file)
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        record = {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+        }
+        converted = [_convert(annotation, keys, id_map, json_file) for annotation in grouped[image["id"]]]
+        malformed += [a["id"] for a, new in zip(grouped[image["id"]], converted) if new is None]
+        record["annotations"] = [new for new in converted if new is not None]
+        records.append(record)
+
+    logger.info("%s: %d images", json_file, len(records))
+    if malformed:
+        logger.warning(
+            "%s: left out %d annotations without a valid polygon (an even number of coordinates, at least %d): %s",
+            json_file, len(malformed), MIN_POLYGON_COORDINATES, _sample(malformed),
+        )  # fmt: skip
+    return records
+
+
+def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:
+    """Register a COCO annotation file as dataset ``name``; it is read when the dataset is asked for.
+
+    Args:
+        name: name for ``DatasetCatalog`` and ``MetadataCatalog``.
+        metadata: further metadata; may be empty.
+        json_file: the annotation file.
+        image_root: the folder of the images.
+
+    Raises:
+        ValueError: ``name`` is taken, or its metadata has another value already.
+    """
+    DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+
+
+def _sample(ids: list) -> str:
+    return ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
+
+
+def _read(json_file: str) -> dict:
+    with open(json_file, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{json_file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict) or "images" not in content:
+        found = f"keys {', '.join(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"{json_file} is not a COCO annotation file: no 'images' at its top level, found {found}")
+    content.setdefault("annotations", [])
+    _require(content["images"], ("id", "file_name", "height", "width"), json_file, "image")
+    _require(content["annotations"], ("id", "image_id", "category_id"), json_file, "annotation")
+    _refuse_repeated(content["images"], json_file, "image")
+    # The 2014 minival files as published repeat annotation ids; everywhere else that is an error in the data.
+    if "minival" not in os.path.basename(json_file):
+        _refuse_repeated(content["annotations"], json_file, "annotation")
+    return content
+
+
+def _require(entries: list[dict], keys: tuple[str, ...], json_file: str, kind: str) -> None:
+    for number, entry in enumerate(entries):
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            which = f"id {entry['id']}" if "id" in entry else f"number {number}"
+            raise ValueError(f"{json_file}: {kind} {which} has no {', '.join(missing)}")
+
+
+def _refuse_repeated(entries: list[dict], json_file: str, kind: str) -> None:
+    repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{json_file}: {len(repeated)} {kind} ids occur more than once: {_sample(repeated)}. "
+            f"Give each {kind} its own id"
+        )
+
+
+def _set_categories(content: dict, json_file: str, dataset_name: str) -> dict[int, int]:
+    if "categories" not in content:
+        raise ValueError(f"{json_file} has no 'categories', so dataset {dataset_name!r} has no class names")
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    _require(categories, ("id", "name"), json_file, "category")
+    _refuse_repeated(categories, json_file, "category")
+    id_map = {category["id"]: number for number, category in enumerate(categories)}
+    MetadataCatalog.get(dataset_name).set(
+        thing_classes=[category["name"] for category in categories],
+        thing_dataset_id_to_contiguous_id=id_map,
+    )
+    return id_map
+
+
+def _annotations_by_image(content: dict, json_file: str) -> dict[Any, list[dict]]:
+    grouped: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
+    stray = []
+    for annotation in content["annotations"]:
+        if annotation["image_id"] in grouped:
+            grouped[annotation["image_id"]].append(annotation)
+        else:
+            stray.append(annotation["id"])
+    if stray:
+        logger.warning(
+            "%s: %d of %d annotations belong to no image in the file: %s",
+            json_file, len(stray), len(content["annotations"]), _sample(stray),
+        )  # fmt: skip
+    return grouped
+
+
+def _convert(annotation: dict, keys: list[str], id_map: dict[int, int] | None, json_file: str) -> dict | None:
+    where = f"{json_file}: annotation {annotation['id']} of image {annotation['image_id']}"
+    if annotation.get("ignore", 0):
+        raise ValueError(f"{where} has the flag 'ignore', which has no meaning here; use 'iscrowd' or remove it")
+    new = {key: annotation[key] for key in keys if key in annotation}
+    if "bbox" in new and not new["bbox"]:
+        raise ValueError(f"{where} has an empty bbox; it needs [x, y, width, height]")
+    if annotation.get("segmentation"):
+        new["segmentation"] = _convert_segmentation(annotation["segmentation"])
+        if not new["segmentation"]:
+            return None
+    if new.get("keypoints"):
+        new["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(new["keypoints"])]
+    new["bbox_mode"] = BoxMode.XYWH_ABS
+    if id_map is not None:
+        if new["category_id"] not in id_map:
+            raise KeyError(f"{where} has category_id {new['category_id']}; the file's categories are {sorted(id_map)}")
+        new["category_id"] = id_map[new["category_id"]]
+    return new
+
+
+def _convert_segmentation(segmentation: list | dict) -> list | dict:
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            return mask_util.frPyObjects(segmentation, *segmentation["size"])
+        return segmentation
+    return [p for p in segmentation if len(p) % 2 == 0 and len(p) >= MIN_POLYGON_COORDINATES]

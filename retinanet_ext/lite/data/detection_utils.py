@@ -1,0 +1,189 @@
+"""Steps of a mapper: read an image, check it against its record, transform annotations, make them ``Instances``."""
+
+import logging
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..structures import Boxes, BoxMode, Instances
+from . import transforms as T
+
+logger = logging.getLogger(__name__)
+
+FLIPS = ("horizontal", "vertical", "none")
+IMAGE_FORMATS = ("BGR", "RGB", "L")
+DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits a channel: I, I;16, I;16B, ..., F
+
+_EXIF_ORIENTATION = 0x0112
+# What undoes each orientation of the EXIF standard; 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class SizeMismatchError(ValueError):
+    """An image does not have the size that its record states."""
+
+
+def _turn_upright(image: Image.Image, file_name: str) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception as error:
+        logger.warning("%s: EXIF data cannot be read, orientation ignored: %s", file_name, error)
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def read_image(file_name: str, format: str | None = None) -> np.ndarray:
+    """Read an image file, turned upright by its EXIF orientation.
+
+    Args:
+        file_name: path of the file.
+        format: ``BGR``, ``RGB``, ``L`` (grey), or None for the file's own mode. Grey images get three equal
+            channels in ``BGR`` and ``RGB``.
+
+    Returns:
+        uint8 ``(H, W, 3)``, or ``(H, W, 1)`` for ``L``; for None, whatever Pillow makes of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: the file is not a readable image.
+        ValueError: unknown ``format``, or more than 8 bits per channel where conversion would clip them.
+    """
+    if format is not None and format not in IMAGE_FORMATS:
+        raise ValueError(f"image format {format!r} is not known; legal values: {', '.join(IMAGE_FORMATS)}")
+    with open(file_name, "rb") as file:
+        try:
+            image = Image.open(file)
+            image.load()
+        except Exception as error:  # Pillow raises SyntaxError, ValueError, ... besides OSError on damaged files
+            raise OSError(f"{file_name} cannot be read as an image: {error}") from error
+        # Only now: loading a TIFF turns it upright already, and takes the orientation out of its EXIF data.
+        image = _turn_upright(image, file_name)
+    if format is None:
+        return np.array(image)
+    if image.mode.split(";")[0] in DEEP_MODES:
+        raise ValueError(
+            f"{file_name} has more than 8 bits per channel (Pillow mode {image.mode}); conversion to {format} "
+            "would clip it. Convert the file to 8 bits, with the scaling that fits the data"
+        )
+    mode = "L" if format == "L" else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    # Pillow writes the channels in the order asked for; bytearray, since an array over bytes is read-only.
+    pixels = np.frombuffer(bytearray(image.tobytes("raw", format)), dtype=np.uint8)
+    return pixels.reshape(image.height, image.width, len(format))
+
+
+def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
+    """Turn an image in ``format`` into RGB for display.
+
+    Args:
+        image: ``(H, W, C)`` array or tensor, 0..255.
+        format: ``BGR``, ``RGB`` or ``L``.
+
+    Returns:
+        uint8 ``(H, W, 3)``.
+    """
+    if format not in IMAGE_FORMATS:
+        raise ValueError(f"image format {format!r} is not known; legal values: {', '.join(IMAGE_FORMATS)}")
+    array = image.cpu().detach().numpy() if isinstance(image, torch.Tensor) else image
+    if format == "BGR":
+        array = array[:, :, ::-1]
+    elif format == "L":
+        array = np.repeat(array[:, :, :1], 3, axis=2)
+    return np.ascontiguousarray(array).astype(np.uint8, copy=False)
+
+
+def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
+    """Hold an image against the ``width`` and ``height`` of its record; a record without them gets them.
+
+    Raises:
+        SizeMismatchError: they differ.
+    """
+    height, width = image.shape[:2]
+    expected_width = dataset_dict.setdefault("width", width)
+    expected_height = dataset_dict.setdefault("height", height)
+    if (width, height) == (expected_width, expected_height):
+        return
+    hint = ""
+    if (height, width) == (expected_width, expected_height):
+        hint = " The two are swapped: the annotations may be for the image as stored, before its EXIF rotation."
+    raise SizeMismatchError(
+        f"{dataset_dict.get('file_name', 'image')}: the image is {width}x{height} (width x height), "
+        f"its record says {expected_width}x{expected_height}.{hint} Correct the width and height in the annotations"
+    )
+
+
+def transform_instance_annotations(
+    annotation: dict, transforms: T.Transform | list[T.Transform], image_size: tuple[int, int]
+) -> dict:
+    """Move one annotation with its image.
+
+    Args:
+        annotation: of a record; not changed.
+        transforms: what was applied to the image.
+        image_size: (height, width) of the transformed image.
+
+    Returns:
+        The annotation with ``bbox`` in absolute ``x0, y0, x1, y1`` (float64, clipped to the image) and ``bbox_mode``
+        to match. ``segmentation`` and ``keypoints`` are left out: boxes are all that this engine trains on, and
+        untransformed ones would be wrong.
+    """
+    if isinstance(transforms, (list, tuple)):
+        transforms = T.TransformList(transforms)
+    new = {key: value for key, value in annotation.items() if key not in ("segmentation", "keypoints")}
+    box = BoxMode.convert(list(map(float, annotation["bbox"])), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    box = transforms.apply_box(np.array([box], dtype=np.float64))[0]
+    height, width = image_size
+    new["bbox"] = np.clip(box, 0, [width, height, width, height])
+    new["bbox_mode"] = BoxMode.XYXY_ABS
+    return new
+
+
+def annotations_to_instances(annos: list[dict], image_size: tuple[int, int]) -> Instances:
+    """Ground truth of one image.
+
+    Args:
+        annos: annotations with ``bbox``, ``bbox_mode`` and ``category_id``; may be empty.
+        image_size: (height, width).
+
+    Returns:
+        ``Instances`` with ``gt_boxes`` (``Boxes``, xyxy in pixels) and ``gt_classes`` (int64).
+    """
+    boxes = [BoxMode.convert(list(map(float, a["bbox"])), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annos]
+    instances = Instances(image_size)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor([a["category_id"] for a in annos], dtype=torch.int64)
+    return instances
+
+
+def filter_empty_instances(instances: Instances, *, box_threshold: float = 1e-5) -> Instances:
+    """The instances whose box is wider and higher than ``box_threshold`` pixels (a crop may leave nothing of one)."""
+    return instances[instances.gt_boxes.nonempty(threshold=box_threshold)]
+
+
+def build_augmentation(cfg, is_train: bool) -> list[T.Augmentation]:
+    """Resize and, in training, flip, as ``cfg.INPUT`` says. (The crop is added by ``DatasetMapper``.)
+
+    Raises:
+        ValueError: ``INPUT.RANDOM_FLIP`` or ``INPUT.MIN_SIZE_TRAIN_SAMPLING`` has an illegal value.
+    """
+    if not is_train:
+        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    flip = cfg.INPUT.RANDOM_FLIP
+    if flip not in FLIPS:
+        raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}; legal values: {', '.join(FLIPS)}")
+    augmentations: list[T.Augmentation] = [
+        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    ]
+    if flip != "none":
+        augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
+    return augmentations

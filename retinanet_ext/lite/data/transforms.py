@@ -1,0 +1,282 @@
+"""Geometric augmentation: an ``Augmentation`` looks at its input and decides on a ``Transform``, which does the work.
+
+Randomness comes from ``np.random`` only. Images are ``(H, W, C)`` or ``(H, W)`` uint8, boxes ``(N, 4)`` floats
+``x0, y0, x1, y1`` in pixels, points ``(N, 2)`` floats ``x, y``, both measured from the outer edge of the image.
+The simple transforms are fvcore's.
+"""
+
+import inspect
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from fvcore.transforms.transform import (
+    CropTransform,
+    HFlipTransform,
+    NoOpTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+from PIL import Image
+
+__all__ = [
+    "AugInput",
+    "Augmentation",
+    "AugmentationList",
+    "CropTransform",
+    "HFlipTransform",
+    "NoOpTransform",
+    "RandomCrop",
+    "RandomFlip",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "Transform",
+    "TransformList",
+    "VFlipTransform",
+]
+
+SAMPLE_STYLES = ("range", "choice")
+CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
+
+
+class ResizeTransform(Transform):
+    """Resize to ``new_h`` x ``new_w`` pixels with Pillow, which low-pass filters when it shrinks."""
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
+        """
+        Args:
+            h, w: size of the input in pixels.
+            new_h, new_w: size of the output.
+            interp: one of Pillow's resampling filters; None is bilinear.
+        """
+        super().__init__()
+        self.h, self.w, self.new_h, self.new_w = h, w, new_h, new_w
+        self.interp = Image.BILINEAR if interp is None else interp
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resized, read-only copy of a uint8 image ``(h, w)``, ``(h, w, 1)`` or ``(h, w, 3)``.
+
+        ``interp`` overrides the transform's own filter.
+
+        Raises:
+            ValueError: another size, dtype or number of channels.
+        """
+        if img.shape[:2] != (self.h, self.w):
+            raise ValueError(f"this resize is for images of {self.h}x{self.w} (HxW), got {img.shape}")
+        if img.dtype != np.uint8 or img.ndim > 3 or img.shape[2:] not in ((), (1,), (3,)):
+            raise ValueError(f"can resize uint8 images of 1 or 3 channels, got {img.dtype} {img.shape}")
+        single_channel = img.shape[2:] == (1,)
+        image = Image.fromarray(np.ascontiguousarray(img[:, :, 0] if single_channel else img))
+        image = image.resize((self.new_w, self.new_h), self.interp if interp is None else interp)
+        resized = np.asarray(image)  # np.array would copy it once more, which costs a quarter of the loading time
+        return resized[:, :, None] if single_channel else resized
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords * np.array([self.new_w / self.w, self.new_h / self.h])
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self.apply_image(segmentation, interp=Image.NEAREST)
+
+    def inverse(self) -> "ResizeTransform":
+        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
+
+
+class AugInput:
+    """What an augmentation may look at and change: an image and, if given, its boxes."""
+
+    def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None) -> None:
+        self.image = image
+        self.boxes = boxes
+
+    def transform(self, tfm: Transform) -> None:
+        """Replace image and boxes by their transformed versions."""
+        self.image = tfm.apply_image(self.image)
+        if self.boxes is not None:
+            self.boxes = tfm.apply_box(self.boxes)
+
+    def apply_augmentations(self, augmentations: Sequence["Augmentation | Transform"]) -> TransformList:
+        """Apply them in turn to this input; returns the transforms that were chosen."""
+        return AugmentationList(augmentations)(self)
+
+
+class Augmentation:
+    """A policy that picks a transform. Subclasses define :meth:`get_transform`.
+
+    The parameter names of ``get_transform`` say what it needs to see: each is read from the input's attribute of
+    that name (``image``, ``boxes``, or whatever a subclass of :class:`AugInput` adds).
+    """
+
+    def get_transform(self, *args) -> Transform:
+        """The transform to apply to this input; may be random."""
+        raise NotImplementedError(f"{type(self).__name__} does not define get_transform")
+
+    def __call__(self, aug_input: AugInput) -> Transform:
+        """Change ``aug_input`` in place; returns the transform, to be applied to whatever belongs to the image."""
+        arguments = []
+        for name in inspect.signature(self.get_transform).parameters:
+            if not hasattr(aug_input, name):
+                raise AttributeError(
+                    f"{type(self).__name__}.get_transform asks for {name!r}, which this "
+                    f"{type(aug_input).__name__} does not have; pass an AugInput that has it"
+                )
+            arguments.append(getattr(aug_input, name))
+        tfm = self.get_transform(*arguments)
+        aug_input.transform(tfm)
+        return tfm
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+
+class AugmentationList(Augmentation):
+    """Augmentations and fixed transforms, one after the other."""
+
+    def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
+        for aug in augs:
+            if not isinstance(aug, (Augmentation, Transform)):
+                raise TypeError(f"expected an Augmentation or a Transform, got {type(aug).__name__}: {aug!r}")
+        self.augs = list(augs)
+
+    def __call__(self, aug_input: AugInput) -> TransformList:
+        transforms = []
+        for aug in self.augs:
+            if isinstance(aug, Transform):
+                aug_input.transform(aug)
+                transforms.append(aug)
+            else:
+                transforms.append(aug(aug_input))
+        return TransformList(transforms)
+
+    def __repr__(self) -> str:
+        return f"AugmentationList({self.augs!r})"
+
+
+class ResizeShortestEdge(Augmentation):
+    """Resize so that the short side has a drawn length and the long side does not exceed ``max_size``."""
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
+        interp: int = Image.BILINEAR,
+    ) -> None:
+        """
+        Args:
+            short_edge_length: with ``range`` the smallest and the largest length in pixels, with ``choice`` the
+                lengths to choose from. An int is that length. A drawn 0 leaves the image as it is.
+            max_size: bound on the long side in pixels; where it binds, both sides shrink alike.
+            sample_style: ``range`` or ``choice``.
+            interp: Pillow's resampling filter.
+
+        Raises:
+            ValueError: unknown ``sample_style``, or a ``range`` that is not two lengths.
+        """
+        if isinstance(short_edge_length, int):
+            short_edge_length = (short_edge_length, short_edge_length)
+        if sample_style not in SAMPLE_STYLES:
+            raise ValueError(f"sample_style is {sample_style!r}; legal values: {', '.join(SAMPLE_STYLES)}")
+        if sample_style == "range" and len(short_edge_length) != 2:
+            raise ValueError(
+                f"with sample_style 'range', short_edge_length is the smallest and the largest length; "
+                f"got {tuple(short_edge_length)}. For a fixed set of lengths use 'choice'"
+            )
+        self.short_edge_length = tuple(short_edge_length)
+        self.max_size = max_size
+        self.sample_style = sample_style
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        if self.sample_style == "range":
+            length = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
+        else:
+            length = np.random.choice(self.short_edge_length)
+        if length == 0:
+            return NoOpTransform()
+        h, w = image.shape[:2]
+        new_h, new_w = self.get_output_shape(h, w, int(length), self.max_size)
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
+
+    @staticmethod
+    def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
+        """Height and width after the resize, each rounded half up."""
+        scale = short_edge_length / min(oldh, oldw)
+        height, width = scale * oldh, scale * oldw
+        longest = max(height, width)
+        if longest > max_size:
+            height, width = height * (max_size / longest), width * (max_size / longest)
+        return int(height + 0.5), int(width + 0.5)
+
+
+class RandomFlip(Augmentation):
+    """Mirror the image, left to right or top to bottom, with probability ``prob``."""
+
+    def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
+        """
+        Raises:
+            ValueError: not exactly one of ``horizontal`` and ``vertical``; for both, use two flips.
+        """
+        if horizontal == vertical:
+            raise ValueError(
+                f"horizontal is {horizontal} and vertical is {vertical}; one of them must be True. "
+                "For both directions put two RandomFlip in a row"
+            )
+        self.prob = prob
+        self.horizontal = horizontal
+        self.vertical = vertical
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        h, w = image.shape[:2]
+        if np.random.uniform() >= self.prob:
+            return NoOpTransform()
+        return HFlipTransform(w) if self.horizontal else VFlipTransform(h)
+
+
+class RandomCrop(Augmentation):
+    """Cut out a window at a random place; it never exceeds the image."""
+
+    def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
+        """
+        Args:
+            crop_type: what ``crop_size`` means. ``relative``: (height, width) of the window as fractions of the
+                image; ``relative_range``: the smallest such fractions, the actual ones are drawn up to 1;
+                ``absolute``: (height, width) in pixels; ``absolute_range``: (smallest, largest) side in pixels,
+                height and width are drawn one by one.
+            crop_size: two numbers.
+
+        Raises:
+            ValueError: unknown ``crop_type``, or ``crop_size`` is not two numbers that fit it.
+        """
+        if crop_type not in CROP_TYPES:
+            raise ValueError(f"crop_type is {crop_type!r}; legal values: {', '.join(CROP_TYPES)}")
+        if len(crop_size) != 2 or min(crop_size) <= 0:
+            raise ValueError(f"crop_size must be two positive numbers, got {tuple(crop_size)}")
+        if crop_type.startswith("relative") and max(crop_size) > 1:
+            raise ValueError(f"with crop_type {crop_type!r}, crop_size is in 0..1, got {tuple(crop_size)}")
+        if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
+            raise ValueError(f"crop_size is (smallest, largest), got {tuple(crop_size)}")
+        self.crop_type = crop_type
+        self.crop_size = tuple(crop_size)
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        h, w = image.shape[:2]
+        crop_h, crop_w = self.get_crop_size((h, w))
+        y0 = np.random.randint(h - crop_h + 1)
+        x0 = np.random.randint(w - crop_w + 1)
+        return CropTransform(x0, y0, crop_w, crop_h, orig_w=w, orig_h=h)
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the window, for an image of (height, width)."""
+        h, w = image_size
+        if self.crop_type == "absolute":
+            return min(int(self.crop_size[0]), h), min(int(self.crop_size[1]), w)
+        if self.crop_type == "absolute_range":
+            low, high = self.crop_size
+            crop_h = np.random.randint(min(h, low), min(h, high) + 1)
+            crop_w = np.random.randint(min(w, low), min(w, high) + 1)
+            return crop_h, crop_w
+        fractions = np.asarray(self.crop_size, dtype=np.float64)
+        if self.crop_type == "relative_range":
+            fractions = fractions + np.random.rand(2) * (1 - fractions)
+        return int(h * fractions[0] + 0.5), int(w * fractions[1] + 0.5)

@@ -1,0 +1,243 @@
+"""Augmentation, image reading and mapper of the embedded engine, against hand-computed facts."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.data import DatasetMapper, detection_utils
+from retinanet_ext.lite.data import transforms as T
+from retinanet_ext.lite.structures import BoxMode
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    path = tmp_path / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, size=(24, 36, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def _annotation(**changes):
+    return {"bbox": [6, 4, 12, 8], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2, "iscrowd": 0, **changes}
+
+
+def test_flip_of_image_and_box_by_hand():
+    image = np.zeros((4, 10), np.uint8)
+    image[1:3, 2:5] = 255  # box x 2..5, y 1..3
+    aug_input = T.AugInput(image, boxes=np.array([[2.0, 1, 5, 3]]))
+    T.RandomFlip(1.0)(aug_input)
+    assert aug_input.boxes.tolist() == [[5, 1, 8, 3]]
+    assert (aug_input.image[1:3, 5:8] == 255).all() and aug_input.image.sum() == 6 * 255
+
+
+def test_crop_keeps_image_and_box_together():
+    image = np.zeros((40, 60), np.uint8)
+    image[20:25, 30:40] = 255
+    np.random.seed(0)
+    for _ in range(20):
+        aug_input = T.AugInput(image, boxes=np.array([[30.0, 20, 40, 25]]))
+        T.RandomCrop("absolute", (35, 50))(aug_input)
+        assert aug_input.image.shape == (35, 50)
+        x0, y0, x1, y1 = aug_input.boxes[0].astype(int)
+        assert (aug_input.image[y0:y1, x0:x1] == 255).all() and aug_input.image.sum() == 50 * 255
+
+
+def test_inverse_brings_points_back():
+    np.random.seed(0)
+    aug_input = T.AugInput(np.zeros((48, 64, 3), np.uint8))
+    transforms = T.AugmentationList(
+        [T.RandomCrop("relative", (0.5, 0.5)), T.ResizeShortestEdge(100), T.RandomFlip(1.0)]
+    )(aug_input)
+    assert aug_input.image.shape == (100, 133, 3)  # 24x32 scaled by 100/24: 133.33 wide
+    points = np.array([[1.0, 2], [30, 40]])
+    np.testing.assert_allclose(transforms.inverse().apply_coords(transforms.apply_coords(points.copy())), points)
+
+
+def test_resize_of_labels_invents_no_label():
+    labels = np.array([[0, 200], [100, 50]], np.uint8)
+    resized = T.ResizeTransform(2, 2, 5, 7).apply_segmentation(labels)
+    assert resized.shape == (5, 7) and set(np.unique(resized)) == {0, 50, 100, 200}
+
+
+def test_augmentation_sees_what_it_asks_for():
+    class Shift(T.Augmentation):
+        def get_transform(self, image, boxes):
+            return T.CropTransform(int(boxes[:, 0].min()), 0, 5, image.shape[0])
+
+    aug_input = T.AugInput(np.zeros((4, 10), np.uint8), boxes=np.array([[3.0, 0, 4, 4]]))
+    Shift()(aug_input)
+    assert aug_input.boxes.tolist() == [[0, 0, 1, 4]]
+    with pytest.raises(AttributeError, match="Shift.get_transform asks for 'image', which this ndarray"):
+        Shift()(np.zeros((4, 10)))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: T.ResizeShortestEdge((1, 2, 3)), "got \\(1, 2, 3\\).*'choice'"),
+        (lambda: T.ResizeShortestEdge((1, 2), sample_style="any"), "'any'; legal values: range, choice"),
+        (lambda: T.RandomFlip(horizontal=True, vertical=True), "two RandomFlip in a row"),
+        (lambda: T.RandomFlip(horizontal=False), "one of them must be True"),
+        (lambda: T.RandomCrop("relativ", (1, 1)), "'relativ'; legal values: relative, "),
+        (lambda: T.RandomCrop("relative", (0.5, 2)), "in 0..1, got \\(0.5, 2\\)"),
+        (lambda: T.RandomCrop("absolute_range", (9, 5)), "\\(smallest, largest\\), got \\(9, 5\\)"),
+        (lambda: T.RandomCrop("absolute", (9,)), "two positive numbers, got \\(9,\\)"),
+        (lambda: T.ResizeTransform(4, 4, 8, 8).apply_image(np.zeros((5, 4), np.uint8)), "4x4.*got \\(5, 4\\)"),
+        (lambda: T.ResizeTransform(4, 4, 8, 8).apply_image(np.zeros((4, 4))), "uint8.*got float64"),
+        (lambda: T.ResizeTransform(4, 4, 8, 8).apply_image(np.zeros((4, 4, 4), np.uint8)), "1 or 3 channels"),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_augmentation_list_refuses_other_things():
+    with pytest.raises(TypeError, match="got type"):
+        T.AugmentationList([T.RandomFlip])
+
+
+@pytest.mark.parametrize("format, shape", [("BGR", (3, 4, 3)), ("RGB", (3, 4, 3)), ("L", (3, 4, 1))])
+def test_grey_images_get_the_channels_of_the_format(tmp_path, format, shape):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    image = detection_utils.read_image(str(tmp_path / "grey.png"), format)
+    assert image.shape == shape and (image == pixels[:, :, None]).all()
+
+
+def test_channel_order(tmp_path):
+    Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / "color.png")
+    assert detection_utils.read_image(str(tmp_path / "color.png"), "RGB")[0, 0].tolist() == [1, 2, 3]
+    assert detection_utils.read_image(str(tmp_path / "color.png"), "BGR")[0, 0].tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])  # Pillow treats the orientation of a TIFF by itself
+def test_orientation_is_undone_once(tmp_path, suffix):
+    upright = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    turned_by = {1: upright, 3: np.rot90(upright, 2), 6: np.rot90(upright), 8: np.rot90(upright, -1)}
+    for orientation, stored in turned_by.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"{orientation}.{suffix}", exif=exif)
+        image = detection_utils.read_image(str(tmp_path / f"{orientation}.{suffix}"), "L")
+        assert image[:, :, 0].tolist() == upright.tolist()
+
+
+def test_damaged_exif_data_are_ignored(image_file, monkeypatch, caplog):
+    def fail(self):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert detection_utils.read_image(image_file, "RGB").shape == (24, 36, 3)
+    assert "image.png: EXIF data cannot be read, orientation ignored: not a TIFF file" in caplog.text
+
+
+def test_truncated_image_is_named(tmp_path, image_file):
+    data = Path(image_file).read_bytes()
+    for name, content in (("cut.png", data[: len(data) // 2]), ("text.png", b"not an image"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OSError, match=f"{name} cannot be read as an image"):
+            detection_utils.read_image(str(tmp_path / name), "BGR")
+
+
+def test_deep_images_are_refused(tmp_path):
+    Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="deep.png has more than 8 bits per channel"):
+        detection_utils.read_image(str(tmp_path / "deep.png"), "BGR")
+
+
+def test_unknown_image_format(image_file):
+    with pytest.raises(ValueError, match="'HSV' is not known; legal values: BGR, RGB, L"):
+        detection_utils.read_image(image_file, "HSV")
+
+
+def test_size_mismatch_names_file_and_sizes(image_file):
+    image = detection_utils.read_image(image_file, "BGR")
+    with pytest.raises(detection_utils.SizeMismatchError, match=r"image\.png: the image is 36x24 .* says 36x25"):
+        detection_utils.check_image_size({"file_name": image_file, "width": 36, "height": 25}, image)
+    with pytest.raises(detection_utils.SizeMismatchError, match="swapped.*EXIF"):
+        detection_utils.check_image_size({"file_name": image_file, "width": 24, "height": 36}, image)
+
+
+def test_transformed_annotation():
+    annotation = _annotation(segmentation=[[6, 4, 18, 4, 18, 12]], keypoints=[6, 4, 2])
+    before = {key: list(value) if isinstance(value, list) else value for key, value in annotation.items()}
+    new = detection_utils.transform_instance_annotations(annotation, [T.CropTransform(10, 0, 5, 24)], (24, 5))
+    assert annotation == before
+    # xywh 6, 4, 12, 8 is x 6..18, y 4..12; the crop moves it to x -4..8 and leaves 0..5 of it.
+    assert new["bbox"].tolist() == [0, 4, 5, 12] and new["bbox_mode"] == BoxMode.XYXY_ABS
+    # Left where they were they would be wrong: they go.
+    assert set(new) == {"bbox", "bbox_mode", "category_id", "iscrowd"}
+
+
+def test_integer_boxes_keep_their_fraction():
+    new = detection_utils.transform_instance_annotations(_annotation(), T.ResizeTransform(24, 36, 25, 37), (25, 37))
+    np.testing.assert_allclose(new["bbox"], [6 * 37 / 36, 4 * 25 / 24, 18 * 37 / 36, 12 * 25 / 24])
+
+
+def test_annotations_to_instances():
+    instances = detection_utils.annotations_to_instances([_annotation(), _annotation(bbox=[1, 2, 0, 5])], (24, 36))
+    assert instances.gt_boxes.tensor.tolist() == [[6, 4, 18, 12], [1, 2, 1, 7]]
+    assert instances.gt_classes.tolist() == [2, 2] and instances.gt_classes.dtype == torch.int64
+    assert len(detection_utils.filter_empty_instances(instances)) == 1
+    empty = detection_utils.annotations_to_instances([], (24, 36))
+    assert empty.gt_boxes.tensor.shape == (0, 4) and empty.gt_classes.shape == (0,)
+    assert len(detection_utils.filter_empty_instances(empty)) == 0
+
+
+def _mapper(is_train=True, **kwargs):
+    arguments = {"augmentations": [T.RandomFlip(1.0)], "image_format": "BGR", **kwargs}
+    return DatasetMapper(is_train, **arguments)
+
+
+def _record(image_file, **changes):
+    annotations = [_annotation(), _annotation(iscrowd=1), _annotation(bbox=[1, 1, 0, 3])]
+    return {"file_name": image_file, "width": 36, "height": 24, "image_id": 1, "annotations": annotations, **changes}
+
+
+def test_mapper_in_training(image_file):
+    record = _record(image_file)
+    sample = _mapper()(record)
+    assert len(record["annotations"]) == 3 and "image" not in record  # the record is left alone
+    assert set(sample) == {"file_name", "width", "height", "image_id", "image", "instances"}
+    pixels = np.asarray(Image.open(image_file))
+    assert np.array_equal(sample["image"].numpy(), pixels[:, ::-1, ::-1].transpose(2, 0, 1))
+    assert sample["instances"].image_size == (24, 36)
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[18, 4, 30, 12]]  # mirrored: 36 - 18, 36 - 6
+
+
+@pytest.mark.parametrize("annotations, expected", [([], 0), ([_annotation(iscrowd=1)], 0)])
+def test_mapper_with_nothing_to_find(image_file, annotations, expected):
+    assert len(_mapper()(_record(image_file, annotations=annotations))["instances"]) == expected
+
+
+def test_mapper_for_testing_returns_no_ground_truth(image_file):
+    sample = _mapper(is_train=False)(_record(image_file))
+    assert "instances" not in sample and "annotations" not in sample
+
+
+def test_mapper_from_config(image_file, caplog):
+    cfg = get_cfg()
+    cfg.merge_from_list(["INPUT.CROP.ENABLED", True, "INPUT.MIN_SIZE_TRAIN", (50,), "INPUT.FORMAT", "L"])
+    with caplog.at_level(logging.INFO):
+        mapper = DatasetMapper(cfg, is_train=True)
+    kinds = [type(augmentation).__name__ for augmentation in mapper.augmentations.augs]
+    assert kinds == ["RandomCrop", "ResizeShortestEdge", "RandomFlip"]
+    assert "RandomCrop(crop_type='relative_range', crop_size=(0.9, 0.9))" in caplog.text
+    np.random.seed(0)
+    image = mapper(_record(image_file))["image"]
+    assert image.shape[0] == 1 and min(image.shape[1:]) == 50 and image.dtype == torch.uint8
+    kinds = [type(augmentation).__name__ for augmentation in DatasetMapper(cfg, is_train=False).augmentations.augs]
+    assert kinds == ["ResizeShortestEdge"]
+
+
+def test_unknown_flip_in_config():
+    cfg = get_cfg()
+    cfg.INPUT.RANDOM_FLIP = "both"
+    with pytest.raises(ValueError, match="INPUT.RANDOM_FLIP is 'both'; legal values: horizontal, vertical, none"):
+        detection_utils.build_augmentation(cfg, True)
