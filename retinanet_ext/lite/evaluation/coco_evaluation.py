@@ -1,0 +1,194 @@
+"""COCO average precision of detected boxes, for COCO files and for any dataset of dicts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from retinanet_ext.lite import comm
+from retinanet_ext.lite.structures import BoxMode, Instances
+
+from .coco_box_ap import compute_box_metrics
+from .coco_ground_truth import GroundTruth, load_ground_truth
+from .coco_report import log_box_report, warn_about_images, warn_about_object_counts
+from .evaluator import DatasetEvaluator
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_DETS_PER_IMAGE = 100
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """AP, AP50, AP75, APs, APm, APl and the AP of each class, in 0 to 100, after the COCO protocol.
+
+    The ground truth is the file `json_file` of the dataset's metadata, whole; a dataset without one is
+    converted from its dicts. Predictions of an image that was processed twice, as padding samplers do, count
+    once. The result does not depend on the order of processing, nor on the number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        allow_cached_coco: bool = True,
+    ):
+        """Reads the ground truth, so that a bad file is found before the model runs.
+
+        Args:
+            dataset_name: a registered dataset.
+            tasks: ("bbox",), which is also what None means.
+            distributed: collect the predictions of all processes in the main one, which alone has results.
+                False: each process evaluates what it has processed.
+            output_dir: where to write `coco_instances_results.json` (predictions) and, for a dataset without
+                a COCO file, `<dataset_name>_coco_format.json` (ground truth). None: nowhere.
+            max_dets_per_image: so many predictions of an image and class count, highest scores first; default
+                100. For crowded images set it to `cfg.TEST.DETECTIONS_PER_IMAGE`.
+            use_fast_impl: use faster-coco-eval where it is installed; same numbers as pycocotools.
+            allow_cached_coco: no effect. The conversion is done in memory each time, so it is never out of
+                date.
+
+        Raises:
+            KeyError, FileNotFoundError, ValueError: unknown dataset, unusable ground truth, illegal argument.
+        """
+        if isinstance(tasks, str) or set(tasks or ("bbox",)) != {"bbox"}:
+            raise ValueError(f'tasks={tasks!r} cannot be evaluated; legal: ("bbox",) or None')
+        if max_dets_per_image is None:
+            max_dets_per_image = DEFAULT_MAX_DETS_PER_IMAGE
+        if not isinstance(max_dets_per_image, int) or max_dets_per_image < 1:
+            raise ValueError(f"max_dets_per_image must be a positive integer, found {max_dets_per_image!r}")
+        self._dataset_name = dataset_name
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._max_dets_per_image = max_dets_per_image
+        self._use_fast_impl = use_fast_impl
+        self._ground_truth: GroundTruth | None = None
+        if not distributed or comm.is_main_process():
+            self._ground_truth = load_ground_truth(dataset_name)
+            if output_dir and self._ground_truth.converted:
+                self._write_json(f"{dataset_name}_coco_format.json", self._ground_truth.coco)
+            warn_about_object_counts(self._ground_truth, max_dets_per_image)
+        self.reset()
+
+    def reset(self) -> None:
+        self._results: dict[Any, list[dict]] = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Takes in one batch.
+
+        Args:
+            inputs: one dict per image, with `image_id`.
+            outputs: one dict per image, with `instances`: an `Instances` with `pred_boxes` (XYXY, pixels of
+                the original image), `scores` and `pred_classes`, on any device.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            if "instances" in output:
+                image_id = record["image_id"]
+                self._results[image_id] = instances_to_coco_json(output["instances"], image_id)
+
+    def evaluate(self, img_ids: list | None = None) -> OrderedDict[str, dict[str, float]]:
+        """Computes the metrics.
+
+        Args:
+            img_ids: evaluate only these images of the ground truth.
+
+        Returns:
+            `{"bbox": {metric: value}}`, NaN where undefined; all NaN if nothing was predicted. Empty if
+            nothing was processed, if the dataset has no annotations, and in processes other than the main
+            one.
+
+        Raises:
+            ValueError: predictions for a class or an image that the ground truth does not have.
+        """
+        by_image = self._gather()
+        if by_image is None:
+            return OrderedDict()
+        if not by_image:
+            logger.warning("Nothing to evaluate: no output with `instances` was processed.")
+            return OrderedDict()
+        results = self._to_dataset_ids(by_image)
+        if self._output_dir:
+            self._write_json("coco_instances_results.json", results)
+        truth = self._ground_truth
+        if "annotations" not in truth.coco:
+            logger.info("%s has no annotations: predictions were written, but not evaluated.", truth.source)
+            return OrderedDict()
+        warn_about_images(truth, processed=by_image.keys(), wanted=img_ids)
+        metrics = compute_box_metrics(
+            truth.coco,
+            results,
+            list(truth.category_ids.values()),
+            max_dets_per_image=self._max_dets_per_image,
+            use_fast_impl=self._use_fast_impl,
+            image_ids=img_ids,
+        )
+        return OrderedDict(bbox=log_box_report(metrics, truth, results))
+
+    def _gather(self) -> dict[Any, list[dict]] | None:
+        """Predictions by image from all processes; None in those that have no results to give."""
+        if not self._distributed:
+            return self._results
+        parts = comm.gather(self._results, dst=0)
+        if not comm.is_main_process():
+            return None
+        merged: dict[Any, list[dict]] = {}
+        for part in parts:
+            for image_id, results in part.items():
+                merged.setdefault(image_id, results)
+        return merged
+
+    def _to_dataset_ids(self, by_image: dict[Any, list[dict]]) -> list[dict]:
+        """All predictions with the dataset's category ids, in the order of its images."""
+        truth = self._ground_truth
+        position = {image["id"]: n for n, image in enumerate(truth.coco["images"])}
+        unknown = [image_id for image_id, results in by_image.items() if results and image_id not in position]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} images with predictions are not in {truth.source}: ids {unknown[:10]}, but "
+                f"it has ids like {list(position)[:5]}. Evaluate on the dataset that the loader reads"
+            )
+        results = []
+        for image_id in sorted((i for i in by_image if i in position), key=position.__getitem__):
+            for result in by_image[image_id]:
+                class_id = result["category_id"]
+                if class_id not in truth.category_ids:
+                    raise ValueError(
+                        f"class {class_id} was predicted on image {image_id}, but {truth.source} has the "
+                        f"{len(truth.category_ids)} classes 0 to {max(truth.category_ids, default=-1)}. Is "
+                        "MODEL.RETINANET.NUM_CLASSES the number of classes of this dataset?"
+                    )
+                results.append({**result, "category_id": truth.category_ids[class_id]})
+        return results
+
+    def _write_json(self, file_name: str, content: Any) -> None:
+        os.makedirs(self._output_dir, exist_ok=True)
+        path = os.path.join(self._output_dir, file_name)
+        with open(path, "w") as f:
+            json.dump(content, f)
+        logger.info("Wrote %s", path)
+
+
+def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
+    """The detections of one image in COCO's result format, with class ids as category ids.
+
+    Args:
+        instances: N objects with `pred_boxes` (XYXY, pixels), `scores`, `pred_classes`.
+
+    Returns:
+        N dicts with `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels), `score`.
+    """
+    boxes_xywh = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    return [
+        {"image_id": img_id, "category_id": class_id, "bbox": box, "score": score}
+        for class_id, box, score in zip(
+            instances.pred_classes.tolist(), boxes_xywh.tolist(), instances.scores.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,164 @@
+"""The ground truth of a registered dataset as a COCO dict, and its category ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from pycocotools import mask as mask_api
+
+from retinanet_ext.lite.data.catalog import DatasetCatalog, MetadataCatalog
+from retinanet_ext.lite.structures import Boxes, BoxMode
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GroundTruth:
+    """What predictions are compared with.
+
+    Attributes:
+        coco: `images`, `categories`, `annotations` as in a COCO file; without the key `annotations` if the
+            dataset has none (a test set whose labels are kept secret).
+        source: file or dataset name, for messages.
+        category_ids: the dataset's own category id of each class id that a model predicts, ascending.
+        class_names: name of each of these class ids, ascending.
+        converted: the dataset has no COCO file; `coco` was made from its dicts.
+    """
+
+    coco: dict[str, Any]
+    source: str
+    category_ids: dict[int, int]
+    class_names: dict[int, str]
+    converted: bool = False
+
+
+def load_ground_truth(dataset_name: str) -> GroundTruth:
+    """Reads `json_file` of the dataset's metadata; a dataset without one is converted from its dicts.
+
+    Raises:
+        KeyError: no dataset of that name.
+        FileNotFoundError, ValueError: the file is missing, is no COCO file, or a record is malformed.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        return _from_dicts(dataset_name, metadata)
+    if metadata.get("thing_dataset_id_to_contiguous_id") is None and dataset_name in DatasetCatalog.list():
+        # The mapping is set by the loader of the dataset, which may not have run in this process yet.
+        DatasetCatalog.get(dataset_name)
+    coco = _read_coco(json_file)
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in names}
+    thing_classes = metadata.get("thing_classes")
+    category_ids = _ascending_inverse(mapping)
+    class_names = {
+        class_id: thing_classes[class_id] if thing_classes else names.get(category_id, "?")
+        for class_id, category_id in category_ids.items()
+    }
+    return GroundTruth(coco, str(json_file), category_ids, class_names)
+
+
+def _read_coco(json_file: str) -> dict[str, Any]:
+    with open(json_file) as f:
+        try:
+            coco = json.load(f)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{json_file} is no COCO file: {error}") from error
+    if not isinstance(coco, dict) or not {"images", "categories"} <= coco.keys():
+        raise ValueError(f"{json_file} is no COCO file: it must be an object with `images` and `categories`")
+    return coco
+
+
+def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
+    dicts = DatasetCatalog.get(dataset_name)
+    thing_classes = metadata.get("thing_classes")
+    if not thing_classes:
+        raise ValueError(
+            f"the dataset {dataset_name!r} has no class names: set "
+            f"MetadataCatalog.get({dataset_name!r}).thing_classes = [...] before it is evaluated"
+        )
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(thing_classes))}
+    category_ids = _ascending_inverse(mapping)
+    class_names = {class_id: thing_classes[class_id] for class_id in category_ids}
+    coco = dicts_to_coco(dicts, category_ids, class_names)
+    logger.info(
+        "Converted %r to COCO format: %d images, %d annotations",
+        dataset_name, len(coco["images"]), len(coco["annotations"]),
+    )  # fmt: skip
+    return GroundTruth(coco, f"dataset {dataset_name!r}", category_ids, class_names, converted=True)
+
+
+def _ascending_inverse(mapping: dict[int, int]) -> dict[int, int]:
+    return dict(sorted((class_id, category_id) for category_id, class_id in mapping.items()))
+
+
+def dicts_to_coco(dicts: list[dict], category_ids: dict[int, int], class_names: dict[int, str]) -> dict[str, Any]:
+    """Rewrites dataset dicts as the content of a COCO file.
+
+    Args:
+        dicts: records with `file_name`, `height`, `width`, `annotations`, and `image_id` (default: position).
+        category_ids: class id -> category id to write.
+        class_names: class id -> name.
+
+    Returns:
+        A dict with `images`, `categories`, `annotations`. Boxes are XYWH rounded to a thousandth of a pixel.
+        An annotation's area is that of its polygons or mask, else that of its box, as in Detectron2.
+
+    Raises:
+        ValueError: class id outside of `category_ids`, or a malformed annotation; names the file.
+    """
+    images, annotations = [], []
+    for position, record in enumerate(dicts):
+        image_id = record.get("image_id", position)
+        images.append(
+            {
+                "id": image_id,
+                "width": int(record["width"]),
+                "height": int(record["height"]),
+                "file_name": str(record["file_name"]),
+            }
+        )
+        for index, annotation in enumerate(record.get("annotations", [])):
+            where = f"annotation {index} of {record['file_name']}"
+            converted = _convert_annotation(annotation, category_ids, where)
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **converted})
+    categories = [{"id": category_ids[class_id], "name": name} for class_id, name in class_names.items()]
+    return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+
+
+def _convert_annotation(annotation: dict, category_ids: dict[int, int], where: str) -> dict[str, Any]:
+    class_id = annotation["category_id"]
+    if class_id not in category_ids:
+        raise ValueError(f"{where} has category_id {class_id}; legal: 0 to {len(category_ids) - 1}")
+    bbox = [float(value) for value in annotation["bbox"]]
+    try:
+        box_xywh = BoxMode.convert(bbox, annotation["bbox_mode"], BoxMode.XYWH_ABS)
+        box_xyxy = BoxMode.convert(box_xywh, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    segmentation = annotation.get("segmentation")
+    return {
+        "category_id": category_ids[class_id],
+        "bbox": [round(value, 3) for value in box_xywh],
+        # The box's area in float32, as Detectron2 has it: it decides the size class of boxes on its border.
+        "area": _segmentation_area(segmentation) if segmentation else Boxes([box_xyxy]).area().item(),
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+    }
+
+
+def _segmentation_area(segmentation: list | dict) -> float:
+    """Area in square pixels of polygons `[[x0, y0, x1, y1, ...], ...]` (shoelace) or of an RLE mask."""
+    if isinstance(segmentation, dict):
+        rle = segmentation
+        if isinstance(rle["counts"], list):
+            rle = mask_api.frPyObjects(rle, *rle["size"])
+        return float(mask_api.area(rle))
+    area = 0.0
+    for polygon in segmentation:
+        xs, ys = polygon[0::2], polygon[1::2]
+        twice = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
+        area += abs(twice) / 2
+    return area

@@ -1,0 +1,119 @@
+"""Tables of COCO metrics in the log, and the reasons where a number is missing, zero or not to be trusted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from .coco_box_ap import SIZES, BoxMetrics
+from .coco_ground_truth import GroundTruth
+
+logger = logging.getLogger(__name__)
+
+CLASSES_PER_ROW = 3
+EXAMPLES = 10
+
+
+def warn_about_object_counts(truth: GroundTruth, max_dets_per_image: int) -> None:
+    """Warns if images have more objects than predictions that count, and of annotations that are left out."""
+    annotations = truth.coco.get("annotations", [])
+    objects = Counter(a["image_id"] for a in annotations if not a.get("iscrowd", 0))
+    crowded = [image_id for image_id, count in objects.items() if count > max_dets_per_image]
+    if crowded:
+        logger.warning(
+            "%d images have more than %d objects (image %s has %d): recall is limited. Raise "
+            "max_dets_per_image of the evaluator, and TEST.DETECTIONS_PER_IMAGE of the model.",
+            len(crowded), max_dets_per_image, *objects.most_common(1)[0],
+        )  # fmt: skip
+    known = set(truth.category_ids.values())
+    unmapped = Counter(a["category_id"] for a in annotations if a["category_id"] not in known)
+    if unmapped:
+        logger.warning(
+            "%d annotations of %s are not evaluated: their categories are no classes of the dataset: ids %s",
+            sum(unmapped.values()), truth.source, sorted(unmapped),
+        )  # fmt: skip
+
+
+def warn_about_images(truth: GroundTruth, processed: Collection, wanted: Sequence | None) -> None:
+    """Warns of images of the ground truth that the model has not seen: their objects count as missed."""
+    expected = [image["id"] for image in truth.coco["images"]] if wanted is None else wanted
+    unseen = [image_id for image_id in expected if image_id not in processed]
+    if unseen:
+        logger.warning(
+            "%d of %d images of %s were not processed; their objects count as missed. Ids: %s",
+            len(unseen), len(expected), truth.source, unseen[:EXAMPLES],
+        )  # fmt: skip
+
+
+def log_box_report(metrics: BoxMetrics, truth: GroundTruth, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Logs the metrics with what explains them.
+
+    Returns:
+        The metrics: AP, AP50, AP75, APs, APm, APl, then `AP-<class>` for each class. Without any prediction
+            the
+        first six alone, all NaN, as in Detectron2.
+    """
+    main = metrics.average_precisions()
+    if not results:
+        logger.warning(
+            "Nothing was predicted, so AP is not defined: the model found no object in any image with a "
+            "score above its threshold (MODEL.RETINANET.SCORE_THRESH_TEST). The ground truth has %d objects.",
+            len(truth.coco["annotations"]),
+        )
+        return dict.fromkeys(main, float("nan"))
+    by_class = dict(zip(truth.class_names.values(), metrics.class_average_precisions(), strict=True))
+    logger.info("Box AP:\n%s", _table(main))
+    recalls = ", ".join(f"{n}: {recall:.3f}" for n, recall in metrics.average_recalls().items())
+    logger.info("Box AR by number of detections per image: %s", recalls)
+    if len(by_class) > 1:
+        logger.info("Box AP by class:\n%s", _class_table(by_class))
+    _explain(main, by_class, truth, results)
+    return {**main, **{f"AP-{name}": ap for name, ap in by_class.items()}}
+
+
+def _table(metrics: dict[str, float]) -> str:
+    values = [list(metrics.values())]
+    return tabulate(values, list(metrics), tablefmt="pipe", floatfmt=".3f", numalign="center")
+
+
+def _class_table(by_class: dict[str, float]) -> str:
+    cells = [cell for name_and_ap in by_class.items() for cell in name_and_ap]
+    width = 2 * min(CLASSES_PER_ROW, len(by_class))
+    rows = [cells[start : start + width] for start in range(0, len(cells), width)]
+    headers = ["class", "AP"] * (width // 2)
+    return tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", numalign="left")
+
+
+def _explain(
+    main: dict[str, float], by_class: dict[str, float], truth: GroundTruth, results: Sequence[dict[str, Any]]
+) -> None:
+    objects = [a for a in truth.coco["annotations"] if not a.get("iscrowd", 0)]
+    if math.isnan(main["AP"]):
+        logger.warning(
+            "AP is NaN: no object in the evaluated images (%s has %d annotations, %d of single objects).",
+            truth.source, len(truth.coco["annotations"]), len(objects),
+        )  # fmt: skip
+        return
+    no_size = [name for size, name in SIZES.items() if math.isnan(main[f"AP{size}"])]
+    if no_size:
+        logger.info("NaN above: the ground truth has no object that is %s.", " or ".join(no_size))
+    no_class = [name for name, ap in by_class.items() if math.isnan(ap)]
+    if no_class:
+        logger.info("NaN above: the ground truth has no object of %d classes: %s", len(no_class), no_class)
+    if main["AP50"] == 0:
+        names = {truth.category_ids[class_id]: name for class_id, name in truth.class_names.items()}
+        logger.warning(
+            "AP50 is 0: no prediction overlaps an object of its class by half. Highest score %.3f. "
+            "Predictions by class: %s. Objects by class: %s.",
+            max(result["score"] for result in results), _count(results, names), _count(objects, names),
+        )  # fmt: skip
+
+
+def _count(records: Sequence[dict[str, Any]], names: dict[int, str]) -> str:
+    counts = Counter(names.get(record["category_id"], "?") for record in records)
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common(EXAMPLES)) or "none"

@@ -1,0 +1,252 @@
+"""Evaluation of the embedded engine against Detectron2's: the same predictions, the same numbers."""
+
+import json
+import logging
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2.evaluation", reason="Detectron2 is not installed: nothing to compare with")
+
+from detectron2 import data as d2_data
+from detectron2 import evaluation as d2_evaluation
+from detectron2.data.datasets import register_coco_instances as d2_register
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json as d2_to_json
+from detectron2.structures import Boxes as D2Boxes
+from detectron2.structures import Instances as D2Instances
+
+from retinanet_ext.lite import data as lite_data
+from retinanet_ext.lite import evaluation as lite_evaluation
+from retinanet_ext.lite.data.coco import register_coco_instances as lite_register
+from retinanet_ext.lite.structures import Boxes, Instances
+
+CATALOGS = (d2_data.DatasetCatalog, lite_data.DatasetCatalog)
+METADATA = (d2_data.MetadataCatalog, lite_data.MetadataCatalog)
+
+
+@pytest.fixture
+def forget():
+    """Forgets, in both engines, the datasets whose names the test appends."""
+    names = []
+    yield names
+    for name in names:
+        for catalog in (*CATALOGS, *METADATA):
+            if name in catalog.list():
+                catalog.remove(name)
+
+
+@pytest.fixture
+def coco_mini(shared_data, forget):
+    """The validation split, registered in both engines; its records are those of each engine's own reader."""
+    name = "evaluation_contract_coco_mini"
+    folder = shared_data / "coco_mini"
+    annotations, images = folder / "annotations" / "instances_val2017.json", folder / "val2017"
+    for register in (d2_register, lite_register):
+        register(name, {}, str(annotations), str(images))
+    forget.append(name)
+    for catalog in CATALOGS:
+        catalog.get(name)
+    return name
+
+
+def _perturbed(records, seed, copies=2):
+    """Arrays (boxes XYXY, scores, classes) by image: moved truth, tied scores, wrong classes, noise."""
+    rng = np.random.default_rng(seed)
+    predictions = {}
+    for record in records:
+        boxes, classes = [np.zeros((0, 4))], [np.zeros(0, dtype=int)]
+        for annotation in record["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            for _ in range(copies):
+                corners = np.array([x, y, x + w, y + h]) + rng.normal(size=4) * 0.06 * math.sqrt(w * h)
+                right_class = rng.random() < 0.9
+                boxes.append(corners[None])
+                classes.append([annotation["category_id"] if right_class else rng.integers(80)])
+        noise = int(rng.choice([0, 3, 120]))
+        corner = rng.random((noise, 2)) * 300
+        boxes.append(np.concatenate([corner, corner + rng.random((noise, 2)) * 200], axis=1))
+        classes.append(rng.integers(80, size=noise))
+        boxes, classes = np.concatenate(boxes), np.concatenate(classes)
+        scores = rng.integers(0, 21, size=len(boxes)) / 20
+        predictions[record["image_id"]] = (boxes, scores, classes)
+    return predictions
+
+
+def _instances(arrays, boxes_type, instances_type):
+    boxes, scores, classes = arrays
+    instances = instances_type((480, 640))
+    instances.pred_boxes = boxes_type(torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.as_tensor(scores, dtype=torch.float32)
+    instances.pred_classes = torch.as_tensor(classes, dtype=torch.int64)
+    return instances
+
+
+def _evaluate_both(name, predictions, tmp_path, img_ids=None, **options):
+    """Results and written predictions: Detectron2's, then ours."""
+    found = []
+    for engine, types in ((d2_evaluation, (D2Boxes, D2Instances)), (lite_evaluation, (Boxes, Instances))):
+        out = tmp_path / engine.__name__
+        evaluator = engine.COCOEvaluator(name, output_dir=str(out), **options)
+        evaluator.reset()
+        for image_id, arrays in predictions.items():
+            evaluator.process([{"image_id": image_id}], [{"instances": _instances(arrays, *types)}])
+        results = evaluator.evaluate(img_ids)
+        found.append((results, json.loads((out / "coco_instances_results.json").read_text())))
+    return found
+
+
+def _assert_same(expected, found):
+    assert list(expected) == list(found) == ["bbox"]
+    assert list(expected["bbox"]) == list(found["bbox"])
+    np.testing.assert_allclose(
+        list(found["bbox"].values()), list(expected["bbox"].values()), rtol=0, atol=1e-6, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_fast_impl": False}, {"max_dets_per_image": 300}, {"max_dets_per_image": 20}]
+)
+def test_same_metrics_on_a_coco_file(coco_mini, tmp_path, options):
+    records = d2_data.DatasetCatalog.get(coco_mini)
+    assert sum(a["iscrowd"] for record in records for a in record["annotations"]) > 0
+    assert max(len(record["annotations"]) for record in records) > 20
+    predictions = _perturbed(records, seed=0)
+    (expected, d2_json), (found, our_json) = _evaluate_both(coco_mini, predictions, tmp_path, **options)
+    assert 10 < expected["bbox"]["AP"] < 60
+    assert any(math.isnan(value) for value in expected["bbox"].values())
+    _assert_same(expected, found)
+    by_content = [Counter(json.dumps(result) for result in results) for results in (d2_json, our_json)]
+    assert by_content[0] == by_content[1]
+
+
+def test_same_metrics_on_some_images(coco_mini, tmp_path):
+    records = d2_data.DatasetCatalog.get(coco_mini)
+    predictions = _perturbed(records, seed=1)
+    img_ids = [record["image_id"] for record in records[10:30]]
+    (expected, _), (found, _) = _evaluate_both(coco_mini, predictions, tmp_path, img_ids)
+    _assert_same(expected, found)
+
+
+def test_same_metrics_on_plain_dicts(coco_mini, tmp_path, forget):
+    """Areas come from polygons and crowd masks here, not from the file."""
+    name = "evaluation_contract_plain"
+    forget.append(name)
+    for catalog, metadata in zip(CATALOGS, METADATA, strict=True):
+        records = catalog.get(coco_mini)
+        catalog.register(name, lambda records=records: records)
+        metadata.get(name).set(thing_classes=metadata.get(coco_mini).thing_classes)
+    predictions = _perturbed(d2_data.DatasetCatalog.get(name), seed=2)
+    (expected, _), (found, _) = _evaluate_both(name, predictions, tmp_path)
+    assert 10 < expected["bbox"]["AP"] < 60
+    _assert_same(expected, found)
+    d2_coco, our_coco = (
+        json.loads((tmp_path / engine.__name__ / f"{name}_coco_format.json").read_text())
+        for engine in (d2_evaluation, lite_evaluation)
+    )
+    assert our_coco["images"] == d2_coco["images"] and our_coco["categories"] == d2_coco["categories"]
+    for ours, theirs in zip(our_coco["annotations"], d2_coco["annotations"], strict=True):
+        for key in ("image_id", "category_id", "bbox", "iscrowd"):
+            assert ours[key] == theirs[key]
+        assert ours["area"] == pytest.approx(theirs["area"], rel=1e-6)
+
+
+def test_same_metrics_on_boxes_at_the_size_borders(tmp_path, forget):
+    """Records without masks, string ids, both box modes; sides of 32 and 96 pixels, and next to that."""
+    name = "evaluation_contract_borders"
+    forget.append(name)
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(12):
+        annotations = []
+        for _ in range(int(rng.choice([0, 4, 12]))):
+            x, y = rng.integers(300, size=2).tolist()
+            w, h = rng.choice([31, 32, 33, 95.99, 96, 96.01], size=2).tolist()
+            annotations.append(
+                {"bbox": [x, y, w, h], "bbox_mode": 1, "category_id": int(rng.integers(80)), "iscrowd": 0}
+            )
+        record = {"file_name": f"{number}.jpg", "image_id": f"img{number}", "height": 400, "width": 400}
+        records.append({**record, "annotations": annotations})
+    predictions = _perturbed(records, seed=3)
+    in_corners = [
+        {
+            **record,
+            "annotations": [
+                {**a, "bbox": [x, y, x + w, y + h], "bbox_mode": 0}
+                for a in record["annotations"]
+                for x, y, w, h in [a["bbox"]]
+            ],
+        }
+        for record in records[::2]
+    ]
+    mixed = in_corners + records[1::2]
+    for catalog, metadata in zip(CATALOGS, METADATA, strict=True):
+        catalog.register(name, lambda: mixed)
+        metadata.get(name).set(thing_classes=[f"class {k}" for k in range(80)])
+    (expected, _), (found, _) = _evaluate_both(name, predictions, tmp_path)
+    assert all(expected["bbox"][key] > 0 for key in ("AP", "APs", "APm", "APl"))
+    _assert_same(expected, found)
+
+
+def test_same_answer_without_predictions(coco_mini):
+    for processed, expected_keys in ((False, []), (True, ["AP", "AP50", "AP75", "APs", "APm", "APl"])):
+        for engine, types in ((d2_evaluation, (D2Boxes, D2Instances)), (lite_evaluation, (Boxes, Instances))):
+            evaluator = engine.COCOEvaluator(coco_mini)
+            evaluator.reset()
+            if processed:
+                evaluator.process([{"image_id": 139}], [{"instances": _instances(([], [], []), *types)}])
+            metrics = evaluator.evaluate().get("bbox", {})
+            assert list(metrics) == expected_keys
+            assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_same_json_for_one_image():
+    arrays = ([[1.1, 2.2, 3.3, 4.4], [0, 0, 639.5, 480]], [0.3, 1.0], [2, 79])
+    for rows in (slice(None), slice(0)):
+        chosen = tuple(part[rows] for part in arrays)
+        assert lite_evaluation.instances_to_coco_json(_instances(chosen, Boxes, Instances), "a") == d2_to_json(
+            _instances(chosen, D2Boxes, D2Instances), "a"
+        )
+
+
+def test_same_csv_lines(caplog):
+    results = {"bbox": {"AP": 12.34567, "AP50": float("nan"), "AP-cat": 1.0}, "seconds": 3.5}
+    lines = []
+    # Detectron2's logger may have been told not to hand on its records by whoever set it up.
+    logging.getLogger("detectron2").propagate = True
+    for engine in (d2_evaluation, lite_evaluation):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            engine.print_csv_format(results)
+        lines.append([record.getMessage() for record in caplog.records])
+    assert lines[0] == lines[1] and len(lines[0]) == 4
+
+
+def test_same_order_of_calls():
+    """Reset, callbacks, batches, evaluation; and several evaluators as a list."""
+    traces = []
+    for engine in (d2_evaluation, lite_evaluation):
+        trace = []
+
+        class Tracer(engine.DatasetEvaluator):
+            def __init__(self, name, trace=trace):
+                self.name, self.trace = name, trace
+
+            def reset(self):
+                self.trace.append((self.name, "reset"))
+
+            def process(self, inputs, outputs):
+                self.trace.append((self.name, inputs, outputs))
+
+            def evaluate(self):
+                self.trace.append((self.name, "evaluate"))
+                return {self.name: {"m": 1.0}}
+
+        names = ("on_start", "before_inference", "after_inference", "on_end")
+        callbacks = {name: lambda name=name, trace=trace: trace.append(name) for name in names}
+        results = engine.inference_on_dataset(len, [["x"], ["y", "z"]], [Tracer("a"), Tracer("b")], callbacks)
+        traces.append((trace, dict(results)))
+    assert traces[0] == traces[1]
+    assert len(traces[1][0]) == 14
