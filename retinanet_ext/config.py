@@ -1,0 +1,106 @@
+"""The keys this extension adds to Detectron2's config, and how a config is loaded."""
+
+import os
+from collections.abc import Iterable, Sequence
+
+from retinanet_ext.config_files import flat_keys, read_config_file, unknown_key_message
+from retinanet_ext.d2 import CfgNode as CN
+from retinanet_ext.d2 import get_cfg
+
+NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
+
+
+def add_retinanet_ext_config(cfg: CN) -> None:
+    """Add every key of this extension to ``cfg``, with its default, in place. Detectron2's keys keep theirs."""
+    # ---- Datasets -------------------------------------------------------------------------------------------
+    # Datasets to register from the config alone: a list of mappings with the keys NAME and FORMAT (coco or voc),
+    # for coco JSON and IMAGES, for voc ROOT and SPLIT, and optionally CLASSES (names, in class-id order).
+    cfg.DATASETS.CUSTOM = []
+    # What to do with annotations that cannot be trained on (no area, outside the image, unknown category):
+    # "error" lists them all and stops; "drop" leaves them out; "clip" cuts boxes to the image and drops the rest.
+    cfg.DATASETS.ON_BAD_ANNOTATION = "error"
+    # What to do with images that are missing, unreadable or of another size than annotated: "error" or "drop".
+    cfg.DATASETS.ON_BAD_IMAGE = "error"
+    # How images are checked before training: "header" reads each file's size, "decode" all of it, "none" nothing.
+    cfg.DATASETS.CHECK_IMAGES = "header"
+
+    # ---- Model ----------------------------------------------------------------------------------------------
+    # Names of the classes in class-id order. Filled in from the dataset, so that a saved config knows them.
+    cfg.MODEL.CLASS_NAMES = []
+    # The head, by its name in DENSE_HEAD_REGISTRY.
+    cfg.MODEL.RETINANET.HEAD = CN()
+    cfg.MODEL.RETINANET.HEAD.NAME = "RetinaNetHead"
+    # The assignment of anchors to boxes, by its name in ANCHOR_MATCHER_REGISTRY.
+    cfg.MODEL.RETINANET.MATCHER = CN()
+    cfg.MODEL.RETINANET.MATCHER.NAME = "IoUMatcher"
+    # Anchors that are the best for some box although IOU_THRESHOLDS does not make them foreground: "always"
+    # foreground (Detectron2), only "above_low", the first threshold (the authors' code), or "never" (the paper).
+    cfg.MODEL.RETINANET.MATCHER.LOW_QUALITY = "always"
+    # The classification loss, by its name in CLS_LOSS_REGISTRY. FOCAL_LOSS_ALPHA and FOCAL_LOSS_GAMMA are its knobs.
+    cfg.MODEL.RETINANET.CLS_LOSS = CN()
+    cfg.MODEL.RETINANET.CLS_LOSS.NAME = "focal"
+    # The box loss, by its name in BOX_LOSS_REGISTRY; empty: Detectron2's key BBOX_REG_LOSS_TYPE decides.
+    cfg.MODEL.RETINANET.BOX_LOSS = CN()
+    cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
+    # What the summed losses are divided by: "ema", a moving average of the foreground anchors in the batch
+    # (Detectron2), or "foreground", the foreground anchors of each image (the paper).
+    cfg.MODEL.RETINANET.NORMALIZER = "ema"
+
+    # ---- Test -----------------------------------------------------------------------------------------------
+    # The metric that model_best.pth is chosen by, as "task/metric" of the evaluator; empty: no best checkpoint.
+    cfg.TEST.BEST_METRIC = "bbox/AP"
+
+
+def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, datasets: bool = True) -> CN:
+    """Build a config from a YAML file and overrides.
+
+    Args:
+        config_file: YAML with ``_BASE_`` inheritance, read by the safe loader; None: defaults only.
+        opts: alternating keys and values, as on the command line.
+        datasets: register ``DATASETS.CUSTOM``, and take ``MODEL.RETINANET.NUM_CLASSES`` (unless set in file or
+            opts) and ``MODEL.CLASS_NAMES`` from the training data. Off for inference away from the data.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        FileNotFoundError: no such file.
+        KeyError: a key that does not exist; the message gives the nearest ones.
+        ValueError: a value of the wrong type; classes that disagree with the data.
+    """
+    cfg = get_cfg()
+    add_retinanet_ext_config(cfg)
+    # Checked here, not left to the engine, so that the message is as helpful on both.
+    legal = set(flat_keys(cfg))
+    mentioned = []
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(f"config file {config_file!r} does not exist (working directory: {os.getcwd()})")
+        loaded = read_config_file(config_file)
+        mentioned += flat_keys(loaded)
+        _refuse_unknown(mentioned, legal, config_file)
+        cfg.merge_from_other_cfg(CN(loaded))
+    if len(opts) % 2:
+        raise ValueError(f"overrides come as KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}")
+    _refuse_unknown(opts[::2], legal, "the overrides")
+    cfg.merge_from_list(list(opts))
+    mentioned += opts[::2]
+    if datasets:
+        _adapt_to_data(cfg, num_classes_is_set=NUM_CLASSES_KEY in mentioned)
+    return cfg
+
+
+def _refuse_unknown(keys: Iterable[str], legal: set[str], where: str) -> None:
+    messages = [unknown_key_message(key, sorted(legal)) for key in keys if key not in legal]
+    if messages:
+        raise KeyError(f"{where}: {'; '.join(messages)}")
+
+
+def _adapt_to_data(cfg: CN, num_classes_is_set: bool) -> None:
+    # Imported here: data/ imports the seam and the catalogs, which loading a config for inference can do without.
+    from retinanet_ext.data.class_ids import config_class_names, resolve_num_classes
+    from retinanet_ext.data.custom import register_custom_datasets
+
+    register_custom_datasets(cfg)
+    cfg.MODEL.RETINANET.NUM_CLASSES = resolve_num_classes(cfg, num_classes_is_set)
+    cfg.MODEL.CLASS_NAMES = config_class_names(cfg)

@@ -1,0 +1,54 @@
+"""What the summed losses are divided by.
+
+A normaliser turns the number of foreground anchors of each image, ``(N,)``, into the weight of each image's loss
+sum, ``(N,)``: the loss of the batch is ``(weight * sum_per_image).sum()``. Averaged over the processes of a
+distributed run it is the loss of the joint batch.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from retinanet_ext.d2 import comm
+
+
+class EMANormalizer(nn.Module):
+    """Divides by a moving average of the foreground anchors in a batch, as Detectron2's RetinaNet does.
+
+    With few images a batch the count itself varies too much. Unlike Detectron2's, the average is a buffer, saved
+    and resumed with the model, and counts the batches of all processes together.
+    """
+
+    def __init__(self, *, momentum: float = 0.9, initial: float = 100.0):
+        """
+        Args:
+            momentum: share of the old average kept by an update.
+            initial: the average before the first update, in anchors; any number that is not too small.
+        """
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("average", torch.tensor(float(initial)))
+
+    def forward(self, num_foreground: torch.Tensor) -> torch.Tensor:
+        total = num_foreground.sum().to(self.average.dtype)
+        world_size = comm.get_world_size()
+        if world_size > 1:
+            dist.all_reduce(total)
+        self.average.mul_(self.momentum).add_(total.clamp(min=1), alpha=1 - self.momentum)
+        # The processes' losses are averaged, while the joint batch is a sum over them.
+        return (world_size / self.average).expand(len(num_foreground))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # Checkpoints of Detectron2 have no such buffer; the initial value serves, nothing is missing.
+        state_dict.setdefault(prefix + "average", self.average)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ForegroundNormalizer(nn.Module):
+    """Divides each image's loss by its own foreground anchors (paper, section 4.1), and averages the images."""
+
+    def forward(self, num_foreground: torch.Tensor) -> torch.Tensor:
+        return 1 / (num_foreground.clamp(min=1) * len(num_foreground))
+
+
+NORMALIZERS = {"ema": EMANormalizer, "foreground": ForegroundNormalizer}

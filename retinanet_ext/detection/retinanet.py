@@ -1,0 +1,311 @@
+"""RetinaNet (Lin et al., "Focal Loss for Dense Object Detection"), as a Detectron2 meta-architecture.
+
+N images a batch, K classes, A anchors a position, R anchors an image over all levels (order: level, H, W, A).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from retinanet_ext.d2 import (
+    META_ARCH_REGISTRY,
+    Boxes,
+    ImageList,
+    Instances,
+    build_anchor_generator,
+    build_backbone,
+    configurable,
+    detector_postprocess,
+    get_event_storage,
+    has_event_storage,
+)
+from retinanet_ext.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DenseFocalLoss, DensePredictions, DenseTargets
+from retinanet_ext.losses.box_regression import make_box_loss
+
+from .box_coding import Box2BoxTransform
+from .decoding import decode_image
+from .ground_truth import check_ground_truth
+from .head import DENSE_HEAD_REGISTRY
+from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
+from .normalizer import NORMALIZERS
+from .targets import label_anchors
+from .training_picture import draw_training_picture
+
+
+@META_ARCH_REGISTRY.register()
+class FocalRetinaNet(nn.Module):
+    """One-stage detector: backbone with FPN, two subnets on every level, focal loss over all anchors.
+
+    With Detectron2's default RetinaNet settings and weights it computes what Detectron2's ``RetinaNet`` computes;
+    parameters have the same names, and the keyword arguments of that class are accepted here too. Head, matcher and
+    losses come from registries, so that a config can name others.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: nn.Module,
+        head_in_features: Sequence[str] | None,
+        anchor_generator: nn.Module,
+        box2box_transform: Box2BoxTransform,
+        anchor_matcher: Callable,
+        num_classes: int,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
+        cls_loss: nn.Module | None = None,
+        box_loss: nn.Module | None = None,
+        normalizer: str = "ema",
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.5,
+        max_detections_per_image: int = 100,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        vis_period: int = 0,
+        input_format: str = "BGR",
+    ):
+        """
+        Args:
+            backbone: maps ``(N, C, H, W)`` images to a dict of feature maps; see Detectron2's ``Backbone``.
+            head: see ``DENSE_HEAD_REGISTRY``.
+            head_in_features: names of the feature maps that the head sees, finest first; None: all of them.
+            anchor_generator: maps the feature maps to a list of anchor ``Boxes``, one a level.
+            box2box_transform: encodes and decodes boxes.
+            anchor_matcher: see ``ANCHOR_MATCHER_REGISTRY``; Detectron2's ``Matcher`` is accepted as well.
+            num_classes: K, without background.
+            focal_loss_alpha, focal_loss_gamma: of the focal loss, when ``cls_loss`` is None.
+            smooth_l1_beta, box_reg_loss_type: of the box loss, when ``box_loss`` is None.
+            cls_loss, box_loss: see ``CLS_LOSS_REGISTRY`` and ``BOX_LOSS_REGISTRY``.
+            normalizer: ``ema`` or ``foreground``, what the losses are divided by; see ``normalizer.py``.
+            test_score_thresh: detections need a score above it.
+            test_topk_candidates: candidates taken from each level before NMS.
+            test_nms_thresh: IoU above which NMS drops the lower-scored box of a class.
+            max_detections_per_image: kept after NMS.
+            pixel_mean, pixel_std: per channel, in the order of ``input_format``, in units of 0..255.
+            vis_period: every so many iterations a picture of ground truth and predictions is stored; 0: never.
+            input_format: channel order of the input images, ``BGR`` or ``RGB``.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        if head_in_features is None:
+            shapes = backbone.output_shape()
+            head_in_features = sorted(shapes, key=lambda name: shapes[name].stride)
+        self.head_in_features = list(head_in_features)
+        self.anchor_generator = anchor_generator
+        self.box2box_transform = box2box_transform
+        # Detectron2's Matcher is called with an IoU matrix, ours with boxes, so that they may bound their memory.
+        self.anchor_matcher = (
+            MatrixMatcher(anchor_matcher) if type(anchor_matcher).__name__ == "Matcher" else anchor_matcher
+        )
+        self.num_classes = num_classes
+
+        self.cls_loss = cls_loss or DenseFocalLoss(alpha=focal_loss_alpha, gamma=focal_loss_gamma)
+        self.box_loss = box_loss or make_box_loss(box_reg_loss_type, smooth_l1_beta)
+        if normalizer not in NORMALIZERS:
+            raise ValueError(
+                f"MODEL.RETINANET.NORMALIZER is {normalizer!r}; legal values: {', '.join(sorted(NORMALIZERS))}"
+            )
+        self.loss_normalizer = NORMALIZERS[normalizer]()
+
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.vis_period = vis_period
+        self.input_format = input_format
+        # Convolutions run faster, and logits (N, A*K, H, W) flatten to (N, H*W*A, K) without a copy.
+        self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, cfg):
+        retinanet = cfg.MODEL.RETINANET
+        backbone = build_backbone(cfg)
+        backbone_shape = backbone.output_shape()
+        _check_in_features(retinanet.IN_FEATURES, backbone_shape)
+        feature_shapes = [backbone_shape[name] for name in retinanet.IN_FEATURES]
+        return {
+            "backbone": backbone,
+            "head": DENSE_HEAD_REGISTRY.get(retinanet.HEAD.NAME)(cfg, feature_shapes),
+            "head_in_features": retinanet.IN_FEATURES,
+            "anchor_generator": build_anchor_generator(cfg, feature_shapes),
+            "box2box_transform": Box2BoxTransform(weights=retinanet.BBOX_REG_WEIGHTS),
+            "anchor_matcher": ANCHOR_MATCHER_REGISTRY.get(retinanet.MATCHER.NAME)(cfg),
+            "num_classes": retinanet.NUM_CLASSES,
+            "cls_loss": CLS_LOSS_REGISTRY.get(retinanet.CLS_LOSS.NAME)(cfg),
+            "box_loss": BOX_LOSS_REGISTRY.get(_box_loss_name(retinanet))(cfg),
+            "normalizer": retinanet.NORMALIZER,
+            "test_score_thresh": retinanet.SCORE_THRESH_TEST,
+            "test_topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": retinanet.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "vis_period": cfg.VIS_PERIOD,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]):
+        """
+        Args:
+            batched_inputs: one dict an image, as ``DatasetMapper`` makes them: ``image``, a ``(C, H, W)`` tensor in
+                ``input_format`` and 0..255; in training ``instances`` with ``gt_boxes`` and ``gt_classes``; at
+                inference optionally ``height`` and ``width``, the size that the detections are scaled to.
+
+        Returns:
+            In training ``{"loss_cls": scalar, "loss_box_reg": scalar}``; at inference one dict an image with
+            ``instances``: ``pred_boxes`` clipped to the image, ``scores``, ``pred_classes``, best first.
+            No images: losses of zero that still have a graph, or no results.
+
+        Raises:
+            ValueError: in training, missing, unusable or out-of-range ground truth; names the file.
+        """
+        if not batched_inputs:
+            return self._zero_losses() if self.training else []
+        if self.training:
+            check_ground_truth(batched_inputs, self.num_classes)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[name] for name in self.head_in_features]
+        anchors = self.anchor_generator(features)
+        logits, deltas = (self._flatten(outputs) for outputs in self.head(features))
+        if not self.training:
+            return self._postprocess(self.inference(logits, deltas, anchors, images), batched_inputs)
+
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        losses = self.losses(logits, deltas, anchors, instances)
+        if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
+            with torch.no_grad():
+                detections = self.inference(logits, deltas, anchors, images)
+            draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
+        return losses
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Move to the device, normalise, pad to a common size that the backbone can divide, and batch."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        images = ImageList.from_tensors(
+            images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        )
+        images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def losses(
+        self,
+        logits: Sequence[torch.Tensor],
+        deltas: Sequence[torch.Tensor],
+        anchors: Sequence[Boxes],
+        instances: Sequence[Instances],
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            logits, deltas: per level ``(N, H*W*A, K)`` and ``(N, H*W*A, 4)``.
+            anchors: per level, H*W*A boxes.
+            instances: N, with ``gt_boxes`` and ``gt_classes``.
+        """
+        all_anchors = torch.cat([level.tensor for level in anchors])
+        targets = label_anchors(
+            all_anchors,
+            [x.gt_boxes.tensor for x in instances],
+            [x.gt_classes for x in instances],
+            self.anchor_matcher,
+            self.num_classes,
+        )
+        predictions = DensePredictions(
+            logits=torch.cat(logits, dim=1),
+            deltas=torch.cat(deltas, dim=1),
+            anchors=all_anchors,
+            encode=self.box2box_transform.get_deltas,
+            decode=self.box2box_transform.apply_deltas,
+        )
+        self._report(targets)
+        weights = self.loss_normalizer(targets.num_foreground)
+        return {
+            "loss_cls": (self.cls_loss(predictions, targets) * weights).sum(),
+            "loss_box_reg": (self.box_loss(predictions, targets) * weights).sum(),
+        }
+
+    def inference(
+        self,
+        logits: Sequence[torch.Tensor],
+        deltas: Sequence[torch.Tensor],
+        anchors: Sequence[Boxes],
+        images: ImageList,
+    ) -> list[Instances]:
+        """Detections of each image in pixels of the network's input; arguments as :meth:`losses`."""
+        level_anchors = [level.tensor for level in anchors]
+        results = []
+        for index, image_size in enumerate(images.image_sizes):
+            detections = decode_image(
+                [level[index] for level in logits],
+                [level[index] for level in deltas],
+                level_anchors,
+                self.box2box_transform.apply_deltas,
+                score_thresh=self.test_score_thresh,
+                topk=self.test_topk_candidates,
+                nms_thresh=self.test_nms_thresh,
+                max_detections=self.max_detections_per_image,
+            )
+            result = Instances(image_size)
+            result.pred_boxes = Boxes(detections.boxes)
+            result.scores = detections.scores
+            result.pred_classes = detections.classes
+            results.append(result)
+        return results
+
+    def _flatten(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Per level ``(N, A*D, H, W) -> (N, H*W*A, D)``: a view, when the outputs are channels-last in memory."""
+        num_anchors = self.anchor_generator.num_cell_anchors
+        return [
+            output.permute(0, 2, 3, 1).reshape(len(output), -1, output.shape[1] // anchors)
+            for output, anchors in zip(outputs, num_anchors)
+        ]
+
+    def _postprocess(self, results: Sequence[Instances], batched_inputs: list[dict]) -> list[dict]:
+        """Scale the detections to the size that each input asks for."""
+        outputs = []
+        for result, x in zip(results, batched_inputs):
+            height, width = result.image_size
+            outputs.append({"instances": detector_postprocess(result, x.get("height", height), x.get("width", width))})
+        return outputs
+
+    def _zero_losses(self) -> dict[str, torch.Tensor]:
+        # Every parameter joins the graph, so that a process without images does not leave the others waiting.
+        zero = sum(parameter.sum() for parameter in self.parameters()) * 0.0
+        return {"loss_cls": zero, "loss_box_reg": zero}
+
+    def _report(self, targets: DenseTargets) -> None:
+        if has_event_storage():
+            foreground, images = len(targets.image_index), len(targets.labels)
+            get_event_storage().put_scalar("num_pos_anchors", foreground / images)
+
+
+def _check_in_features(names: Sequence[str], backbone_shape: dict) -> None:
+    missing = [name for name in names if name not in backbone_shape]
+    if missing:
+        raise ValueError(
+            f"MODEL.RETINANET.IN_FEATURES names {missing}, which the backbone does not have; "
+            f"it has {', '.join(sorted(backbone_shape))}"
+        )
+
+
+def _box_loss_name(retinanet) -> str:
+    """BOX_LOSS.NAME, which may be empty, or Detectron2's BBOX_REG_LOSS_TYPE: one fact, so they must not disagree."""
+    name, detectron2_name = retinanet.BOX_LOSS.NAME, retinanet.BBOX_REG_LOSS_TYPE
+    if name and detectron2_name not in ("smooth_l1", name):
+        raise ValueError(
+            f"MODEL.RETINANET.BOX_LOSS.NAME is {name!r} and BBOX_REG_LOSS_TYPE is {detectron2_name!r}; set only one"
+        )
+    return name or detectron2_name

@@ -1,0 +1,26 @@
+"""A look at training: ground truth above, predictions below."""
+
+import numpy as np
+
+from retinanet_ext.d2 import Instances, Visualizer, detection_utils, detector_postprocess
+
+MAX_BOXES = 20
+
+
+def draw_training_picture(batched_input: dict, detections: Instances, input_format: str, storage) -> None:
+    """Store a picture of one training image in ``storage``, from where the writers take it.
+
+    Args:
+        batched_input: the image's dict with ``image`` and ``instances``.
+        detections: best first, in pixels of the network's input.
+        input_format: channel order of the image.
+        storage: the ``EventStorage``.
+    """
+    image = detection_utils.convert_image_to_rgb(batched_input["image"].permute(1, 2, 0), input_format)
+    detections = detector_postprocess(detections, *image.shape[:2])
+    halves = []
+    for boxes in (batched_input["instances"].gt_boxes, detections.pred_boxes[:MAX_BOXES]):
+        picture = Visualizer(image, None).overlay_instances(boxes=boxes.tensor.detach().cpu().numpy())
+        halves.append(picture.get_image())
+    name = f"top: ground truth; bottom: the {MAX_BOXES} highest scores"
+    storage.put_image(name, np.vstack(halves).transpose(2, 0, 1))

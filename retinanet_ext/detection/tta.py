@@ -1,0 +1,60 @@
+"""Test-time augmentation for dense detectors."""
+
+import torch
+from torch import nn
+
+from retinanet_ext.d2 import Boxes, DatasetMapperTTA, Instances
+from retinanet_ext.ops import batched_nms
+
+
+class DenseDetectorWithTTA(nn.Module):
+    """Runs a detector on resized and flipped copies of each image and merges the detections by NMS.
+
+    Detectron2's own wrapper takes two-stage detectors only. The views come from its ``DatasetMapperTTA``, so
+    ``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP`` mean the same.
+    """
+
+    def __init__(self, cfg, model: nn.Module, tta_mapper=None, batch_size: int = 3):
+        """
+        Args:
+            cfg: ``TEST.AUG``, ``MODEL.RETINANET.NMS_THRESH_TEST`` and ``TEST.DETECTIONS_PER_IMAGE`` are read.
+            model: maps a list of input dicts to a list of ``{"instances": Instances}``.
+            tta_mapper: makes the views of one input; default ``DatasetMapperTTA(cfg)``.
+            batch_size: views run at a time.
+        """
+        super().__init__()
+        self.model = model
+        self.tta_mapper = tta_mapper or DatasetMapperTTA(cfg)
+        self.batch_size = batch_size
+        self.nms_thresh = cfg.MODEL.RETINANET.NMS_THRESH_TEST
+        self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """Inputs and outputs as of the wrapped model at inference; ``height`` and ``width`` default to the image's."""
+        return [{"instances": self._merge(x)} for x in batched_inputs]
+
+    def _merge(self, batched_input: dict) -> Instances:
+        image_height, image_width = batched_input["image"].shape[1:]
+        size = (batched_input.get("height", image_height), batched_input.get("width", image_width))
+        views = self.tta_mapper({**batched_input, "height": size[0], "width": size[1]})
+        boxes, scores, classes = (torch.cat(parts) for parts in zip(*self._detect(views)))
+        keep = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
+        merged = Instances(size)
+        merged.pred_boxes = Boxes(boxes[keep])
+        merged.pred_boxes.clip(size)
+        merged.scores = scores[keep]
+        merged.pred_classes = classes[keep]
+        return merged
+
+    def _detect(self, views: list[dict]):
+        """Boxes, scores and classes of each view, in pixels of the original image."""
+        for start in range(0, len(views), self.batch_size):
+            batch = views[start : start + self.batch_size]
+            # Without height and width the model answers in pixels of the view, which `transforms` can map back.
+            inputs = [{"image": view["image"]} for view in batch]
+            for view, output in zip(batch, self.model(inputs)):
+                found = output["instances"]
+                boxes = view["transforms"].inverse().apply_box(found.pred_boxes.tensor.cpu().numpy())
+                boxes = torch.as_tensor(boxes, dtype=torch.float32, device=found.scores.device)
+                yield boxes, found.scores, found.pred_classes
