@@ -1,0 +1,1 @@
+"""The console command ``retinanet-ext``: `main` dispatches, each verb has its own file."""

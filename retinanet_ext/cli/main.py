@@ -1,0 +1,35 @@
+"""Entry point of ``retinanet-ext``. Verbs import torch only when they run, so that ``--help`` answers at once."""
+
+import argparse
+import logging
+import sys
+
+from . import predict, shapes
+from .usage import UsageError
+
+# A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code.
+VERBS = {"predict": predict, "shapes": shapes}
+USAGE_ERROR = 2
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="retinanet-ext", description="RetinaNet and its kin, from the command line.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, module in VERBS.items():
+        module.add_arguments(verbs.add_parser(name, help=module.HELP, description=module.HELP))
+    return parser
+
+
+def main(argv=None):
+    """Run one verb; returns the exit code: 0 success, 1 part of the input was skipped, 2 wrong usage."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return VERBS[args.verb].run(args)
+    except UsageError as error:
+        sys.stderr.write(f"retinanet-ext {args.verb}: error: {error}\n")
+        return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""``retinanet-ext predict``: detect objects in images, folders and videos."""
+
+import logging
+from collections import deque
+from pathlib import Path
+
+from .predict_files import CocoResults, find_sources
+from .usage import UsageError, usage_errors
+
+HELP = "Detect objects in images, folders and videos; writes annotated pictures and COCO-format JSON."
+RESULTS_FILE = "predictions.json"
+_WEIGHT_FILES = ("model_best.pth", "model_final.pth")
+_DEFAULT_FPS = 25.0
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser):
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config, best the config.yaml of a run")
+    parser.add_argument(
+        "--weights", metavar="FILE",
+        help="checkpoint; default: MODEL.WEIGHTS if given among the overrides, else model_best.pth or "
+        "model_final.pth beside the config file or in its OUTPUT_DIR, else the config's MODEL.WEIGHTS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PATH", help="images, videos, or folders (searched recursively)"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for pictures and JSON")
+    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="0 to 1 (default: 0.5)")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images per forward pass (default: 4)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    parser.add_argument("--no-pictures", action="store_true", help="write JSON only")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="config overrides; directly after --input, put -- before them"
+    )
+
+
+def run(args):
+    output = Path(args.output)
+    sources, skipped = find_sources(args.input, output)
+    _check_arguments(args, output, sources)
+    with usage_errors():
+        predictor, class_names = _build_predictor(args)
+        output.mkdir(parents=True, exist_ok=True)
+    job = _Job(predictor, class_names, output, pictures=not args.no_pictures)
+    for path, reason in skipped.items():
+        job.skip(path, reason)
+    images = [source for source in sources if not source.is_video]
+    if images:
+        job.run_images(images)
+    for source in sources:
+        if source.is_video:
+            job.run_video(source)
+    logger.info("%d detections in %d images and frames; results in %s.", job.detections, job.done, output)
+    if job.skipped:
+        lines = "\n".join(f"  {path}: {reason}" for path, reason in job.skipped.items())
+        logger.warning("Skipped %d of the inputs:\n%s", len(job.skipped), lines)
+    return 1 if job.skipped else 0
+
+
+def _check_arguments(args, output, sources):
+    if not 0.0 <= args.score_threshold <= 1.0:
+        raise UsageError(f"--score-threshold is {args.score_threshold}; legal: 0 to 1.")
+    if args.batch_size < 1:
+        raise UsageError(f"--batch-size is {args.batch_size}; legal: 1 or more.")
+    inputs = {source.path.resolve() for source in sources}
+    clash = next((s for s in sources if s.picture(output).resolve() in inputs), None)
+    if clash is not None and not args.no_pictures:
+        raise UsageError(f"The picture of {clash.path} would overwrite an input; choose another folder for --output.")
+
+
+def _build_predictor(args):
+    """(BatchPredictor, class names) as the arguments and the config say."""
+    import torch
+
+    from retinanet_ext.predictor import BatchPredictor
+
+    cfg = _load_config(args)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda, but PyTorch finds no CUDA device here; use --device cpu.")
+    cfg.MODEL.DEVICE = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    cfg.MODEL.WEIGHTS = _weights(args, cfg)
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.score_threshold
+    class_names = _class_names(cfg)
+    cfg.freeze()
+    logger.info("Weights: %s; device: %s; classes: %s.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, ", ".join(class_names))
+    return BatchPredictor(cfg, batch_size=args.batch_size), class_names
+
+
+def _load_config(args):
+    from retinanet_ext.config import load_config
+
+    cfg = load_config(args.config_file, args.opts, datasets=False)
+    if cfg.MODEL.CLASS_NAMES:
+        return cfg
+    # Not the config of a run, which knows its classes: ask the training data.
+    try:
+        return load_config(args.config_file, args.opts)
+    except OSError as error:
+        logger.warning("The training data are not here, so classes have numbers instead of names. %s", error)
+        return cfg
+
+
+def _weights(args, cfg):
+    """The checkpoint to use. The config of a run names in MODEL.WEIGHTS what training began from: hence last."""
+    folders = [Path(args.config_file).parent, Path(cfg.OUTPUT_DIR)]
+    found = [str(folder / name) for folder in folders for name in _WEIGHT_FILES if (folder / name).is_file()]
+    if args.weights or "MODEL.WEIGHTS" in args.opts[::2]:
+        path = args.weights or cfg.MODEL.WEIGHTS
+    else:
+        path = found[0] if found else cfg.MODEL.WEIGHTS
+    if not path:
+        raise UsageError(f"No {' or '.join(_WEIGHT_FILES)} in {folders[0]} or {folders[1]}; give --weights FILE.")
+    if "://" not in path and not Path(path).is_file():
+        raise UsageError(f"The weights {path} do not exist.")
+    return path
+
+
+def _class_names(cfg):
+    count = cfg.MODEL.RETINANET.NUM_CLASSES
+    names = list(cfg.MODEL.CLASS_NAMES) or [f"class {k}" for k in range(count)]
+    if len(names) != count:
+        raise UsageError(
+            f"MODEL.RETINANET.NUM_CLASSES is {count}, but MODEL.CLASS_NAMES has {len(names)}: {', '.join(names)}. "
+            "Use the config.yaml that the training run wrote to its output folder."
+        )
+    return names
+
+
+class _Job:
+    """One run over all inputs: predicts, draws, collects results and what had to be skipped."""
+
+    def __init__(self, predictor, class_names, output, pictures):
+        self.predictor = predictor
+        self.class_names = class_names
+        self.output = output
+        self.pictures = pictures
+        self.skipped = {}
+        self.detections = 0
+        self.done = 0
+
+    def skip(self, path, reason):
+        logger.warning("Skipped %s: %s", path, reason)
+        self.skipped[path] = reason
+
+    def run_images(self, sources):
+        from PIL import Image
+
+        from retinanet_ext.data.map_ahead import map_ahead
+
+        results = CocoResults(self.class_names)
+        waiting = deque()
+
+        def readable(bar):
+            for source, image in map_ahead(_read, sources):
+                if isinstance(image, Exception):
+                    self.skip(source.path, f"{type(image).__name__}: {image}")
+                    bar.update()
+                else:
+                    waiting.append((source, image))
+                    yield image
+
+        with _progress(len(sources), "image") as bar:
+            for instances in self.predictor.predict(readable(bar)):
+                source, image = waiting.popleft()
+                self._count(results, str(source.path), instances)
+                if self.pictures:
+                    picture = source.picture(self.output)
+                    picture.parent.mkdir(parents=True, exist_ok=True)
+                    drawn = self._draw(image, instances)
+                    Image.fromarray(drawn[:, :, ::-1]).save(picture, quality=95)
+                bar.update()
+        results.save(self.output / RESULTS_FILE)
+
+    def run_video(self, source):
+        import cv2
+
+        capture = cv2.VideoCapture(str(source.path))
+        fps = capture.get(cv2.CAP_PROP_FPS) or _DEFAULT_FPS
+        expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        results = CocoResults(self.class_names)
+        waiting, writer = deque(), None
+
+        def frames():
+            while True:
+                there, frame = capture.read()
+                if not there:
+                    return
+                waiting.append(frame)
+                yield frame
+
+        with _progress(expected, "frame") as bar:
+            for number, instances in enumerate(self.predictor.predict(frames())):
+                image = waiting.popleft()
+                self._count(results, str(source.path), instances, frame=number)
+                if self.pictures:
+                    writer = writer or _video_writer(source.picture(self.output), fps, image.shape)
+                    writer.write(self._draw(image, instances))
+                bar.update()
+        capture.release()
+        if writer is not None:
+            writer.release()
+        count = len(results.content["images"])
+        if count == 0:
+            self.skip(source.path, "no frame of this video can be decoded")
+            return
+        if count < expected:
+            logger.warning("%s: %d of %d frames could be decoded.", source.path, count, expected)
+        results.save((self.output / source.name).with_suffix(".json"))
+
+    def _count(self, results, file_name, instances, **fields):
+        results.add(file_name, instances, **fields)
+        self.done += 1
+        self.detections += len(instances)
+
+    def _draw(self, image, instances):
+        """BGR image with boxes, class names and scores drawn in."""
+        from retinanet_ext.d2 import Visualizer
+
+        canvas = Visualizer(image[:, :, ::-1], {"thing_classes": self.class_names})
+        return canvas.draw_instance_predictions(instances).get_image()[:, :, ::-1]
+
+
+def _read(source):
+    """(source, uint8 BGR image after its EXIF rotation), or (source, error)."""
+    from retinanet_ext.d2 import detection_utils
+    from retinanet_ext.data.image_probe import IMAGE_ERRORS
+
+    try:
+        return source, detection_utils.read_image(str(source.path), format="BGR")
+    except (*IMAGE_ERRORS, ValueError) as error:
+        return source, error
+
+
+def _progress(total, unit):
+    """A progress bar on stderr; none where that is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(total=total or None, unit=unit, disable=None)
+
+
+def _video_writer(path, fps, shape):
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (shape[1], shape[0]))
+    if not writer.isOpened():
+        raise OSError(f"OpenCV cannot write the video {path}; is the folder writable, does OpenCV have FFmpeg?")
+    return writer

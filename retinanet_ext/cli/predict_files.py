@@ -1,0 +1,98 @@
+"""What ``retinanet-ext predict`` reads and writes: input files, and COCO-format results."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+# Other formats are read, but pictures of them are written as PNG.
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file. `name` is its unique path below the output folder."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_video(self):
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+    def picture(self, output):
+        """Where its annotated picture or video goes."""
+        if self.is_video:
+            return (output / self.name).with_suffix(".mp4")
+        keeps = self.path.suffix.lower() in _PICTURE_SUFFIXES
+        return output / (self.name if keeps else self.name + ".png")
+
+
+def find_sources(paths, output):
+    """Files among `paths`: each file itself, and all images and videos below each folder.
+
+    Args:
+        paths: files and folders.
+        output: the output folder, left out when it lies in one of the folders.
+
+    Returns:
+        (sources, problems): list of Source, and {path: reason} for paths that give none.
+    """
+    sources, problems, names = [], {}, set()
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = [p for p in sorted(path.rglob("*")) if _is_input(p, output)]
+            relative = [p.relative_to(path) for p in found]
+            if not found:
+                problems[path] = "no images or videos in this folder"
+        elif path.is_file():
+            found, relative = [path], [Path(path.name)]
+        else:
+            found, relative = [], []
+            problems[path] = "no such file or folder"
+        for file, name in zip(found, relative, strict=True):
+            sources.append(Source(file, _unique(name, names)))
+    return sources, problems
+
+
+def _is_input(path, output):
+    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    return path.suffix.lower() in suffixes and path.is_file() and output.resolve() not in path.resolve().parents
+
+
+def _unique(name, taken):
+    """`name`, numbered if an earlier input has the same; videos share ``.mp4`` and ``.json``, so stems count."""
+    candidate, number = name, 1
+    while candidate.with_suffix("") in taken:
+        number += 1
+        candidate = name.with_stem(f"{name.stem}_{number}")
+    taken.add(candidate.with_suffix(""))
+    return candidate.as_posix()
+
+
+class CocoResults:
+    """Collects detections as one COCO-format file that pycocotools loads; category ids are class index + 1."""
+
+    def __init__(self, class_names):
+        categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
+        self.content = {"images": [], "annotations": [], "categories": categories}
+
+    def add(self, file_name, instances, **fields):
+        """Add one image (`fields` go to its record) with its Instances; boxes become XYWH in pixels."""
+        height, width = instances.image_size
+        images, annotations = self.content["images"], self.content["annotations"]
+        image_id = len(images) + 1
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height, **fields})
+        boxes = instances.pred_boxes.tensor.tolist()
+        scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
+        for box, score, k in zip(boxes, scores, classes, strict=True):
+            x0, y0, x1, y1 = box
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image_id, "file_name": file_name, "category_id": k + 1,
+                 "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0, "score": score}
+            )  # fmt: skip
+
+    def save(self, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.content))

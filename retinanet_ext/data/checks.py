@@ -1,0 +1,277 @@
+"""Check of dataset records before training: find every problem first, then refuse, drop or clip by policy.
+
+Records are Detectron2's dataset dicts. Nothing is edited in place, and nothing is dropped without being listed.
+"""
+
+import logging
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from retinanet_ext.d2 import BoxMode
+
+from .image_probe import probe_images
+
+ANNOTATION_KEY = "DATASETS.ON_BAD_ANNOTATION"
+IMAGE_KEY = "DATASETS.ON_BAD_IMAGE"
+ANNOTATION_POLICIES = ("error", "drop", "clip")
+IMAGE_POLICIES = ("error", "drop")
+IMAGE_CHECKS = ("header", "decode", "none")
+
+# Rounding and the VOC offset move boxes by up to a pixel; those are no mistakes.
+BOX_TOLERANCE = 1.0
+_OUTSIDE = "box outside the image"
+_SHOWN = 10
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one record, or with one annotation of it (`annotation` is None for the image itself)."""
+
+    kind: str
+    file_name: str
+    image_id: object
+    annotation: str | None
+    found: str
+    legal: str
+
+    def __str__(self):
+        annotation = f", annotation {self.annotation}" if self.annotation else ""
+        return (
+            f"{self.kind}: {self.file_name} (image id {self.image_id}){annotation}: "
+            f"found {self.found}, legal: {self.legal}"
+        )
+
+
+@dataclass
+class Report:
+    """What `check_dataset_dicts` found and did."""
+
+    dataset_name: str
+    num_images: int
+    num_annotations: int
+    problems: list[Problem] = field(default_factory=list)
+    dropped_images: int = 0
+    dropped_annotations: int = 0
+    clipped_annotations: int = 0
+
+    def counts(self):
+        """{kind of problem: how many}, the most frequent first."""
+        return dict(Counter(problem.kind for problem in self.problems).most_common())
+
+
+def check_dataset_dicts(
+    dicts,
+    dataset_name,
+    class_names,
+    *,
+    on_bad_annotation="error",
+    on_bad_image="error",
+    check_images="header",
+    num_classes=None,
+):
+    """Check all records of a dataset.
+
+    Bad images: missing or unreadable file, size other than the record says (after EXIF rotation), repeated image id.
+    Bad annotations: a box that is no four finite numbers, is inverted, has no area, or sticks out of the image by
+    more than a pixel; a category id outside [0, K). Crowd annotations are checked like the rest and kept.
+
+    Args:
+        dicts: list of dataset dicts; not modified.
+        dataset_name: for messages.
+        class_names: names of the classes; K is their number unless `num_classes` is given.
+        on_bad_annotation: "error" raises; "drop" removes the annotation; "clip" cuts a box that sticks out at the
+            border of its image, and removes what cannot be repaired so.
+        on_bad_image: "error" raises; "drop" removes the record (of records with one image id, all but the first).
+        check_images: "header" opens each file, "decode" reads all of its pixels, "none" touches no file.
+        num_classes: K.
+
+    Returns:
+        (records, Report); records without problems are the very same objects.
+
+    Raises:
+        ValueError: an unknown policy, an empty dataset, or problems that the policies do not cover; the message
+            counts them by kind, shows the first ones, and names the config keys that change the policy.
+    """
+    _check_choice("on_bad_annotation", on_bad_annotation, ANNOTATION_POLICIES)
+    _check_choice("on_bad_image", on_bad_image, IMAGE_POLICIES)
+    _check_choice("check_images", check_images, IMAGE_CHECKS)
+    if not dicts:
+        raise ValueError(f"Dataset {dataset_name!r} is empty: it has no images. Check its paths and its split.")
+    num_classes = len(class_names) if num_classes is None else num_classes
+    bad_images, sizes = _find_bad_images(dicts, check_images)
+    bad_annotations = {}
+    for position, record in enumerate(dicts):
+        found = _find_bad_annotations(record, sizes[position], num_classes, class_names)
+        if found and not (position in bad_images and on_bad_image == "drop"):
+            bad_annotations[position] = found
+
+    report = Report(dataset_name, len(dicts), sum(len(d.get("annotations", ())) for d in dicts))
+    report.problems = [*bad_images.values(), *(p for found in bad_annotations.values() for p in found.values())]
+    _raise_if_refused(report, on_bad_annotation, on_bad_image)
+    clean = []
+    for position, record in enumerate(dicts):
+        if position in bad_images:
+            report.dropped_images += 1
+        elif position in bad_annotations:
+            size = sizes[position]
+            clean.append(_repaired(record, bad_annotations[position], size, on_bad_annotation, report))
+        else:
+            clean.append(record)
+    _log(report)
+    if not clean:
+        raise ValueError(f"Dataset {dataset_name!r} is empty after all of its {len(dicts)} images were dropped.")
+    return clean, report
+
+
+def _check_choice(name, value, legal):
+    if value not in legal:
+        raise ValueError(f"{name} is {value!r}; legal: {', '.join(legal)}.")
+
+
+def _find_bad_images(dicts, check_images):
+    """({position: Problem}, [(width, height) or None per record])."""
+    sizes = [(d["width"], d["height"]) if "width" in d and "height" in d else None for d in dicts]
+    bad, first_with_id = {}, {}
+    found = [None] * len(dicts)
+    if check_images != "none":
+        found = probe_images([d["file_name"] for d in dicts], decode=check_images == "decode")
+    for position, (record, actual) in enumerate(zip(dicts, found, strict=True)):
+        problem = _image_problem(record, sizes[position], actual)
+        image_id = record.get("image_id")
+        if problem is None and image_id is not None:
+            first = first_with_id.setdefault(image_id, position)
+            if first != position:
+                legal = f"an id of its own; record {first} ({dicts[first]['file_name']}) has this one"
+                problem = _problem(record, "duplicate image id", f"image id {image_id}", legal)
+        if problem is not None:
+            bad[position] = problem
+        elif sizes[position] is None:
+            sizes[position] = actual
+    return bad, sizes
+
+
+def _image_problem(record, expected, actual):
+    if isinstance(actual, FileNotFoundError):
+        return _problem(record, "missing image file", "no such file", "an image file")
+    if isinstance(actual, Exception):
+        return _problem(record, "unreadable image", f"{type(actual).__name__}: {actual}", "an image file")
+    if actual is None or expected is None or actual == tuple(expected):
+        return None
+    turned = ", which is that size before its EXIF rotation" if actual == tuple(expected)[::-1] else ""
+    legal = f"width x height = {expected[0]}x{expected[1]} as the record says{turned}"
+    return _problem(record, "image size differs from the record", f"{actual[0]}x{actual[1]}", legal)
+
+
+def _problem(record, kind, found, legal, annotation=None):
+    return Problem(kind, record["file_name"], record.get("image_id"), annotation, str(found), legal)
+
+
+def _find_bad_annotations(record, size, num_classes, class_names):
+    """{index of the annotation: Problem}."""
+    bad = {}
+    for index, annotation in enumerate(record.get("annotations", ())):
+        fault = _category_fault(annotation, num_classes, class_names) or _box_fault(annotation, size)
+        if fault is not None:
+            name = f"{index} (id {annotation['id']})" if "id" in annotation else str(index)
+            bad[index] = _problem(record, *fault, annotation=name)
+    return bad
+
+
+def _category_fault(annotation, num_classes, class_names):
+    category = annotation.get("category_id")
+    if isinstance(category, int) and not isinstance(category, bool) and 0 <= category < num_classes:
+        return None
+    name = annotation.get("category_name")
+    found = f"category_id {category!r}" + (f" ({name})" if name is not None else "")
+    return "unknown category", found, f"0 to {num_classes - 1} ({', '.join(class_names)})"
+
+
+def _box_fault(annotation, size):
+    box = annotation.get("bbox")
+    try:
+        finite = len(box) == 4 and all(math.isfinite(v) for v in box)
+    except TypeError:
+        finite = False
+    if not finite:
+        return "box is not four finite numbers", repr(box), "four finite numbers"
+    x0, y0, x1, y1 = _xyxy(annotation)
+    width, height = x1 - x0, y1 - y0
+    shown = f"[x0, y0, x1, y1] = [{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
+    if width < 0 or height < 0:
+        return "inverted box", shown, "x0 < x1 and y0 < y1"
+    if width == 0 or height == 0:
+        return "box without area", shown, "x0 < x1 and y0 < y1"
+    if size is None:
+        return None
+    over = max(-x0, -y0, x1 - size[0], y1 - size[1])
+    if over > BOX_TOLERANCE:
+        return _OUTSIDE, shown, f"inside 0, 0, {size[0]}, {size[1]} (up to {BOX_TOLERANCE:g} pixel of tolerance)"
+    return None
+
+
+def _xyxy(annotation):
+    return BoxMode.convert([float(v) for v in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+
+
+def _raise_if_refused(report, on_bad_annotation, on_bad_image):
+    refused, remedies = [], []
+    if on_bad_image == "error":
+        refused += [p for p in report.problems if p.annotation is None]
+        if refused:
+            remedies.append(f"{IMAGE_KEY} drop leaves these images out")
+    if on_bad_annotation == "error":
+        bad = [p for p in report.problems if p.annotation is not None]
+        if bad:
+            refused += bad
+            remedies.append(f"{ANNOTATION_KEY} drop leaves these annotations out")
+        if any(p.kind == _OUTSIDE for p in bad):
+            remedies.append(f"{ANNOTATION_KEY} clip cuts boxes at the border of the image")
+    if not refused:
+        return
+    counts = Counter(p.kind for p in refused).most_common()
+    lines = [f"Dataset {report.dataset_name!r} has {len(refused)} problems in {report.num_images} images:"]
+    lines += [f"  {count} x {kind}" for kind, count in counts]
+    lines += [f"The first {min(_SHOWN, len(refused))}:"] + [f"  {p}" for p in refused[:_SHOWN]]
+    raise ValueError("\n".join(lines + ["Correct the data, or set a policy: " + "; ".join(remedies) + "."]))
+
+
+def _repaired(record, bad, size, policy, report):
+    """A copy of the record whose bad annotations are gone, or clipped copies."""
+    kept = []
+    for index, annotation in enumerate(record["annotations"]):
+        if index not in bad:
+            kept.append(annotation)
+            continue
+        box = _clipped(annotation, size) if policy == "clip" and bad[index].kind == _OUTSIDE else None
+        if box is None:
+            report.dropped_annotations += 1
+        else:
+            report.clipped_annotations += 1
+            kept.append({**annotation, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS})
+    return {**record, "annotations": kept}
+
+
+def _clipped(annotation, size):
+    """The box cut at the border of the image, in XYXY; None if nothing is left of it."""
+    x0, y0, x1, y1 = _xyxy(annotation)
+    box = [max(x0, 0.0), max(y0, 0.0), min(x1, float(size[0])), min(y1, float(size[1]))]
+    return box if box[2] > box[0] and box[3] > box[1] else None
+
+
+def _log(report):
+    if not report.problems:
+        logger.info(
+            "Dataset %r: %d images with %d annotations checked, no problems.",
+            report.dataset_name, report.num_images, report.num_annotations,
+        )  # fmt: skip
+        return
+    counts = ", ".join(f"{count} x {kind}" for kind, count in report.counts().items())
+    lines = "\n".join(f"  {problem}" for problem in report.problems)
+    logger.warning(
+        "Dataset %r: %s. Dropped %d of %d images; of %d annotations dropped %d and clipped %d:\n%s",
+        report.dataset_name, counts, report.dropped_images, report.num_images, report.num_annotations,
+        report.dropped_annotations, report.clipped_annotations, lines,
+    )  # fmt: skip

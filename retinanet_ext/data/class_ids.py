@@ -1,0 +1,84 @@
+"""Class names of the datasets of a config, and the number of classes that follows from them."""
+
+import difflib
+
+from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
+
+NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
+
+
+def dataset_class_names(dataset_name):
+    """Names of the classes of a registered dataset; reads the dataset only if its registration did not state them.
+
+    Raises:
+        KeyError: no such dataset; names the nearest ones.
+        ValueError: the dataset states no names.
+    """
+    registered = DatasetCatalog.list()
+    if dataset_name not in registered:
+        near = difflib.get_close_matches(dataset_name, registered, n=3)
+        hint = f"Did you mean {', '.join(near)}?" if near else f"Registered: {', '.join(registered)}."
+        raise KeyError(f"Dataset {dataset_name!r} is not registered. {hint} DATASETS.CUSTOM registers your own.")
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("thing_classes", None) is None:
+        DatasetCatalog.get(dataset_name)
+    names = metadata.get("thing_classes", None)
+    if not names:
+        raise ValueError(f"Dataset {dataset_name!r} has no thing_classes in its metadata; register it with them.")
+    return list(names)
+
+
+def config_class_names(cfg):
+    """The class names that all of DATASETS.TRAIN and DATASETS.TEST share; [] if the config names no dataset.
+
+    Raises:
+        ValueError: two of the datasets disagree; shows how.
+    """
+    datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if not datasets:
+        return []
+    names = dataset_class_names(datasets[0])
+    for other in datasets[1:]:
+        other_names = dataset_class_names(other)
+        if other_names != names:
+            raise ValueError(_difference(datasets[0], names, other, other_names))
+    return names
+
+
+def resolve_num_classes(cfg, num_classes_is_set):
+    """MODEL.RETINANET.NUM_CLASSES as it has to be for the datasets of `cfg`.
+
+    Args:
+        cfg: a config whose datasets are registered.
+        num_classes_is_set: whether the user gave the key a value, in a file or on the command line.
+
+    Returns:
+        int: the number of classes of the datasets; the config's own value if it names no dataset.
+
+    Raises:
+        ValueError: the datasets disagree with each other, or with a value that is set.
+    """
+    names = config_class_names(cfg)
+    value = cfg.MODEL.RETINANET.NUM_CLASSES
+    if not names:
+        return value
+    if num_classes_is_set and value != len(names):
+        dataset = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0]
+        raise ValueError(
+            f"{NUM_CLASSES_KEY} is {value}, but dataset {dataset!r} has {len(names)} classes: {', '.join(names)}. "
+            f"Remove the key (it is then taken from the data) or set it to {len(names)}."
+        )
+    return len(names)
+
+
+def _difference(first, first_names, second, second_names):
+    only_first = [n for n in first_names if n not in second_names]
+    only_second = [n for n in second_names if n not in first_names]
+    if only_first or only_second:
+        detail = f"only in {first!r}: {only_first}; only in {second!r}: {only_second}"
+    else:
+        detail = f"the same names in another order: {first_names} and {second_names}"
+    return (
+        f"Datasets {first!r} ({len(first_names)} classes) and {second!r} ({len(second_names)} classes) "
+        f"disagree on their classes: {detail}. Give both the same CLASSES, in DATASETS.CUSTOM or when registering."
+    )

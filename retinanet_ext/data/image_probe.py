@@ -1,0 +1,50 @@
+"""Look at image files without loading the data set: do they exist, do they open, how large are they."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+
+# What Pillow raises for a damaged file, by format: SyntaxError comes from PNG, EOFError from truncated streams.
+IMAGE_ERRORS = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+_EXIF_ORIENTATION = 274
+_EXIF_QUARTER_TURNS = (5, 6, 7, 8)
+_THREADS = 16
+
+
+def probe_images(paths, decode=False):
+    """Open each file.
+
+    Args:
+        paths: list of str.
+        decode: read all pixels; otherwise only the header, which misses damage further on.
+
+    Returns:
+        list, aligned with `paths`, of (width, height) after the EXIF rotation, or of the error.
+    """
+
+    def probe(path):
+        return _probe(path, decode)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(probe, paths))
+
+
+def _probe(path, decode):
+    if not os.path.isfile(path):
+        return FileNotFoundError("no such file")
+    try:
+        with Image.open(path) as image:
+            if decode:
+                image.load()
+            return image.size[::-1] if _is_turned(image) else image.size
+    except Exception as error:
+        return error
+
+
+def _is_turned(image):
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
+    except Exception:
+        return False

@@ -1,0 +1,119 @@
+"""Reader for data in Pascal VOC layout: ``Annotations/*.xml``, ``JPEGImages``, ``ImageSets/Main/<split>.txt``."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from retinanet_ext.d2 import BoxMode
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
+
+
+def load_voc(root, split, class_names):
+    """Read one split as dataset records.
+
+    VOC counts pixels from 1 and includes the last one, so a box becomes ``(xmin - 1, ymin - 1, xmax, ymax)``, in
+    XYXY_ABS, as in Detectron2's VOC reader. A box whose two corners coincide along an axis has no area: labelling
+    tools write that for a click without a drag. It stays without area here, so that the dataset check finds it
+    (Detectron2's reader makes it one pixel wide). Objects marked `difficult` are kept, like Detectron2 does, and
+    carry ``"difficult": 1``. An object whose class is not in `class_names` gets category_id -1, for the same check.
+
+    Args:
+        root: the folder that holds ``Annotations``.
+        split: name of a file in ``ImageSets/Main``, without ``.txt``.
+        class_names: the names that make category ids 0, 1, ...
+
+    Returns:
+        list of dicts with file_name, image_id (the file's stem), height, width, annotations.
+
+    Raises:
+        FileNotFoundError: no such split or annotation file.
+        ValueError: an annotation file that is no VOC annotation.
+    """
+    root = Path(root)
+    class_ids = {name: k for k, name in enumerate(class_names)}
+    return [_read_record(root, stem, class_ids) for stem in _stems(root, split)]
+
+
+def voc_class_names(root):
+    """Sorted names of all classes in ``Annotations/*.xml``: of every split, so that all splits agree on the ids."""
+    names = set()
+    for path in sorted((Path(root) / "Annotations").glob("*.xml")):
+        names.update(_text(item, "name", path) for item in _parse(path).iter("object"))
+    if not names:
+        raise ValueError(f"No objects in {Path(root) / 'Annotations'}/*.xml; is this the root of VOC-format data?")
+    return sorted(names)
+
+
+def _stems(root, split):
+    path = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+        raise FileNotFoundError(f"{path} does not exist; splits found there: {found}.")
+    # Per-class split files have a second column (1, -1, 0) after the name.
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def _read_record(root, stem, class_ids):
+    path = root / "Annotations" / f"{stem}.xml"
+    tree = _parse(path)
+    size = tree.find("size")
+    if size is None:
+        raise ValueError(f"{path}: <size> is missing; a VOC annotation states width and height of its image.")
+    return {
+        "file_name": str(_image_path(root, stem, tree)),
+        "image_id": stem,
+        "height": int(_number(size, "height", path)),
+        "width": int(_number(size, "width", path)),
+        "annotations": [_read_object(item, class_ids, path) for item in tree.iter("object")],
+    }
+
+
+def _image_path(root, stem, tree):
+    folder = root / "JPEGImages"
+    # <filename> in an annotation is often the name on the labeller's disk, hence only the second choice.
+    named = Path((tree.findtext("filename") or "").strip().replace("\\", "/")).name
+    candidates = [folder / f"{stem}{suffix}" for suffix in _IMAGE_SUFFIXES] + [folder / named] * bool(named)
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _read_object(item, class_ids, path):
+    name = _text(item, "name", path)
+    corners = item.find("bndbox")
+    if corners is None:
+        raise ValueError(f"{path}: object {name!r} has no <bndbox>.")
+    x0, y0, x1, y1 = (_number(corners, key, path) for key in ("xmin", "ymin", "xmax", "ymax"))
+    return {
+        "category_id": class_ids.get(name, -1),
+        "category_name": name,
+        "bbox": [x0 - 1.0, y0 - 1.0, x1 - 1.0 if x1 <= x0 else x1, y1 - 1.0 if y1 <= y0 else y1],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "difficult": int(item.findtext("difficult") or 0),
+    }
+
+
+def _parse(path):
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, but its image is listed in ImageSets.")
+    content = path.read_bytes()
+    # Nested entities can blow a small file up to gigabytes; no labelling tool writes any.
+    if b"<!ENTITY" in content:
+        raise ValueError(f"{path}: XML entity definitions are not accepted in annotations.")
+    try:
+        return ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: not well-formed XML: {error}.") from error
+
+
+def _text(item, key, path):
+    text = (item.findtext(key) or "").strip()
+    if not text:
+        raise ValueError(f"{path}: <{item.tag}> has no <{key}>.")
+    return text
+
+
+def _number(item, key, path):
+    text = _text(item, key, path)
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: <{key}> of <{item.tag}> is {text!r}; a number is needed.") from error

@@ -1,0 +1,190 @@
+import json
+import logging
+from argparse import Namespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from retinanet_ext.cli.main import main
+from retinanet_ext.cli.predict import _weights
+from retinanet_ext.cli.predict_files import find_sources
+from retinanet_ext.cli.usage import UsageError
+from retinanet_ext.config import load_config
+from retinanet_ext.d2 import build_model
+
+# Random weights with a high prior probability: a fast model that detects something everywhere.
+CONFIG = """
+MODEL:
+  META_ARCHITECTURE: FocalRetinaNet
+  MASK_ON: False
+  WEIGHTS: ""
+  CLASS_NAMES: [ant, bee, fly]
+  BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res3, res4, res5]}
+  FPN: {IN_FEATURES: [res3, res4, res5], OUT_CHANNELS: 16}
+  ANCHOR_GENERATOR: {SIZES: [[8], [16], [32], [64], [128]]}
+  RETINANET: {NUM_CLASSES: 3, NUM_CONVS: 1, PRIOR_PROB: 0.6, TOPK_CANDIDATES_TEST: 20}
+INPUT: {MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 128}
+TEST: {DETECTIONS_PER_IMAGE: 5}
+"""
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run's folder: its config and its final weights."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.yaml").write_text(CONFIG)
+    torch.manual_seed(0)
+    model = build_model(load_config(str(folder / "config.yaml"), ["MODEL.DEVICE", "cpu"]))
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with three images of different kinds and sizes, one in a subfolder, and a text file."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name, size in (("a.jpg", (48, 64)), ("more/b.png", (70, 50)), ("c.tif", (40, 40))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    return tmp_path / "photos"
+
+
+def predict(run_folder, output, *arguments):
+    config = str(run_folder / "config.yaml")
+    return main(["predict", "--config-file", config, "--device", "cpu", "--output", str(output), *map(str, arguments)])
+
+
+def test_folder_to_pictures_and_coco_json(run_folder, photos, tmp_path):
+    assert predict(run_folder, tmp_path / "out", "--input", photos) == 0
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*"))
+    assert written == ["a.jpg", "c.tif.png", "more/b.png", "predictions.json"]
+    with Image.open(tmp_path / "out" / "more" / "b.png") as picture, Image.open(photos / "more" / "b.png") as photo:
+        assert picture.size == (50, 70)
+        assert np.abs(np.asarray(picture).astype(int) - np.asarray(photo)).max() > 50  # something was drawn
+    coco = COCO(tmp_path / "out" / "predictions.json")
+    assert coco.dataset["categories"] == [{"id": k + 1, "name": n} for k, n in enumerate(["ant", "bee", "fly"])]
+    assert {(i["file_name"], i["width"], i["height"]) for i in coco.imgs.values()} == {
+        (str(photos / "a.jpg"), 64, 48), (str(photos / "more/b.png"), 50, 70), (str(photos / "c.tif"), 40, 40),
+    }  # fmt: skip
+    assert coco.anns
+    for detection in coco.anns.values():
+        image = coco.imgs[detection["image_id"]]
+        x, y, w, h = detection["bbox"]
+        assert 0 <= x <= x + w <= image["width"] + 1e-3 and 0 <= y <= y + h <= image["height"] + 1e-3
+        assert detection["score"] > 0.5 and detection["file_name"] == image["file_name"]
+
+
+def detections(folder):
+    return [
+        (a["image_id"], a["category_id"], *np.round([a["score"], *a["bbox"]], 3))
+        for a in json.loads((folder / "predictions.json").read_text())["annotations"]
+    ]
+
+
+def test_threshold_batches_and_overrides(run_folder, photos, tmp_path):
+    same_size = tmp_path / "same"
+    same_size.mkdir()
+    rng = np.random.default_rng(1)
+    for k in range(3):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), np.uint8)).save(same_size / f"{k}.png")
+    options = ["--input", same_size, "--no-pictures"]
+    assert predict(run_folder, tmp_path / "one", "--batch-size", 1, *options) == 0
+    assert predict(run_folder, tmp_path / "three", "--batch-size", 3, *options) == 0
+    assert [p.name for p in (tmp_path / "one").iterdir()] == ["predictions.json"]
+    one = detections(tmp_path / "one")
+    assert len(one) == 15 and np.allclose(one, detections(tmp_path / "three"), atol=2e-3)
+    assert predict(run_folder, tmp_path / "none", "--score-threshold", 1.0, *options) == 0
+    assert detections(tmp_path / "none") == []
+    assert predict(run_folder, tmp_path / "two", *options, "--", "TEST.DETECTIONS_PER_IMAGE", 2) == 0
+    assert len(detections(tmp_path / "two")) == 6
+
+
+def test_unreadable_files_are_skipped_and_reported(run_folder, photos, tmp_path, caplog):
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 not much of a picture")
+    (tmp_path / "empty").mkdir()
+    caplog.set_level(logging.INFO)
+    inputs = ["--input", photos, tmp_path / "gone.jpg", tmp_path / "empty"]
+    assert predict(run_folder, tmp_path / "out", *inputs) == 1
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 3
+    assert "Skipped 3 of the inputs" in caplog.text
+    for part in ("broken.jpg: ", "gone.jpg: no such file or folder", "empty: no images or videos in this folder"):
+        assert part in caplog.text
+
+
+def test_video(run_folder, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (64, 48))
+    for k in range(5):
+        writer.write(np.full((48, 64, 3), 40 * k, np.uint8))
+    writer.release()
+    (tmp_path / "bad.mp4").write_bytes(b"nothing")
+    assert predict(run_folder, tmp_path / "out", "--input", clip, tmp_path / "bad.mp4") == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["clip.json", "clip.mp4"]
+    capture = cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and capture.get(cv2.CAP_PROP_FPS) == 10
+    assert capture.read()[1].shape == (48, 64, 3)
+    coco = COCO(tmp_path / "out" / "clip.json")
+    assert [image["frame"] for image in coco.imgs.values()] == [0, 1, 2, 3, 4]
+    assert all(image["file_name"] == str(clip) for image in coco.imgs.values()) and coco.anns
+
+
+def test_sources_keep_names_apart(tmp_path):
+    for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "x/out/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sources, problems = find_sources([tmp_path / "x", tmp_path / "y" / "a.jpg"], tmp_path / "x" / "out")
+    assert [(s.path.relative_to(tmp_path).as_posix(), s.name) for s in sources] == [
+        ("x/a.jpg", "a.jpg"), ("x/a.png", "a_2.png"), ("y/a.jpg", "a_3.jpg"),
+    ]  # fmt: skip
+    assert problems == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--score-threshold", "1.5"], "--score-threshold is 1.5; legal: 0 to 1"),
+        (["--batch-size", "0"], "--batch-size is 0; legal: 1 or more"),
+        (["--weights", "gone.pth"], "The weights gone.pth do not exist"),
+        (["--", "MODEL.RETINANET.NUM_CLASS", "3"], "MODEL.RETINANET.NUM_CLASSES"),
+        (["--", "MODEL.RETINANET.NUM_CLASSES", "4"], "NUM_CLASSES is 4, but MODEL.CLASS_NAMES has 3: ant, bee, fly"),
+        (["--", "MODEL.RETINANET.NUM_CONVS", "2"], "not loaded: head"),
+    ],
+)
+def test_wrong_arguments(run_folder, photos, tmp_path, capsys, arguments, message):
+    assert predict(run_folder, tmp_path / "out", "--input", photos, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pictures_never_overwrite_inputs(run_folder, photos, capsys):
+    assert predict(run_folder, photos, "--input", photos / "a.jpg") == 2
+    assert "would overwrite an input" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none(run_folder, photos, tmp_path, capsys):
+    assert predict(run_folder, tmp_path / "out", "--input", photos, "--device", "cuda") == 2
+    assert "finds no CUDA device" in capsys.readouterr().err
+
+
+def test_which_weights(tmp_path):
+    cfg = load_config(None, ["MODEL.WEIGHTS", "https://host/start.pkl", "OUTPUT_DIR", str(tmp_path / "out")])
+    args = Namespace(weights=None, opts=[], config_file=str(tmp_path / "config.yaml"))
+    assert _weights(args, cfg) == "https://host/start.pkl"
+    for name in ("out/model_final.pth", "out/model_best.pth", "model_final.pth", "model_best.pth"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        assert _weights(args, cfg) == str(tmp_path / name)
+    args.opts = ["MODEL.WEIGHTS", "https://host/start.pkl"]
+    assert _weights(args, cfg) == "https://host/start.pkl"
+    args.weights = str(tmp_path / "out" / "model_final.pth")
+    assert _weights(args, cfg) == args.weights
+    empty = Namespace(weights=None, opts=[], config_file=str(tmp_path / "elsewhere" / "config.yaml"))
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "", "nowhere"
+    with pytest.raises(UsageError, match="No model_best.pth or model_final.pth in .*elsewhere or nowhere; give"):
+        _weights(empty, cfg)
