@@ -43,3 +43,22 @@ def batch(generator: torch.Generator, *sizes_hw: tuple[int, int], num_objects: i
             }
         )
     return inputs
+
+
+def shapes_config(shapes, output_dir, *opts: str):
+    """A tiny run on the generated shapes in the folder ``shapes`` (see the fixture of that name)."""
+    custom = [
+        {
+            "NAME": f"{shapes.name}_{split}",
+            "FORMAT": "coco",
+            "JSON": str(shapes / "annotations" / f"shapes_{split}.json"),
+            "IMAGES": str(shapes / split),
+        }
+        for split in ("train", "val")
+    ]
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", "16"]
+    overrides += ["MODEL.RETINANET.NUM_CONVS", "1", "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"]
+    overrides += ["DATASETS.CUSTOM", str(custom), "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
+    overrides += ["DATASETS.TRAIN", str((custom[0]["NAME"],)), "DATASETS.TEST", str((custom[1]["NAME"],))]
+    overrides += ["SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "0", "OUTPUT_DIR", str(output_dir)]
+    return load_config("configs/quick/retinanet.yaml", [*overrides, *opts])

@@ -1,0 +1,1 @@
+"""Measurements, side by side with Detectron2. Not installed with the package; run from the repository."""

@@ -1,0 +1,149 @@
+"""Questions and small exchanges between the processes of one job.
+
+Everything here answers at once, without ``torch.distributed``, when the job is a single process. Python
+objects travel over gloo, also when tensors use NCCL, so that they need no GPU memory.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+# The processes of this machine. Set once per process, by `launch`.
+_local_group: "dist.ProcessGroup | None" = None
+
+
+def _in_a_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_world_size() -> int:
+    """How many processes work on the job; 1 outside a group."""
+    return dist.get_world_size() if _in_a_group() else 1
+
+
+def get_rank() -> int:
+    """Number of this process among all of the job, from 0."""
+    return dist.get_rank() if _in_a_group() else 0
+
+
+def create_local_process_group(num_workers_per_machine: int) -> None:
+    """Make a group of the processes of each machine; ranks of one machine are consecutive.
+
+    All processes call it, once, after ``torch.distributed`` is initialised.
+
+    Raises:
+        ValueError: the number of processes is no multiple of ``num_workers_per_machine``.
+    """
+    global _local_group
+    world_size = get_world_size()
+    if num_workers_per_machine < 1 or world_size % num_workers_per_machine:
+        raise ValueError(
+            f"{world_size} processes cannot be split into machines of {num_workers_per_machine}; "
+            "start the same number of processes on every machine"
+        )
+    for first in range(0, world_size, num_workers_per_machine):
+        ranks = list(range(first, first + num_workers_per_machine))
+        # Every process takes part in the creation of every group, and keeps its own.
+        group = dist.new_group(ranks)
+        if get_rank() in ranks:
+            _local_group = group
+
+
+def get_local_process_group() -> "dist.ProcessGroup | None":
+    """The group of this machine's processes, ``None`` outside a job of several processes."""
+    return _local_group if _in_a_group() else None
+
+
+def _require_local_group() -> "dist.ProcessGroup":
+    if _local_group is None:
+        raise RuntimeError(
+            "the processes of this machine are not known: start the job with launch(), or call "
+            "comm.create_local_process_group(processes_per_machine) after init_process_group()"
+        )
+    return _local_group
+
+
+def get_local_rank() -> int:
+    """Number of this process among those of its machine, from 0; it is also the index of its GPU."""
+    return dist.get_rank(group=_require_local_group()) if _in_a_group() else 0
+
+
+def get_local_size() -> int:
+    """How many processes of the job run on this machine."""
+    return dist.get_world_size(group=_require_local_group()) if _in_a_group() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and logs."""
+    return get_rank() == 0
+
+
+def synchronize() -> None:
+    """Wait until every process has come this far."""
+    if get_world_size() == 1:
+        return
+    if dist.get_backend() == dist.Backend.NCCL:
+        dist.barrier(device_ids=[torch.cuda.current_device()])
+    else:
+        dist.barrier()
+
+
+@lru_cache(maxsize=1)
+def _gloo_group(world: "dist.ProcessGroup") -> "dist.ProcessGroup":
+    # `world` is the key: a group that was destroyed and made anew must not be answered from the cache.
+    return world if dist.get_backend(world) == dist.Backend.GLOO else dist.new_group(backend="gloo")
+
+
+def _object_group(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
+    return _gloo_group(dist.group.WORLD) if group is None else group
+
+
+def all_gather(data: Any, group: "dist.ProcessGroup | None" = None) -> list[Any]:
+    """The ``data`` (any picklable object) of every process, by rank, on every process."""
+    if get_world_size() == 1:
+        return [data]
+    group = _object_group(group)
+    gathered = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, data, group=group)
+    return gathered
+
+
+def gather(data: Any, dst: int = 0, group: "dist.ProcessGroup | None" = None) -> list[Any]:
+    """The ``data`` (any picklable object) of every process, by rank, on ``dst``; an empty list elsewhere."""
+    if get_world_size() == 1:
+        return [data]
+    group = _object_group(group)
+    gathered = [None] * dist.get_world_size(group) if dist.get_rank() == dst else None
+    dist.gather_object(data, gathered, dst=dst, group=group)
+    return gathered or []
+
+
+def shared_random_seed() -> int:
+    """A random number of 31 bits that is the same on every process. All processes call it together."""
+    return all_gather(int(np.random.randint(2**31)))[0]
+
+
+def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
+    """Sum, or average, scalar tensors over all processes.
+
+    Args:
+        input_dict: the same keys on every process; values are tensors of no dimension.
+        average: divide the sums by the number of processes.
+
+    Returns:
+        The reduced values on the main process. On the others the values have no meaning.
+    """
+    world_size = get_world_size()
+    if world_size == 1:
+        return input_dict
+    # The order of keys may differ between processes, the order of summation must not.
+    names = sorted(input_dict)
+    with torch.no_grad():
+        values = torch.stack([input_dict[name] for name in names])
+        dist.reduce(values, dst=0)
+        if average:
+            values /= world_size
+    return dict(zip(names, values, strict=True))

@@ -1,0 +1,383 @@
+"""A whole training run from a config: command line, set-up, trainer, predictor."""
+
+import argparse
+import logging
+import math
+import os
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retinanet_ext.lite import comm
+from retinanet_ext.lite.checkpoint import DetectionCheckpointer
+from retinanet_ext.lite.config import CfgNode
+from retinanet_ext.lite.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from retinanet_ext.lite.data import transforms as T
+from retinanet_ext.lite.engine import hooks
+from retinanet_ext.lite.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from retinanet_ext.lite.env import collect_env_info, seed_all_rng
+from retinanet_ext.lite.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from retinanet_ext.lite.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from retinanet_ext.lite.logger import setup_logger
+from retinanet_ext.lite.meta_arch import build_model
+from retinanet_ext.lite.solver import build_lr_scheduler, build_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """The flags of Detectron2's ``train_net.py``; what follows is ``KEY VALUE`` overrides, in ``opts``."""
+    parser = argparse.ArgumentParser(epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one per GPU (or on CPU)")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines in the job")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="tcp://ADDRESS:PORT of machine 0; auto: a free port of this machine",
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override keys")
+    return parser
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Prepare a run: output folder, log, environment and config on record, seeds, CUDA switches.
+
+    The main process writes ``log.txt`` and ``config.yaml`` to ``cfg.OUTPUT_DIR``. With ``cfg.SEED`` >= 0
+    process ``r`` is seeded with ``SEED + r``.
+    """
+    rank = comm.get_rank()
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    setup_logger(cfg.OUTPUT_DIR, rank, name="fvcore")
+    setup_logger(cfg.OUTPUT_DIR, rank)
+    logger.info("Process %d of %d", rank, comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    if comm.is_main_process():
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(cfg.dump())
+        logger.info("Config, also in %s:\n%s", path, cfg.dump())
+    seed_all_rng(cfg.SEED + rank if cfg.SEED >= 0 else None)
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    # In evaluation nearly every batch has a shape of its own, and timing algorithms for each takes longer.
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+    """The log, ``metrics.json`` and TensorBoard, the latter two in ``output_dir``."""
+    os.makedirs(output_dir, exist_ok=True)
+    return [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        TensorboardXWriter(output_dir),
+    ]
+
+
+def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
+    """Wrap a model for a job of several processes; ``kwargs`` go to ``DistributedDataParallel``."""
+    if comm.get_world_size() == 1:
+        return model
+    if next(model.parameters()).is_cuda:
+        kwargs.setdefault("device_ids", [comm.get_local_rank()])
+    with warnings.catch_warnings():
+        # torch 2.15 gave `broadcast_buffers` a new name, which the older ones do not know.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        return DistributedDataParallel(model, **kwargs)
+
+
+class DefaultTrainer(TrainerBase):
+    """Training as ``cfg`` describes it. A subclass replaces a part by overriding its ``build_...`` method.
+
+    Attributes:
+        cfg: the config, scaled by :meth:`auto_scale_workers`.
+        model, data_loader, optimizer, scheduler, checkpointer: what training works with.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        if not logging.getLogger("retinanet_ext").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self._last_eval_results: Mapping[str, Any] | None = None
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        # Each process keeps its own buffers: broadcasting them every step would cost time and change nothing
+        # for frozen statistics.
+        model = create_ddp_model(model, broadcast_buffers=False)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        # Steps run in the inner trainer, hooks are registered with this one.
+        outer = weakref.proxy(self)
+        self._trainer.register_hooks([hooks.CallbackHook(after_backward=lambda _: outer.after_backward())])
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=outer)
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def model(self) -> nn.Module:
+        return self._trainer.model
+
+    @property
+    def data_loader(self) -> Iterable[Any]:
+        return self._trainer.data_loader
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._trainer.optimizer
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint in ``OUTPUT_DIR`` if ``resume`` and there is one, else load
+        ``MODEL.WEIGHTS``.
+
+        A resumed run goes on with the iteration after the saved one: same weights, optimizer, learning rates,
+        random numbers of the main process, and, if the loader has ``start_batch``, same data.
+
+        Raises:
+            ValueError: the last checkpoint holds weights only.
+        """
+        resume = resume and self.checkpointer.has_checkpoint()
+        self.iter = -1
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if not resume:
+            return
+        path = self.checkpointer.get_checkpoint_file()
+        if self.iter == -1:  # `load_state_dict` was not called
+            raise ValueError(
+                f"{path} holds weights but no state of a trainer: training cannot be resumed from it; "
+                "to start from its weights, set MODEL.WEIGHTS to it and leave out --resume"
+            )
+        self.start_iter = self.iter + 1
+        if hasattr(self.data_loader, "start_batch"):
+            self.data_loader.start_batch = self.start_iter
+            if self.cfg.SEED < 0:
+                logger.warning("SEED is negative: the rest of the data comes in a new random order")
+        logger.info(
+            "Resumed %s, saved after iteration %d; MODEL.WEIGHTS %r was not used",
+            path, self.iter, self.cfg.MODEL.WEIGHTS,
+        )  # fmt: skip
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Timer, learning rate, checkpoints, evaluation, writers; the order is part of their work.
+
+        Checkpoints come before evaluation, so that one that fails loses nothing, and writers last, so that
+        they see what the others put.
+        """
+        cfg = self.cfg
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if comm.is_main_process()
+            else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_remember),
+            hooks.PeriodicWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
+        ]
+
+    def _test_and_remember(self) -> Mapping[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def build_writers(self) -> list[EventWriter]:
+        """Called on the main process only."""
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def train(self) -> Mapping[str, Any] | None:
+        """Train from ``start_iter`` to ``max_iter``.
+
+        Returns:
+            The results of the last evaluation, on the main process; ``None`` without one.
+
+        Raises:
+            RuntimeError: the results are not those of ``cfg.TEST.EXPECTED_RESULTS``.
+        """
+        super().train(self.start_iter, self.max_iter)
+        if comm.is_main_process():
+            _verify_results(self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results or {})
+        return self._last_eval_results
+
+    def run_step(self) -> None:
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        random_state = {"torch": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            random_state["cuda"] = torch.cuda.get_rng_state()
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict(), "random_state": random_state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+        # Saved by the main process. The others have streams of their own, which must stay different from it.
+        random_state = state_dict.get("random_state", {})
+        if random_state and comm.is_main_process():
+            torch.set_rng_state(random_state["torch"])
+            if "cuda" in random_state and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(random_state["cuda"])
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> "torch.optim.lr_scheduler.LRScheduler":
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        raise NotImplementedError(
+            f"no evaluator for {dataset_name}: override build_evaluator in the trainer, or call test() with evaluators"
+        )
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> Mapping[str, Any]:
+        """Evaluate a model on every data set of ``cfg.DATASETS.TEST``.
+
+        Args:
+            evaluators: one for each data set; ``None``: those of :meth:`build_evaluator`.
+
+        Returns:
+            Results by data set name, or, with a single data set, its results. Empty off the main process.
+        """
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ValueError(f"{len(evaluators)} evaluators for {len(names)} test data sets {tuple(names)}")
+        results = OrderedDict()
+        for index, name in enumerate(names):
+            data_loader = cls.build_test_loader(cfg, name)
+            try:
+                evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            except NotImplementedError as error:
+                logger.warning("%s", error)
+                results[name] = {}
+                continue
+            results[name] = inference_on_dataset(model, data_loader, evaluator)
+            if comm.is_main_process():
+                logger.info("Results on %s:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Adapt a schedule written for ``SOLVER.REFERENCE_WORLD_SIZE`` processes to ``num_workers``.
+
+        The batch of one process stays the same. Batch and learning rate grow with the number of processes,
+        the numbers of iterations shrink with it (Goyal et al., "Accurate, Large Minibatch SGD").
+
+        Returns:
+            A new config, or ``cfg`` itself if there is nothing to do.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE {reference}: the batch of one process is not known"
+            )
+        frozen = cfg.is_frozen()
+        cfg = cfg.clone()
+        cfg.defrost()
+        factor = num_workers / reference
+        solver = cfg.SOLVER
+        solver.REFERENCE_WORLD_SIZE = num_workers
+        solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * factor)
+        solver.BASE_LR *= factor
+        for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+            solver[key] = round(solver[key] / factor)
+        solver.STEPS = tuple(round(step / factor) for step in solver.STEPS)
+        cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / factor)
+        logger.info(
+            "Config scaled from %d to %d processes: batch %d, learning rate %g, %d iterations, warm-up %d",
+            reference, num_workers, solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER,
+            solver.WARMUP_ITERS,
+        )  # fmt: skip
+        if frozen:
+            cfg.freeze()
+        return cfg
+
+
+def _verify_results(expected_results: Sequence[Sequence[Any]], results: Mapping[str, Any]) -> None:
+    wrong = []
+    for task, metric, expected, tolerance in expected_results:
+        found = results.get(task, {}).get(metric, math.nan)
+        # Written so that NaN is wrong too.
+        if not abs(found - expected) <= tolerance:
+            wrong.append(f"{task}/{metric}: {found} instead of {expected} +- {tolerance}")
+    if wrong:
+        raise RuntimeError(f"results are not those of TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
+
+
+class DefaultPredictor:
+    """Detection on single images with the model and the weights of a config.
+
+    No batching and no workers: for experiments and demos.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        if cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        shortest = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
+        self.aug = T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+        if self.input_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {self.input_format!r}; a predictor takes RGB and BGR")
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Predict on one image.
+
+        Args:
+            original_image: ``(H, W, 3)`` uint8, channels in BGR order, as OpenCV reads it.
+
+        Returns:
+            The model's output for it, such as ``{"instances": Instances}`` in pixels of the image given.
+        """
+        height, width = original_image.shape[:2]
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(image.astype("float32").transpose(2, 0, 1)))
+        with torch.no_grad():
+            return self.model([{"image": tensor, "height": height, "width": width}])[0]

@@ -1,0 +1,276 @@
+"""What happens around the iterations of a training: times, rates, checkpoints, evaluation, writing."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
+
+from retinanet_ext.lite import comm
+from retinanet_ext.lite.checkpoint import DetectionCheckpointer
+from retinanet_ext.lite.engine.train_loop import HookBase, TrainerBase
+from retinanet_ext.lite.events import EventWriter
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[TrainerBase], None]
+
+
+class CallbackHook(HookBase):
+    """A hook made of functions; each takes the trainer."""
+
+    def __init__(
+        self,
+        *,
+        before_train: Callback | None = None,
+        after_train: Callback | None = None,
+        before_step: Callback | None = None,
+        after_backward: Callback | None = None,
+        after_step: Callback | None = None,
+    ):
+        self._before_train, self._after_train = before_train, after_train
+        self._before_step, self._after_backward, self._after_step = before_step, after_backward, after_step
+
+    def before_train(self) -> None:
+        if self._before_train:
+            self._before_train(self.trainer)
+
+    def after_train(self) -> None:
+        if self._after_train:
+            self._after_train(self.trainer)
+        # What the functions hold, often the trainer, is free from here on.
+        self._before_train = self._after_train = None
+        self._before_step = self._after_backward = self._after_step = None
+
+    def before_step(self) -> None:
+        if self._before_step:
+            self._before_step(self.trainer)
+
+    def after_backward(self) -> None:
+        if self._after_backward:
+            self._after_backward(self.trainer)
+
+    def after_step(self) -> None:
+        if self._after_step:
+            self._after_step(self.trainer)
+
+
+class IterationTimer(HookBase):
+    """Puts ``time``, the seconds of an iteration without the other hooks, and sums up at the end.
+
+    To be registered first.
+    """
+
+    def __init__(self, warmup_iter: int = 3):
+        """``warmup_iter``: the number of the first iteration that is counted; those before it are slow."""
+        self._warmup_iter = warmup_iter
+        self._step_start = self._train_start = time.perf_counter()
+        self._steps, self._step_seconds = 0, 0.0
+
+    def before_train(self) -> None:
+        self._train_start = time.perf_counter()
+        self._steps, self._step_seconds = 0, 0.0
+
+    def before_step(self) -> None:
+        self._step_start = time.perf_counter()
+
+    def after_step(self) -> None:
+        if self.trainer.iter - self.trainer.start_iter + 1 < self._warmup_iter:
+            return
+        seconds = time.perf_counter() - self._step_start
+        self._steps += 1
+        self._step_seconds += seconds
+        self.trainer.storage.put_scalars(time=seconds)
+
+    def after_train(self) -> None:
+        total = time.perf_counter() - self._train_start
+        if self._steps:
+            logger.info("%d iterations at %.4f s each", self._steps, self._step_seconds / self._steps)
+        logger.info("Total training time: %s", timedelta(seconds=int(total)))
+
+
+class PeriodicWriter(HookBase):
+    """Lets writers write every ``period`` iterations and at the end. To be registered last."""
+
+    def __init__(self, writers: list[EventWriter], period: int = 20):
+        self._writers, self._period = writers, period
+
+    def after_step(self) -> None:
+        iterations_done = self.trainer.iter + 1
+        if iterations_done % self._period == 0 or iterations_done == self.trainer.max_iter:
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        for writer in self._writers:
+            writer.write()  # what other hooks put after the last iteration
+            writer.close()
+
+
+class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
+    """fvcore's as a hook: ``model_<iteration>`` every period, ``model_final`` at the end."""
+
+    def before_train(self) -> None:
+        self.max_iter = self.trainer.max_iter
+
+    def after_step(self) -> None:
+        self.step(self.trainer.iter)
+
+
+class BestCheckpointer(HookBase):
+    """Saves ``<file_prefix>.pth`` whenever an evaluated metric is better than ever before.
+
+    To be registered after the hook that evaluates, with a checkpointer that tags nothing as the last checkpoint.
+    What the file holds is written beside it as JSON, from which a resumed training takes it up: it may be newer than
+    the checkpoint resumed from, and Detectron2 cannot load a trainer in which this hook has a state.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: DetectionCheckpointer,
+        val_metric: str,
+        mode: str = "max",
+        file_prefix: str = "model_best",
+    ):
+        """
+        Args:
+            eval_period: as the evaluation's; 0: at the end only.
+            val_metric: name in the storage, such as ``bbox/AP``.
+            mode: ``max`` or ``min``.
+        """
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode is {mode!r}; legal values: max, min")
+        self._period, self._checkpointer = eval_period, checkpointer
+        self._metric, self._mode, self._file_prefix = val_metric, mode, file_prefix
+        self.best_metric: float | None = None
+        self.best_iter: int | None = None
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0 or not os.path.exists(self._record_file):
+            return
+        with open(self._record_file, encoding="utf-8") as file:
+            record = json.load(file)
+        if record["metric"] == self._metric:
+            self.best_metric, self.best_iter = record["value"], record["iteration"]
+
+    def after_step(self) -> None:
+        iterations_done = self.trainer.iter + 1
+        if self._period > 0 and iterations_done % self._period == 0 and iterations_done != self.trainer.max_iter:
+            self._keep_if_best(self.trainer.iter)
+
+    def after_train(self) -> None:
+        if self.trainer.iter == self.trainer.max_iter:
+            self._keep_if_best(self.trainer.iter - 1)
+
+    @property
+    def _record_file(self) -> str:
+        return os.path.join(self._checkpointer.save_dir, self._file_prefix + ".json")
+
+    def _is_better(self, value: float) -> bool:
+        if self.best_metric is None:
+            return True
+        return value > self.best_metric if self._mode == "max" else value < self.best_metric
+
+    def _keep_if_best(self, iteration: int) -> None:
+        if not comm.is_main_process():
+            return  # results are with the main process
+        latest = self.trainer.storage.latest()
+        if self._metric not in latest:
+            known = ", ".join(name for name in sorted(latest) if "/" in name) or "none"
+            logger.warning("no metric %r to choose the best model by; evaluated: %s", self._metric, known)
+            return
+        value, _ = latest[self._metric]
+        if not math.isfinite(value) or not self._is_better(value):
+            return
+        self.best_metric, self.best_iter = value, iteration
+        self._checkpointer.save(self._file_prefix, iteration=iteration)
+        with open(self._record_file, "w", encoding="utf-8") as file:
+            json.dump({"metric": self._metric, "value": value, "iteration": iteration}, file)
+        logger.info("%s = %.5f at iteration %d is the best so far", self._metric, value, iteration)
+
+
+class LRScheduler(HookBase):
+    """Puts ``lr`` and moves the schedule on, after each iteration."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: "torch.optim.lr_scheduler.LRScheduler | None" = None,
+    ):
+        """Both default to the trainer's."""
+        self._optimizer, self._scheduler = optimizer, scheduler
+
+    @property
+    def scheduler(self) -> "torch.optim.lr_scheduler.LRScheduler":
+        return self._scheduler or self.trainer.scheduler
+
+    def before_train(self) -> None:
+        self._optimizer = self._optimizer or self.trainer.optimizer
+
+    def after_step(self) -> None:
+        # The group with the most parameters speaks for all: biases and norms may have rates of their own.
+        largest = max(self._optimizer.param_groups, key=lambda group: len(group["params"]))
+        self.trainer.storage.put_scalar("lr", largest["lr"], smoothing_hint=False)
+        self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scheduler.load_state_dict(state_dict)
+
+
+class EvalHook(HookBase):
+    """Calls an evaluation every ``eval_period`` iterations and at the end of a successful training.
+
+    Numbers of the nested dict that it returns are put under joined names, ``bbox/AP``. NaN is a number: the
+    value of a metric that is undefined. Other values (texts, lists) have no place in a curve and are left
+    out.
+    """
+
+    def __init__(self, eval_period: int, eval_function: Callable[[], Mapping[str, Any]], eval_after_train: bool = True):
+        """``eval_period`` 0: only at the end. All processes call ``eval_function`` together."""
+        self._period, self._function, self._after_train = eval_period, eval_function, eval_after_train
+
+    def after_step(self) -> None:
+        iterations_done = self.trainer.iter + 1
+        if self._period > 0 and iterations_done % self._period == 0 and iterations_done != self.trainer.max_iter:
+            self._evaluate()
+
+    def after_train(self) -> None:
+        if self._after_train and self.trainer.iter == self.trainer.max_iter:
+            self._evaluate()
+        self._function = None  # it holds the trainer
+
+    def _evaluate(self) -> None:
+        # Random numbers drawn here must not change training: how often a run evaluates is no part of it.
+        cuda_device = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=cuda_device):
+            results = self._function()
+        if results:
+            if not isinstance(results, Mapping):
+                raise TypeError(f"an evaluation must return a dict of results, found {type(results).__name__}")
+            for name, value in _flatten(results):
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+        # Evaluation may take the main process longer; none should meet a timeout in the next iteration.
+        comm.synchronize()
+
+
+def _flatten(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, str):
+            continue
+        else:
+            try:
+                yield prefix + name, float(value)
+            except (TypeError, ValueError):
+                continue

@@ -1,0 +1,260 @@
+"""Where a training run puts its numbers, and the writers that carry them to files and to the log."""
+
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from fvcore.common.history_buffer import HistoryBuffer
+
+logger = logging.getLogger(__name__)
+
+_active_storages: list["EventStorage"] = []
+
+
+def has_event_storage() -> bool:
+    """Whether the code runs inside a ``with EventStorage(...)`` block."""
+    return bool(_active_storages)
+
+
+def get_event_storage() -> "EventStorage":
+    """The innermost active storage.
+
+    Raises:
+        AssertionError: no storage is active (the type that Detectron2 raises, so that one handler serves
+            both).
+    """
+    if not _active_storages:
+        raise AssertionError(
+            "no event storage is active: open one with `with EventStorage(start_iter):` around the loop that "
+            "writes metrics (a trainer does)"
+        )
+    return _active_storages[-1]
+
+
+class EventStorage:
+    """Scalars by name, each with its history over iterations, and images waiting to be written.
+
+    A context manager: inside ``with EventStorage(start_iter) as storage:`` it is what
+    :func:`get_event_storage` answers.
+    """
+
+    def __init__(self, start_iter: int = 0):
+        self.iter = start_iter
+        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._latest: dict[str, tuple[float, int]] = {}
+        self._smoothing_hints: dict[str, bool] = {}
+        self._prefix = ""
+        # (name, image, iteration); emptied by the writer that shows them.
+        self._vis_data: list[tuple[str, torch.Tensor, int]] = []
+
+    @property
+    def iteration(self) -> int:
+        """The current iteration, as ``iter``."""
+        return self.iter
+
+    def step(self) -> None:
+        """Move to the next iteration. A trainer sets ``iter`` itself and has no need of it."""
+        self.iter += 1
+
+    def put_scalar(self, name: str, value: float, smoothing_hint: bool = True, cur_iter: int | None = None) -> None:
+        """Add one value to the history of ``name``.
+
+        Args:
+            value: a number, or a tensor of one element.
+            smoothing_hint: whether the value is noisy, so that writers show a median over recent iterations.
+                One name keeps one hint.
+            cur_iter: the iteration the value belongs to; the current one by default.
+
+        Raises:
+            ValueError: ``value`` is no number, or ``name`` was put with the other hint before.
+        """
+        name = self._prefix + name
+        if self._smoothing_hints.setdefault(name, smoothing_hint) != smoothing_hint:
+            raise ValueError(
+                f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before, now with "
+                f"smoothing_hint={smoothing_hint}; use one of the two throughout"
+            )
+        value, cur_iter = float(value), self.iter if cur_iter is None else cur_iter
+        self._history[name].update(value, cur_iter)
+        self._latest[name] = (value, cur_iter)
+
+    def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **scalars: float) -> None:
+        """:meth:`put_scalar` for each keyword argument."""
+        for name, value in scalars.items():
+            self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
+
+    def put_image(self, img_name: str, img_tensor: torch.Tensor) -> None:
+        """Keep an image for the writers: ``(C, H, W)``, uint8 in 0-255 or float in 0-1, RGB."""
+        self._vis_data.append((img_name, img_tensor, self.iter))
+
+    def clear_images(self) -> None:
+        """Forget the images, once they are written."""
+        self._vis_data = []
+
+    def history(self, name: str) -> HistoryBuffer:
+        """All values of one scalar.
+
+        Raises:
+            KeyError: nothing was put under ``name``.
+        """
+        if name not in self._history:
+            raise KeyError(f"no scalar {name!r} in this storage; it holds: {', '.join(sorted(self._history))}")
+        return self._history[name]
+
+    def histories(self) -> dict[str, HistoryBuffer]:
+        """All values of all scalars, by name."""
+        return self._history
+
+    def latest(self) -> dict[str, tuple[float, int]]:
+        """The last value of every scalar, with the iteration it belongs to."""
+        return self._latest
+
+    def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
+        """As :meth:`latest`, but noisy scalars are the median over their last ``window_size`` iterations."""
+        return {
+            name: (
+                self._history[name].median(self.count_samples(name, window_size))
+                if self._smoothing_hints[name]
+                else value,
+                iteration,
+            )
+            for name, (value, iteration) in self._latest.items()
+        }
+
+    def count_samples(self, name: str, window_size: int = 20) -> int:
+        """How many values of ``name`` lie in the ``window_size`` iterations up to its newest value."""
+        values = self._history[name].values()
+        oldest = values[-1][1] - window_size
+        count = 0
+        for _, iteration in reversed(values):
+            if iteration <= oldest:
+                break
+            count += 1
+        return count
+
+    def smoothing_hints(self) -> dict[str, bool]:
+        """The smoothing hint of every scalar."""
+        return self._smoothing_hints
+
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[None]:
+        """Put ``name/`` before names of scalars inside the block. An inner scope replaces an outer one."""
+        outer, self._prefix = self._prefix, name.rstrip("/") + "/"
+        try:
+            yield
+        finally:
+            self._prefix = outer
+
+    def __enter__(self) -> "EventStorage":
+        _active_storages.append(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _active_storages.pop()
+
+
+class EventWriter:
+    """Something that carries the content of the active storage elsewhere whenever :meth:`write` is called."""
+
+    def write(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release files; nothing is written afterwards."""
+
+
+class JSONWriter(EventWriter):
+    """Appends to a file of JSON lines: one object per iteration, ``iteration`` and the scalars that are new.
+
+    Keys are sorted. A value that is not finite is written as ``null``, which every JSON reader takes.
+    """
+
+    def __init__(self, json_file: str, window_size: int = 20):
+        """``window_size``: iterations over which noisy scalars are smoothed (median)."""
+        self._path, self._window_size = json_file, window_size
+        self._last_write = -1
+
+    def write(self) -> None:
+        rows: dict[int, dict[str, float | None]] = defaultdict(dict)
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._last_write:
+                rows[iteration][name] = float(value) if math.isfinite(value) else None
+        with open(self._path, "a", encoding="utf-8") as file:
+            for iteration in sorted(rows):
+                file.write(json.dumps({**rows[iteration], "iteration": iteration}, sort_keys=True) + "\n")
+            # On disk even if the machine goes down next: after a crash this file is what explains the run.
+            file.flush()
+            os.fsync(file.fileno())
+        self._last_write = max(rows, default=self._last_write)
+
+
+class TensorboardXWriter(EventWriter):
+    """Writes scalars and images to a TensorBoard folder."""
+
+    def __init__(self, log_dir: str, window_size: int = 20, **kwargs: object):
+        """``kwargs`` go to :class:`torch.utils.tensorboard.SummaryWriter`."""
+        self._log_dir, self._kwargs = log_dir, kwargs
+        self._window_size = window_size
+        self._writer = None
+        self._last_write = -1
+
+    def write(self) -> None:
+        if self._writer is None:
+            # Importing TensorBoard takes seconds: only a run that writes pays for it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self._log_dir, **self._kwargs)
+        storage = get_event_storage()
+        newest = self._last_write
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
+            if iteration > self._last_write:
+                self._writer.add_scalar(name, value, iteration)
+                newest = max(newest, iteration)
+        self._last_write = newest
+        for name, image, iteration in storage._vis_data:
+            self._writer.add_image(name, image, iteration)
+        storage.clear_images()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class CommonMetricPrinter(EventWriter):
+    """Logs one plain line: iteration, time left, losses, seconds per iteration, learning rate, GPU memory."""
+
+    def __init__(self, max_iter: int | None = None, window_size: int = 20):
+        """``max_iter``: where training ends, for the time left; ``None`` leaves that out."""
+        self._max_iter, self._window_size = max_iter, window_size
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        if self._max_iter is not None and storage.iter >= self._max_iter:
+            return  # called after the last iteration: its line is out already
+        smoothed = storage.latest_with_smoothing_hint(self._window_size)
+        words = [f"iter: {storage.iter}"]
+        eta_seconds = self._eta_seconds(storage)
+        if eta_seconds is not None:
+            storage.put_scalar("eta_seconds", eta_seconds, smoothing_hint=False)
+            words.insert(0, f"eta: {timedelta(seconds=int(eta_seconds))}")
+        words += [f"{name}: {value:.4g}" for name, (value, _) in smoothed.items() if "loss" in name]
+        for name in ("time", "data_time"):
+            if name in smoothed:
+                words.append(f"{name}: {storage.history(name).avg(self._window_size):.4f}")
+        if "lr" in smoothed:
+            words.append(f"lr: {smoothed['lr'][0]:.5g}")
+        if torch.cuda.is_available():
+            words.append(f"max_mem: {torch.cuda.max_memory_allocated() // 2**20}M")
+        logger.info("  ".join(words))
+
+    def _eta_seconds(self, storage: EventStorage) -> float | None:
+        if self._max_iter is None or "time" not in storage.histories():
+            return None
+        return float(storage.history("time").median(1000) * (self._max_iter - storage.iter - 1))

@@ -1,0 +1,74 @@
+"""Progress of a training run: a bar on a terminal, quiet lines elsewhere."""
+
+import datetime
+import logging
+import resource
+import sys
+
+import torch
+from tqdm import tqdm
+
+from retinanet_ext.d2 import EventWriter, get_event_storage
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressWriter(EventWriter):
+    """Shows epoch, iteration, time left, losses, learning rate, images per second and memory."""
+
+    def __init__(self, *, max_iter: int, images_per_batch: int, num_images: int | None, window_size: int = 20):
+        """
+        Args:
+            max_iter: iterations of the run.
+            images_per_batch: of all processes together.
+            num_images: of the training set, for the epoch; None if unknown.
+            window_size: iterations over which values are smoothed.
+        """
+        self.max_iter = max_iter
+        self.images_per_batch = images_per_batch
+        self.num_images = num_images
+        self.window_size = window_size
+        self._bar = tqdm(total=max_iter, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        iteration = storage.iter + 1
+        if iteration > self.max_iter:
+            return  # the engines write once more after the last iteration, for the evaluation's metrics
+        line = ", ".join(self._fields(storage, iteration))
+        if self._bar is None:
+            logger.info("iteration %d/%d, %s", iteration, self.max_iter, line)
+        else:
+            self._bar.n = iteration
+            self._bar.set_postfix_str(line)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _fields(self, storage, iteration: int):
+        if self.num_images:
+            yield f"epoch {iteration * self.images_per_batch / self.num_images:.2f}"
+        histories = storage.histories()
+        if "time" in histories:
+            # The global average includes the pauses for evaluation; the median of recent steps does not.
+            seconds = histories["time"].median(self.window_size)
+            left = datetime.timedelta(seconds=int(seconds * (self.max_iter - iteration)))
+            if self._bar is None:
+                yield f"eta {left}"
+            yield f"{self.images_per_batch / max(seconds, 1e-9):.1f} images/s"
+        for name in sorted(histories):
+            if "loss" in name:
+                yield f"{name} {histories[name].median(self.window_size):.3f}"
+        if "lr" in histories:
+            yield f"lr {histories['lr'].latest():.2e}"
+        yield f"memory {_memory_mb():.0f} MB"
+
+
+def _memory_mb() -> float:
+    """Peak memory: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kilobytes, macOS bytes.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

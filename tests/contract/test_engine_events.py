@@ -1,0 +1,99 @@
+"""Event storage and writers of the embedded engine, side by side with Detectron2's."""
+
+import json
+
+import pytest
+
+from retinanet_ext.lite import events as lite_events
+
+REASON = "Detectron2 is not installed: nothing to compare with"
+d2_events = pytest.importorskip("detectron2.utils.events", reason=REASON)
+
+BOTH = [lite_events, d2_events]
+
+
+def _play(storage):
+    """Put scalars of all kinds; yields after each iteration."""
+    for iteration in range(storage.iter, storage.iter + 47):
+        storage.put_scalar("total_loss", (iteration * 7919) % 31 / 7)
+        storage.put_scalars(lr=0.1 / (iteration + 1), smoothing_hint=False)
+        if iteration % 3 == 0:
+            with storage.name_scope("head"):
+                storage.put_scalar("sparse", iteration)
+        if iteration == 30:
+            storage.put_scalar("bbox/AP", 12.5, smoothing_hint=False)
+            storage.put_scalar("early", 1, cur_iter=12)
+        yield iteration
+        storage.step()
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+@pytest.mark.parametrize("window", [1, 5, 20])
+def test_latest_values(start, window):
+    def values(events):
+        with events.EventStorage(start) as storage:
+            return [
+                {name: (float(value), at) for name, (value, at) in storage.latest_with_smoothing_hint(window).items()}
+                for _ in _play(storage)
+            ]
+
+    ours, theirs = (values(events) for events in BOTH)
+    assert ours == theirs
+
+
+def test_storage_attributes():
+    def facts(events):
+        with events.EventStorage(3) as storage:
+            for _ in _play(storage):
+                pass
+            return [
+                storage.iter,
+                storage.iteration,
+                storage.latest(),
+                storage.smoothing_hints(),
+                {name: history.values() for name, history in storage.histories().items()},
+                storage.count_samples("head/sparse", 10),
+                events.has_event_storage(),
+                events.get_event_storage() is storage,
+            ]
+
+    assert facts(lite_events) == facts(d2_events)
+
+
+@pytest.mark.parametrize("events", BOTH, ids=["lite", "detectron2"])
+def test_asking_outside_a_block_raises_the_same(events):
+    assert not events.has_event_storage()
+    with pytest.raises(AssertionError):
+        events.get_event_storage()
+
+
+@pytest.mark.parametrize("period", [1, 10, 20])
+def test_metrics_file(tmp_path, period):
+    def rows(events):
+        path = tmp_path / f"{events.__name__}.json"
+        with events.EventStorage(0) as storage:
+            writer = events.JSONWriter(str(path))
+            for iteration in _play(storage):
+                if (iteration + 1) % period == 0:
+                    writer.write()
+            writer.write()
+            writer.close()
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    ours, theirs = (rows(events) for events in BOTH)
+    # Detectron2 writes several iterations at once in the order of their names.
+    assert ours == sorted(theirs, key=lambda row: row["iteration"])
+
+
+@pytest.mark.parametrize("start", [0, 30])
+def test_time_left(start):
+    def eta(events):
+        with events.EventStorage(start) as storage:
+            printer = events.CommonMetricPrinter(max_iter=200)
+            for second in (3.0, 1.0, 2.0):
+                storage.put_scalars(time=second, total_loss=1.0)
+                printer.write()
+                storage.step()
+            return storage.history("eta_seconds").values()
+
+    assert eta(lite_events) == eta(d2_events)

@@ -1,0 +1,43 @@
+from argparse import Namespace
+
+import pytest
+
+from retinanet_ext.launch import ProcessGroup, first_slurm_host, launch, process_group_from_environment
+
+
+def test_torchrun():
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert process_group_from_environment(environment) == ProcessGroup(5, 8, 1, 4)
+    with pytest.raises(ValueError, match="LOCAL_RANK, LOCAL_WORLD_SIZE is not; start with torchrun"):
+        process_group_from_environment({"RANK": "0", "WORLD_SIZE": "2"})
+
+
+def test_srun():
+    environment = {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1"}
+    environment["SLURM_STEP_TASKS_PER_NODE"] = "8(x2)"
+    assert process_group_from_environment(environment) == ProcessGroup(9, 16, 1, 8)
+
+
+def test_a_batch_script_is_not_a_process_group():
+    # sbatch sets these for the script itself; only srun starts the tasks.
+    assert process_group_from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) is None
+    assert process_group_from_environment({}) is None
+
+
+def test_one_process_needs_no_group():
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    assert process_group_from_environment(environment) is None
+
+
+@pytest.mark.parametrize(
+    "nodes, host", [("gpu[03-05,9],x1", "gpu03"), ("n1,n2", "n1"), ("node-7", "node-7"), ("a-b[7]", "a-b7")]
+)
+def test_first_host_of_slurms_list(nodes, host):
+    assert first_slurm_host(nodes) == host
+
+
+def test_flags_that_contradict_the_launcher(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="--num-gpus 2 starts processes"):
+        launch(print, Namespace(num_gpus=2))

@@ -1,0 +1,115 @@
+"""Whole runs of the trainer: what they leave behind, how they resume, and how they fail."""
+
+import json
+import math
+from argparse import Namespace
+
+import pytest
+import torch
+
+from retinanet_ext import d2
+from retinanet_ext.loss_guard import guard_losses
+from retinanet_ext.trainer import Trainer
+from tests.builders import batch, shapes_config, small_config
+
+
+def read_losses(folder) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
+
+
+def test_a_run_leaves_its_record(shapes, tmp_path):
+    cfg = shapes_config(shapes, tmp_path / "run", "TEST.EVAL_PERIOD", "2")
+    d2.default_setup(cfg, Namespace(eval_only=False, config_file=""))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["engine"] == d2.ENGINE and run["seed"] == 0 and run["versions"]["torch"] == torch.__version__
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"AP", "AP50", "AP75", "APs", "APm", "APl"} <= set(results["bbox"])
+    saved = (tmp_path / "run" / "config.yaml").read_text()
+    assert "NUM_CLASSES: 5" in saved  # taken from the data
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "run.json", "metrics.json", "results.json", "model_final.pth", "last_checkpoint"} <= names
+    assert any(name.startswith("events.out") for name in names)
+    # Whatever the best checkpoint is, a resumed run goes on from the last.
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_a_saved_config_builds_the_same_model(shapes, tmp_path):
+    from retinanet_ext.config import load_config
+
+    cfg = shapes_config(shapes, tmp_path)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    again = load_config(str(tmp_path / "config.yaml"))
+    assert again.dump() == cfg.dump()
+    assert again.MODEL.CLASS_NAMES == ["circle", "rectangle", "triangle", "star", "cross"]
+
+
+@pytest.mark.skipif(d2.ENGINE != "lite", reason="Detectron2's loader starts again from the first image")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stop_and_resume_equals_the_unbroken_run(shapes, tmp_path, workers):
+    common = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3", "DATALOADER.NUM_WORKERS", str(workers)]
+    common += ["INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)", "DATASETS.TEST", "()"]
+
+    def run(folder, stop_at=None, resume=False):
+        trainer = Trainer(shapes_config(shapes, folder, *common))
+        torch.manual_seed(0)  # the seed of the weights; default_setup sets it in a real run
+        for parameter in trainer.model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        trainer.resume_or_load(resume=resume)
+        losses = []
+        trainer.register_hooks([d2.hooks.CallbackHook(after_step=lambda t: losses.append(_last_loss(t)))])
+        if stop_at is not None:
+            trainer.max_iter = stop_at
+        trainer.train()
+        return losses, trainer.model.state_dict()
+
+    unbroken, expected = run(tmp_path / "unbroken")
+    first, _ = run(tmp_path / "broken", stop_at=3)
+    second, actual = run(tmp_path / "broken", resume=True)
+    assert first + second == unbroken  # to the last bit, so the images and their augmentations are the same too
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+
+
+def _last_loss(trainer) -> float:
+    return trainer.storage.latest()["total_loss"][0]
+
+
+def test_a_loss_that_is_not_finite_names_losses_and_images(generator):
+    model = d2.build_model(small_config())
+    guard_losses(model)
+    with torch.no_grad():
+        model.head.bbox_pred.bias.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"loss_box_reg = nan.*image_0.png, image_1.png.*BASE_LR"):
+        model(batch(generator, (64, 64), (64, 64)))
+    model.eval()
+    assert len(model(batch(generator, (64, 64)))) == 1  # the guard is for training only
+
+
+def test_learns_to_overfit_real_images(shared_data, tmp_path):
+    # Eight images of coco_mini, each with two to five objects of at least 40 pixels, eight kinds of scenes.
+    chosen = [84533, 37666, 420862, 172123, 353072, 432430, 281789, 213148]
+    source = json.loads((shared_data / "coco_mini" / "annotations" / "instances_train2017.json").read_text())
+    source["images"] = [image for image in source["images"] if image["id"] in chosen]
+    source["annotations"] = [a for a in source["annotations"] if a["image_id"] in chosen]
+    assert len(source["images"]) == 8 and len(source["annotations"]) == 19
+    (tmp_path / "eight.json").write_text(json.dumps(source))
+    custom = {"NAME": "eight", "FORMAT": "coco", "JSON": str(tmp_path / "eight.json")}
+    custom["IMAGES"] = str(shared_data / "coco_mini" / "train2017")
+    opts = ["DATASETS.CUSTOM", str([custom]), "DATASETS.TRAIN", "('eight',)", "DATASETS.TEST", "('eight',)"]
+    opts += ["MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.RETINANET.NORM", "GN", "SEED", "1"]
+    opts += ["MODEL.FPN.OUT_CHANNELS", "64", "INPUT.MIN_SIZE_TRAIN", "(192,)", "INPUT.MIN_SIZE_TEST", "192"]
+    opts += ["INPUT.RANDOM_FLIP", "none", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.MAX_ITER", "150"]
+    opts += ["SOLVER.BASE_LR", "0.02", "SOLVER.WARMUP_ITERS", "20", "OUTPUT_DIR", str(tmp_path)]
+    from retinanet_ext.config import load_config
+
+    cfg = load_config("configs/quick/retinanet.yaml", opts)
+    torch.manual_seed(1)
+    trainer = Trainer(cfg)
+    trainer.train()
+    results = Trainer.test(cfg, trainer.model)
+    assert results["bbox"]["AP50"] >= 85
