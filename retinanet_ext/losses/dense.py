@@ -63,7 +63,9 @@ class DenseTargets:
     @property
     def num_foreground(self) -> torch.Tensor:
         """Foreground anchors of each image, ``(N,)`` int64."""
-        return torch.bincount(self.image_index, minlength=self.labels.shape[0])
+        # Not bincount, which waits for the device to learn the size of its result.
+        counts = self.image_index.new_zeros(self.labels.shape[0])
+        return counts.index_add(0, self.image_index, torch.ones_like(self.image_index))
 
 
 def sum_per_image(loss: torch.Tensor, targets: DenseTargets) -> torch.Tensor:

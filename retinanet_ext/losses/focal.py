@@ -1,7 +1,8 @@
 """Sigmoid focal loss (Lin et al., "Focal Loss for Dense Object Detection", eq. 4 and 5)."""
 
 import torch
-import torch.nn.functional as F
+
+from retinanet_ext.ops import focal_of_margin
 
 from .reduction import reduce_loss, upcast
 
@@ -41,13 +42,7 @@ def sigmoid_focal_loss(
     check_alpha_gamma(alpha, gamma)
     logits = upcast(logits)
     targets = targets.to(logits.dtype)
-    # Both factors are written with log-sigmoids of x_t = y x: -log(p_t) = -logsigmoid(x_t) and
-    # (1 - p_t)^gamma = exp(gamma logsigmoid(-x_t)). The textbook form (1 - p_t) ** gamma has an infinite
-    # derivative where p_t rounds to 1 and gamma < 1.
-    x_t = logits * (2 * targets - 1)
-    loss = -F.logsigmoid(x_t)
-    if gamma > 0:
-        loss = loss * torch.exp(gamma * F.logsigmoid(-x_t))
+    loss = focal_of_margin(logits * (2 * targets - 1), gamma)
     if alpha >= 0:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
     return reduce_loss(loss, reduction)

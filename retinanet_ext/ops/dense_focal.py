@@ -37,27 +37,79 @@ def dense_focal_loss(
         )
     if reduction not in DENSE_REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; legal values: {', '.join(DENSE_REDUCTIONS)}")
-    per_image = _dense_focal_reference(logits, labels, alpha, gamma)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    per_image = _DenseFocal.apply(logits, labels, alpha, gamma)
     return per_image if reduction == "per_image" else per_image.sum()
 
 
-def _dense_focal_reference(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
-    """``(N,)`` sums: the readable form, kept as the truth that faster ones are tested against."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    num_classes = logits.shape[2]
-    image, anchor = torch.nonzero((labels >= 0) & (labels < num_classes), as_tuple=True)
-    foreground = (image, anchor, labels[image, anchor])
+def focal_of_margin(x_t: torch.Tensor, gamma: float) -> torch.Tensor:
+    """``-(1 - p_t)^gamma log(p_t)`` with ``p_t = sigmoid(x_t)``, elementwise; paper, eq. 4 in the terms of eq. 6.
 
-    # -1 for background entries, +1 for foreground entries: x_t = y x, as in losses.focal.
+    Both factors are written with log-sigmoids. The textbook form ``(1 - p_t) ** gamma`` has an infinite derivative
+    where ``p_t`` rounds to 1 and gamma < 1.
+    """
+    loss = -F.logsigmoid(x_t)
+    return loss * torch.exp(gamma * F.logsigmoid(-x_t)) if gamma > 0 else loss
+
+
+def dense_focal_reference(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
+    """``(N,)`` sums by the definition: the readable form, kept as the truth that the fast one is tested against."""
+    foreground = _foreground_entries(labels, logits.shape[2])
+    # -1 for background entries, +1 for foreground entries: x_t = y x.
     sign = torch.full_like(logits, -1.0)
     sign[foreground] = 1.0
-    x_t = logits * sign
-    loss = -F.logsigmoid(x_t)
-    if gamma > 0:
-        loss = loss * torch.exp(gamma * F.logsigmoid(-x_t))
+    loss = focal_of_margin(logits * sign, gamma)
     weight = torch.full_like(logits, 1.0 - alpha if alpha >= 0 else 1.0)
     if alpha >= 0:
         weight[foreground] = alpha
     weight[labels == IGNORE] = 0.0
     return (loss * weight).sum(dim=(1, 2))
+
+
+def _foreground_entries(labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Image, anchor and class of every entry whose target is 1."""
+    image, anchor = torch.nonzero((labels >= 0) & (labels < num_classes), as_tuple=True)
+    return image, anchor, labels[image, anchor]
+
+
+class _DenseFocal(torch.autograd.Function):
+    """Loss and gradient in one pass, without a one-hot target.
+
+    With ``u = -x_t``, ``q = sigmoid(u) = 1 - p_t`` and ``s = softplus(u) = -log(p_t)``, the loss is ``q^gamma s`` and
+    its derivative by u is ``q^gamma (q + gamma (1 - q) s)``: no power below gamma, so finite for every gamma. The few
+    foreground entries differ from the background by the sign of u and by their weight. Only the gradient is kept
+    for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, labels, alpha, gamma):
+        foreground = _foreground_entries(labels, logits.shape[2])
+        ignored = torch.nonzero(labels == IGNORE, as_tuple=True)
+        fg_weight, bg_weight = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+
+        u = logits.clone()
+        u[foreground] = -u[foreground]
+        s = F.softplus(u)
+        q = u.sigmoid_()
+        q_gamma = q**gamma
+
+        if ctx.needs_input_grad[0]:
+            gradient = (1 - q).mul_(s).mul_(gamma).add_(q).mul_(q_gamma)
+            fg_gradient = gradient[foreground] * -fg_weight
+            gradient.mul_(bg_weight)
+            gradient[foreground] = fg_gradient
+            gradient[ignored] = 0.0
+            ctx.save_for_backward(gradient)
+
+        loss = s.mul_(q_gamma)
+        fg_loss = loss[foreground] * fg_weight
+        loss[foreground] = 0.0
+        loss[ignored] = 0.0
+        return (loss.sum(dim=(1, 2)) * bg_weight).index_add_(0, foreground[0], fg_loss)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output[:, None, None], None, None, None

@@ -30,6 +30,15 @@ def test_pairwise_iou_of_no_boxes():
     assert pairwise_iou(torch.zeros(0, 4), torch.zeros(3, 4)).shape == (0, 3)
 
 
+def test_pairwise_iou_equals_detectron2(generator):
+    structures = pytest.importorskip("detectron2.structures", reason="Detectron2 is not installed")
+    rows = torch.rand(40, 4, generator=generator) * 50
+    rows[:30, 2:] += rows[:30, :2]  # the last ten stay as they are: some of them inverted
+    rows = torch.cat([rows, torch.tensor([[3.0, 3, 3, 8], [6, 6, 4, 4], [0.25, 0.5, 0.75, 1.5], [0, 0, 0, 0]])])
+    theirs = structures.pairwise_iou(structures.Boxes(rows), structures.Boxes(rows.flip(0)))
+    assert torch.equal(pairwise_iou(rows, rows.flip(0)), theirs)
+
+
 def test_batched_nms_keeps_classes_apart():
     boxes = torch.tensor(
         [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]]
@@ -38,3 +47,25 @@ def test_batched_nms_keeps_classes_apart():
     # 1 beats 0, which has IoU 9/11 with it and the same class; 2 is of another class.
     assert batched_nms(boxes, scores, torch.tensor([0, 0, 1, 0]), 0.5).tolist() == [1, 2, 3]
     assert batched_nms(boxes, scores, torch.tensor([0, 0, 1, 0]), 0.9).tolist() == [1, 2, 3, 0]
+
+
+def test_batched_nms_keeps_a_box_at_the_threshold():
+    # Intersection 5, union 10: the IoU is 0.5 exactly, and only greater ones suppress.
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 1.0], [0.0, 0.0, 5.0, 1.0]])
+    assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), 0.5).tolist() == [0, 1]
+
+
+# Beyond 4000 numbers torchvision itself changes from one method to another.
+@pytest.mark.parametrize("count", [0, 1, 50, 2000])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9])
+def test_batched_nms_equals_detectron2(generator, count, threshold):
+    layers = pytest.importorskip("detectron2.layers", reason="Detectron2 is not installed")
+    boxes = torch.rand(count, 4, generator=generator) * 60
+    boxes[:, 2:] += boxes[:, :2]
+    # Few distinct scores: the order among equal ones counts as well.
+    scores = torch.randint(0, 20, (count,), generator=generator) / 20
+    classes = torch.randint(0, 3, (count,), generator=generator)
+    for dtype in (torch.float32, torch.float16):
+        of_type = boxes.to(dtype)
+        ours = batched_nms(of_type, scores, classes, threshold)
+        assert torch.equal(ours, layers.batched_nms(of_type, scores, classes, threshold))

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from retinanet_ext.losses import sigmoid_focal_loss
 from retinanet_ext.ops import dense_focal_loss
+from retinanet_ext.ops.dense_focal import dense_focal_reference
 
 
 def by_one_hot(logits, labels, alpha, gamma):
@@ -30,6 +31,35 @@ def test_equals_the_sum_over_one_hot_targets(alpha, gamma, scale, generator):
         torch.testing.assert_close(ours, expected)
     total = dense_focal_loss(logits, labels, alpha, gamma)
     torch.testing.assert_close(total.detach(), gradients[0][0].sum())
+
+
+@pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (-1, 0.0), (0.75, 0.5), (1.0, 5.0), (0.0, 1.0)])
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_fast_form_equals_the_reference(alpha, gamma, scale, generator):
+    logits = (torch.randn(2, 30, 4, generator=generator) * scale).requires_grad_()
+    labels = torch.randint(-1, 5, (2, 30), generator=generator)
+    results = []
+    for per_image in (
+        dense_focal_loss(logits, labels, alpha, gamma, reduction="per_image"),
+        dense_focal_reference(logits, labels, alpha, gamma),
+    ):
+        results.append((per_image.detach(), torch.autograd.grad(per_image.sum(), logits)[0]))
+        assert torch.isfinite(results[-1][0]).all() and torch.isfinite(results[-1][1]).all()
+    for fast, reference in zip(*results):
+        torch.testing.assert_close(fast, reference, rtol=1e-5, atol=1e-6)
+
+
+def test_gradcheck(generator):
+    logits = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(-1, 4, (2, 6), generator=generator)
+    assert torch.autograd.gradcheck(lambda x: dense_focal_loss(x, labels, 0.3, 1.7, reduction="per_image"), logits)
+
+
+def test_the_logits_are_left_alone(generator):
+    logits = torch.randn(1, 8, 3, generator=generator)
+    before = logits.clone()
+    dense_focal_loss(logits, torch.randint(-1, 4, (1, 8), generator=generator))
+    assert torch.equal(logits, before)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
