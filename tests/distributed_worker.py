@@ -17,9 +17,13 @@ STEPS = 2
 
 
 def images(case: str) -> list[dict]:
-    """The joint batch: four images; in the case ``empty`` the last two, a whole rank's share, have no objects."""
+    """The joint batch. The last two images, a whole rank's share, have no objects in the case ``empty``, and are not
+    there at all in the case ``nothing``.
+    """
     generator = torch.Generator().manual_seed(0)
     sizes = [(96, 96)] * 2
+    if case == "nothing":
+        return batch(generator, *sizes, num_objects=3)
     return batch(generator, *sizes, num_objects=3) + batch(generator, *sizes, num_objects=0 if case == "empty" else 1)
 
 

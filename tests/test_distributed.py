@@ -17,7 +17,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("case", ["ema", "foreground", "empty"])
+@pytest.mark.parametrize("case", ["ema", "foreground", "empty", "nothing"])
 def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
     port, output = str(free_port()), str(tmp_path / "result.pth")
     processes = [
@@ -27,7 +27,7 @@ def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
         for rank in range(2)
     ]
     try:
-        # A rank whose images are all empty must neither hang nor break the other.
+        # A rank whose images are all empty, or that has none, must neither hang nor break the other.
         assert [process.wait(timeout=240) for process in processes] == [0, 0]
     finally:
         for process in processes:

@@ -57,8 +57,8 @@ class IoUMatcher:
         Raises:
             ValueError: thresholds not ascending, wrong number of labels, or an unknown state or mode.
         """
-        if list(thresholds) != sorted(thresholds):
-            raise ValueError(f"IOU_THRESHOLDS must ascend, got {list(thresholds)}")
+        if not thresholds or list(thresholds) != sorted(thresholds):
+            raise ValueError(f"IOU_THRESHOLDS must be ascending numbers, at least one; got {list(thresholds)}")
         if len(labels) != len(thresholds) + 1:
             raise ValueError(
                 f"IOU_LABELS needs {len(thresholds) + 1} entries, one for each band that the {len(thresholds)} "
@@ -113,9 +113,11 @@ class IoUMatcher:
 
     def _states(self, best_iou: torch.Tensor) -> torch.Tensor:
         """State of each anchor, ``(R,)`` int8, from the band its IoU lies in."""
-        edges = torch.tensor(self.thresholds, dtype=best_iou.dtype, device=best_iou.device)
-        labels = torch.tensor(self.labels, dtype=torch.int8, device=best_iou.device)
-        return labels[torch.bucketize(best_iou, edges, right=True)]
+        # Comparisons with Python numbers copy nothing to the device, unlike a lookup table.
+        state = torch.full_like(best_iou, self.labels[0], dtype=torch.int8)
+        for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
+            state.masked_fill_(best_iou >= threshold, label)
+        return state
 
     def _force_best_anchors(self, state, best_iou, anchors, gt_boxes, best_of_gt) -> None:
         """Mark the best anchors of ``gt_boxes`` as foreground in ``state``, in place.
@@ -127,7 +129,7 @@ class IoUMatcher:
         forced = is_best.any(dim=0)
         if self.low_quality == "above_low":
             forced &= best_iou >= self.thresholds[0]
-        state[forced] = FOREGROUND
+        state.masked_fill_(forced, FOREGROUND)
 
 
 class MatrixMatcher:

@@ -48,7 +48,7 @@ class ForegroundNormalizer(nn.Module):
     """Divides each image's loss by its own foreground anchors (paper, section 4.1), and averages the images."""
 
     def forward(self, num_foreground: torch.Tensor) -> torch.Tensor:
-        return 1 / (num_foreground.clamp(min=1) * len(num_foreground))
+        return 1 / (num_foreground.clamp(min=1) * max(1, len(num_foreground)))
 
 
 NORMALIZERS = {"ema": EMANormalizer, "foreground": ForegroundNormalizer}

@@ -3,6 +3,7 @@
 N images a batch, K classes, A anchors a position, R anchors an image over all levels (order: level, H, W, A).
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +16,7 @@ from retinanet_ext.d2 import (
     Instances,
     build_anchor_generator,
     build_backbone,
+    comm,
     configurable,
     detector_postprocess,
     get_event_storage,
@@ -99,10 +101,9 @@ class FocalRetinaNet(nn.Module):
         self.head_in_features = list(head_in_features)
         self.anchor_generator = anchor_generator
         self.box2box_transform = box2box_transform
-        # Detectron2's Matcher is called with an IoU matrix, ours with boxes, so that they may bound their memory.
-        self.anchor_matcher = (
-            MatrixMatcher(anchor_matcher) if type(anchor_matcher).__name__ == "Matcher" else anchor_matcher
-        )
+        # Detectron2's Matcher takes one argument, the IoU matrix; ours take boxes, so that they may bound their memory.
+        wants_matrix = len(inspect.signature(anchor_matcher).parameters) == 1
+        self.anchor_matcher = MatrixMatcher(anchor_matcher) if wants_matrix else anchor_matcher
         self.num_classes = num_classes
 
         self.cls_loss = cls_loss or DenseFocalLoss(alpha=focal_loss_alpha, gamma=focal_loss_gamma)
@@ -128,6 +129,11 @@ class FocalRetinaNet(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         retinanet = cfg.MODEL.RETINANET
+        if "MATCHER" not in retinanet:
+            raise KeyError(
+                "the config has no keys of retinanet_ext; call retinanet_ext.add_retinanet_ext_config(cfg) right after "
+                "get_cfg()"
+            )
         backbone = build_backbone(cfg)
         backbone_shape = backbone.output_shape()
         _check_in_features(retinanet.IN_FEATURES, backbone_shape)
@@ -186,7 +192,7 @@ class FocalRetinaNet(nn.Module):
 
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         losses = self.losses(logits, deltas, anchors, instances)
-        if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
+        if self._is_time_for_a_picture():
             with torch.no_grad():
                 detections = self.inference(logits, deltas, anchors, images)
             draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
@@ -282,9 +288,20 @@ class FocalRetinaNet(nn.Module):
         return outputs
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
-        # Every parameter joins the graph, so that a process without images does not leave the others waiting.
+        # Every parameter joins the graph and the normaliser is asked as always, so that a process without images
+        # takes part in what the others do together and does not leave them waiting.
+        self.loss_normalizer(torch.zeros(0, dtype=torch.int64, device=self.device))
         zero = sum(parameter.sum() for parameter in self.parameters()) * 0.0
         return {"loss_cls": zero, "loss_box_reg": zero}
+
+    def _is_time_for_a_picture(self) -> bool:
+        # Only the main process has a writer that takes the pictures out of the storage again.
+        return (
+            self.vis_period > 0
+            and comm.is_main_process()
+            and has_event_storage()
+            and get_event_storage().iter % self.vis_period == 0
+        )
 
     def _report(self, targets: DenseTargets) -> None:
         if has_event_storage():

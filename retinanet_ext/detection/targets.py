@@ -30,7 +30,7 @@ def label_anchors(
     image_index, anchor_index, matched_boxes = [], [], []
     for image, (boxes, classes) in enumerate(zip(gt_boxes, gt_classes)):
         matched, state = matcher(anchors, boxes)
-        labels[image, state == IGNORE] = -1
+        labels[image, state == IGNORE] = IGNORE
         foreground = torch.nonzero(state == FOREGROUND).squeeze(1)
         gt_index = matched[foreground]
         labels[image, foreground] = classes[gt_index]

@@ -68,6 +68,24 @@ def test_parameters_of_normed_heads(norm):
     }
 
 
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "GN", "FrozenBN"])
+def test_outputs_and_statistics_of_normed_heads(norm, generator):
+    opts = ["MODEL.RETINANET.NORM", norm, "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.FPN.OUT_CHANNELS", "32"]
+    ours, theirs = (
+        build_model(detectron2_default_config(name, *opts)).head for name in ("FocalRetinaNet", "RetinaNet")
+    )
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    ours.load_state_dict(theirs.state_dict())
+    ours.train(norm != "SyncBN"), theirs.train(norm != "SyncBN")  # which trains in a process group only
+    for _ in range(2):
+        features = [torch.randn(2, 32, size, size, generator=generator) for size in (16, 8, 4, 2, 1)]
+        for actual, expected in zip(ours(features), theirs(features)):
+            torch.testing.assert_close(actual, expected)
+    for (name, actual), expected in zip(ours.state_dict().items(), theirs.state_dict().values()):
+        torch.testing.assert_close(actual, expected, msg=name)
+
+
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "giou", "diou", "ciou"])
 def test_same_losses_step_after_step(box_loss, generator):
     ours, theirs = pair("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", box_loss)

@@ -1,4 +1,4 @@
-"""The plug-in: our meta-architecture in Detectron2's own trainer, predictor and evaluator, with its own config calls."""
+"""The plug-in: our meta-architecture in Detectron2's own trainer, predictor and evaluator."""
 
 import numpy as np
 import pytest

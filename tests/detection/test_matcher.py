@@ -107,7 +107,7 @@ def test_matches_detectron2(generator):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"thresholds": (0.5, 0.4)}, "must ascend"),
+        ({"thresholds": (0.5, 0.4)}, "must be ascending"),
         ({"labels": (0, 1)}, "needs 3 entries"),
         ({"labels": (0, 2, 1)}, "may hold 1"),
         ({"low_quality": "alway"}, "legal values: always, above_low, never. Did you mean 'always'"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from retinanet_ext.d2 import EventStorage, build_model, get_event_storage
+from retinanet_ext.d2 import EventStorage, build_model, get_cfg, get_event_storage
 from tests.builders import batch, ground_truth, small_config
 
 
@@ -161,6 +161,13 @@ def test_unusable_ground_truth_is_refused(model, generator, instances, message):
 def test_bad_settings(opts, error, message):
     with pytest.raises(error, match=message):
         build_model(small_config(*opts))
+
+
+def test_a_config_without_our_keys():
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "FocalRetinaNet", "MODEL.DEVICE", "cpu"])
+    with pytest.raises(KeyError, match="call retinanet_ext.add_retinanet_ext_config"):
+        build_model(cfg)
 
 
 def test_p6_from_p5():

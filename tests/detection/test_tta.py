@@ -51,4 +51,5 @@ def test_nothing_found():
     cfg = small_config(*AUG)
     model = build_model(cfg).eval()
     model.test_score_thresh = 1.0
-    assert len(DenseDetectorWithTTA(cfg, model)([{"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}])[0]["instances"]) == 0
+    detector = DenseDetectorWithTTA(cfg, model)
+    assert len(detector([{"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}])[0]["instances"]) == 0
