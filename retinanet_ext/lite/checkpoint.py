@@ -19,8 +19,8 @@ from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import nn
 
-from retinanet_ext.lite import checkpoint_names, comm
-from retinanet_ext.lite.array_pickle import load_array_pickle
+from . import checkpoint_names, comm
+from .array_pickle import load_array_pickle
 
 logger = logging.getLogger(__name__)
 

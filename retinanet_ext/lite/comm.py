@@ -1,14 +1,13 @@
 """Questions and small exchanges between the processes of one job.
 
 Everything here answers at once, without ``torch.distributed``, when the job is a single process. Python
-objects travel over gloo, also when tensors use NCCL, so that they need no GPU memory.
+objects, and the waiting for each other, go over gloo, also when tensors use NCCL: they need no GPU.
 """
 
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 # The processes of this machine. Set once per process, by `launch`.
@@ -52,28 +51,16 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _local_group = group
 
 
-def get_local_process_group() -> "dist.ProcessGroup | None":
-    """The group of this machine's processes, ``None`` outside a job of several processes."""
-    return _local_group if _in_a_group() else None
-
-
-def _require_local_group() -> "dist.ProcessGroup":
+def get_local_rank() -> int:
+    """Number of this process among those of its machine, from 0."""
+    if not _in_a_group():
+        return 0
     if _local_group is None:
         raise RuntimeError(
             "the processes of this machine are not known: start the job with launch(), or call "
             "comm.create_local_process_group(processes_per_machine) after init_process_group()"
         )
-    return _local_group
-
-
-def get_local_rank() -> int:
-    """Number of this process among those of its machine, from 0; it is also the index of its GPU."""
-    return dist.get_rank(group=_require_local_group()) if _in_a_group() else 0
-
-
-def get_local_size() -> int:
-    """How many processes of the job run on this machine."""
-    return dist.get_world_size(group=_require_local_group()) if _in_a_group() else 1
+    return dist.get_rank(group=_local_group)
 
 
 def is_main_process() -> bool:
@@ -83,18 +70,15 @@ def is_main_process() -> bool:
 
 def synchronize() -> None:
     """Wait until every process has come this far."""
-    if get_world_size() == 1:
-        return
-    if dist.get_backend() == dist.Backend.NCCL:
-        dist.barrier(device_ids=[torch.cuda.current_device()])
-    else:
-        dist.barrier()
+    if get_world_size() > 1:
+        dist.barrier(group=_gloo_group(dist.group.WORLD))
 
 
 @lru_cache(maxsize=1)
 def _gloo_group(world: "dist.ProcessGroup") -> "dist.ProcessGroup":
     # `world` is the key: a group that was destroyed and made anew must not be answered from the cache.
-    return world if dist.get_backend(world) == dist.Backend.GLOO else dist.new_group(backend="gloo")
+    # With a backend per device, such as "cpu:gloo,cuda:nccl", torch takes that of the CPU for objects and barriers.
+    return world if "gloo" in dist.get_backend(world) else dist.new_group(backend="gloo")
 
 
 def _object_group(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
@@ -124,26 +108,3 @@ def gather(data: Any, dst: int = 0, group: "dist.ProcessGroup | None" = None) ->
 def shared_random_seed() -> int:
     """A random number of 31 bits that is the same on every process. All processes call it together."""
     return all_gather(int(np.random.randint(2**31)))[0]
-
-
-def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
-    """Sum, or average, scalar tensors over all processes.
-
-    Args:
-        input_dict: the same keys on every process; values are tensors of no dimension.
-        average: divide the sums by the number of processes.
-
-    Returns:
-        The reduced values on the main process. On the others the values have no meaning.
-    """
-    world_size = get_world_size()
-    if world_size == 1:
-        return input_dict
-    # The order of keys may differ between processes, the order of summation must not.
-    names = sorted(input_dict)
-    with torch.no_grad():
-        values = torch.stack([input_dict[name] for name in names])
-        dist.reduce(values, dst=0)
-        if average:
-            values /= world_size
-    return dict(zip(names, values, strict=True))

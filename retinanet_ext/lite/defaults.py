@@ -37,10 +37,9 @@ def _model() -> CfgNode:
     model.DEVICE = "cuda"
     # Checkpoint to start from: path or URL, "" for none.
     model.WEIGHTS = ""
-    # Kinds of annotation the data loader keeps besides boxes.
+    # Masks and keypoints are not supported; turning them on is an error when the data loader is built.
     model.MASK_ON = False
     model.KEYPOINT_ON = False
-    model.LOAD_PROPOSALS = False
     # One value per channel in the order of INPUT.FORMAT, for pixels 0..255: (pixel - mean) / std.
     # A std of 1 is what the Caffe-style backbone weights were trained with.
     model.PIXEL_MEAN = [103.530, 116.280, 123.675]
@@ -132,7 +131,7 @@ def _retinanet() -> CfgNode:
 
 def _input() -> CfgNode:
     node = CfgNode()
-    # Order of colour channels the model gets: BGR or RGB, or another mode of Pillow's, such as L.
+    # Channels the model gets: BGR, RGB, or L (grey, one channel).
     node.FORMAT = "BGR"
     # Length of the shorter side after resizing, in pixels, unless the longer one would exceed MAX_SIZE. In
     # training one of the values is drawn ("choice"), or any integer between the two given ("range").
@@ -147,8 +146,6 @@ def _input() -> CfgNode:
     # TYPE relative and relative_range: SIZE is (height, width) as a fraction of the image, exact or the lower
     # end of a range; absolute and absolute_range: SIZE is in pixels, exact or both ends of the range.
     node.CROP = CfgNode({"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9]})
-    # "polygon" or "bitmask".
-    node.MASK_FORMAT = "polygon"
     return node
 
 

@@ -5,8 +5,6 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -49,7 +47,6 @@ class EventStorage:
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._latest: dict[str, tuple[float, int]] = {}
         self._smoothing_hints: dict[str, bool] = {}
-        self._prefix = ""
         # (name, image, iteration); emptied by the writer that shows them.
         self._vis_data: list[tuple[str, torch.Tensor, int]] = []
 
@@ -74,7 +71,6 @@ class EventStorage:
         Raises:
             ValueError: ``value`` is no number, or ``name`` was put with the other hint before.
         """
-        name = self._prefix + name
         if self._smoothing_hints.setdefault(name, smoothing_hint) != smoothing_hint:
             raise ValueError(
                 f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before, now with "
@@ -137,19 +133,6 @@ class EventStorage:
                 break
             count += 1
         return count
-
-    def smoothing_hints(self) -> dict[str, bool]:
-        """The smoothing hint of every scalar."""
-        return self._smoothing_hints
-
-    @contextmanager
-    def name_scope(self, name: str) -> Iterator[None]:
-        """Put ``name/`` before names of scalars inside the block. An inner scope replaces an outer one."""
-        outer, self._prefix = self._prefix, name.rstrip("/") + "/"
-        try:
-            yield
-        finally:
-            self._prefix = outer
 
     def __enter__(self) -> "EventStorage":
         _active_storages.append(self)

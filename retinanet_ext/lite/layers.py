@@ -1,4 +1,4 @@
-"""Layers that the backbone and the heads share, and non-maximum suppression."""
+"""Layers that the backbone and the heads share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 GROUP_NORM_GROUPS = 32  # the number that Wu & He, "Group Normalization", settle on
@@ -124,20 +123,3 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
             raise ValueError(f"unknown norm {norm!r}; legal: {', '.join(_NORMS)}, or an empty string for none")
         norm = _NORMS[norm]
     return norm(out_channels)
-
-
-def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Non-maximum suppression within each class.
-
-    Args:
-        boxes: (N, 4), x0, y0, x1, y1; compared in float32 whatever the dtype.
-        scores: (N,).
-        idxs: int64 (N,), the class of each box. Boxes of different classes never suppress each other.
-        iou_threshold: a box is dropped if its IoU with a better one of its class is greater.
-
-    Returns:
-        int64 indices of the boxes kept, best score first.
-    """
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes must have shape (N, 4), found {tuple(boxes.shape)}")
-    return torchvision.ops.batched_nms(boxes.float(), scores.float(), idxs, iou_threshold)

@@ -18,7 +18,7 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
-from retinanet_ext.lite.config import CfgNode
+from .config import CfgNode
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +108,10 @@ def _gradient_clipper(clip_cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], N
         for parameter in params:
             nn.utils.clip_grad_norm_(parameter, limit, norm_type=norm_type)
 
-    def clip_norm_of_all(params: Iterable[nn.Parameter]) -> None:
-        nn.utils.clip_grad_norm_(params, limit, norm_type=norm_type)
-
     return _choose(
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
         clip_cfg.CLIP_TYPE,
-        {"value": clip_values, "norm": clip_norm_of_each, "full_model": clip_norm_of_all},
+        {"value": clip_values, "norm": clip_norm_of_each},
     )
 
 

@@ -44,8 +44,6 @@ class ColorMode(Enum):
 
     IMAGE = 0
     """The image as it is."""
-    SEGMENTATION = 1
-    """The same; the name is kept for configs and code that use it."""
     IMAGE_BW = 2
     """The image in grey outside of the boxes."""
 

@@ -1,6 +1,6 @@
 """Trains or evaluates on coco_mini on the engine that RETINANET_EXT_ENGINE names, for ``test_exchange.py``.
 
-    python -m tests.contract.exchange_worker train|detect DATA FOLDER
+python -m tests.contract.exchange_worker train|detect DATA FOLDER
 """
 
 import sys

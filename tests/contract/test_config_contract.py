@@ -49,6 +49,8 @@ def test_only_keys_of_other_detectors_are_missing():
         "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
         "DATASETS.PROPOSAL_FILES_TEST",
         "DATASETS.PROPOSAL_FILES_TRAIN",
+        "INPUT.MASK_FORMAT",
+        "MODEL.LOAD_PROPOSALS",
         "MODEL.ANCHOR_GENERATOR.ANGLES",  # rotated boxes
         "TEST.KEYPOINT_OKS_SIGMAS",
         "TEST.PRECISE_BN.ENABLED",

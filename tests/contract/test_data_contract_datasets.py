@@ -68,6 +68,11 @@ def test_coco_records_with_odd_annotations(tmp_path, fresh_name):
     assert [len(record["annotations"]) for record in ours] == [2, 2]
 
 
+def test_builtin_coco_detection_names():
+    theirs = {name for name in d2_data.DatasetCatalog.list() if name.startswith("coco_") and "panoptic" not in name}
+    assert set(COCO_SPLITS) == theirs
+
+
 @pytest.mark.parametrize("name", sorted(COCO_SPLITS))
 def test_builtin_names(name):
     ours, theirs = lite_data.MetadataCatalog.get(name).as_dict(), d2_data.MetadataCatalog.get(name).as_dict()

@@ -18,8 +18,7 @@ def _play(storage):
         storage.put_scalar("total_loss", (iteration * 7919) % 31 / 7)
         storage.put_scalars(lr=0.1 / (iteration + 1), smoothing_hint=False)
         if iteration % 3 == 0:
-            with storage.name_scope("head"):
-                storage.put_scalar("sparse", iteration)
+            storage.put_scalar("head/sparse", iteration)
         if iteration == 30:
             storage.put_scalar("bbox/AP", 12.5, smoothing_hint=False)
             storage.put_scalar("early", 1, cur_iter=12)
@@ -50,7 +49,6 @@ def test_storage_attributes():
                 storage.iter,
                 storage.iteration,
                 storage.latest(),
-                storage.smoothing_hints(),
                 {name: history.values() for name, history in storage.histories().items()},
                 storage.count_samples("head/sparse", 10),
                 events.has_event_storage(),

@@ -60,16 +60,15 @@ def _logging_hook(engine, log, name, fail_at=None):
     return type("Hook", (engine.HookBase,), {moment: note(moment) for moment in moments})()
 
 
-@pytest.mark.parametrize("zero_first", [False, True])
 @pytest.mark.parametrize("fail_at", [None, ("before_step", 3), ("after_backward", 4), ("after_step", 4)])
-def test_order_of_calls(zero_first, fail_at):
+def test_order_of_calls(fail_at):
     def calls(engine):
         log = []
         torch.manual_seed(0)
         model = _Toy(log)
         optimizer = _LoggingSGD(model.parameters(), lr=0.1)
         optimizer.log = log
-        trainer = engine.SimpleTrainer(model, [torch.ones(2, 3)] * 9, optimizer, zero_grad_before_forward=zero_first)
+        trainer = engine.SimpleTrainer(model, [torch.ones(2, 3)] * 9, optimizer)
         trainer.register_hooks([_logging_hook(engine, log, "a", fail_at), None, _logging_hook(engine, log, "b")])
         try:
             trainer.train(2, 6)

@@ -113,14 +113,6 @@ def test_boxes_clip_refuses_nan():
     assert both(lambda engine: engine.Boxes([[0, float("nan"), 1, 1]]).clip((3, 3))) == ["error", "error"]
 
 
-def test_pairwise_iou_is_equal(generator):
-    rows = torch.rand(40, 4, generator=generator) * 50
-    rows[:30, 2:] += rows[:30, :2]  # the last ten stay as they are: some of them inverted
-    rows = torch.cat([rows, torch.tensor(ROWS), torch.zeros(2, 4)])
-    assert_alike(lambda engine: engine.pairwise_iou(engine.Boxes(rows), engine.Boxes(rows.flip(0))))
-    assert_alike(lambda engine: engine.pairwise_iou(engine.Boxes([]), engine.Boxes(rows)))
-
-
 @pytest.mark.parametrize("modes", [("XYXY_ABS", "XYWH_ABS"), ("XYWH_ABS", "XYXY_ABS"), ("XYXY_ABS", "XYXY_ABS")])
 @pytest.mark.parametrize(
     "box",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from retinanet_ext.lite.structures import Boxes, BoxMode, pairwise_iou
+from retinanet_ext.lite.structures import Boxes, BoxMode
 
 
 def test_constructor_normalises_dtype_and_empty_shape():
@@ -70,15 +70,6 @@ def test_cat():
     assert Boxes.cat([]).tensor.shape == (0, 4)
     with pytest.raises(TypeError, match="list of Boxes"):
         Boxes.cat([boxes.tensor])
-
-
-def test_pairwise_iou_by_hand():
-    # Two 10 x 10 squares shifted by 5: the overlap is 5 x 10 = 50, the union 150.
-    first = Boxes([[0, 0, 10, 10], [0, 0, 0, 0]])
-    second = Boxes([[5, 0, 15, 10], [10, 0, 20, 10], [0, 0, 10, 10], [0, 0, 0, 0]])
-    expected = torch.tensor([[1 / 3, 0, 1, 0], [0, 0, 0, 0]])
-    torch.testing.assert_close(pairwise_iou(first, second), expected)
-    assert pairwise_iou(first, Boxes([])).shape == (2, 0)
 
 
 @pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor, lambda b: torch.tensor([b]).float()])

@@ -65,9 +65,13 @@ def test_category_that_does_not_exist(tmp_path):
 def test_what_is_left_out_is_logged(tmp_path, caplog):
     stray = _annotation(id=5, image_id=1000)
     two_points = _annotation(id=6, segmentation=[[1, 1, 2, 2]])
-    records = _load(tmp_path, _content(annotations=[_annotation(), stray, two_points]))
-    assert len(records[0]["annotations"]) == 1
-    assert "1 of 3 annotations belong to no image in the file: 5" in caplog.text
+    triangle = [1, 1, 2, 2, 3, 1]
+    trimmed = _annotation(id=8, segmentation=[[1, 1, 2, 2], triangle])
+    whole = [_annotation(), _annotation(id=2, segmentation=[triangle]), _annotation(id=3, segmentation=None)]
+    records = _load(tmp_path, _content(annotations=[*whole, stray, two_points, trimmed]))
+    assert [a.get("segmentation") for a in records[0]["annotations"]] == [None, [triangle], None, [triangle]]
+    assert "1 annotations lost malformed polygons beside valid ones: 8" in caplog.text
+    assert "1 of 6 annotations belong to no image in the file: 5" in caplog.text
     assert "left out 1 annotations without a valid polygon" in caplog.text and ": 6" in caplog.text
 
 

@@ -122,6 +122,33 @@ def test_another_seed_is_another_stream(records):
     assert order != [[s["image_id"] for s in b] for b in _take(_loader(records, seed=4), 8)]
 
 
+@pytest.mark.parametrize("name", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_a_seed_set_later_is_as_good_as_one_given(records, name):
+    DatasetCatalog.register(NAME, lambda: records)
+    cfg = get_cfg()
+    cfg.merge_from_list(["DATASETS.TRAIN", (NAME,), "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0])
+    cfg.merge_from_list(["SEED", 3, "DATALOADER.SAMPLER_TRAIN", name])
+    given = build_detection_train_loader(cfg, mapper=_mapper())
+    cfg.SEED = 8
+    later = build_detection_train_loader(cfg, mapper=_mapper())
+    later.seed = 3
+    _assert_same_batches(_take(later, 8), _take(given, 8))
+
+
+def test_a_sampler_with_its_own_seed_keeps_it(records):
+    loader = _loader(records, sampler=TrainingSampler(7, seed=1))
+    loader.seed = 4
+    assert (loader.seed, loader.sampler.seed) == (4, 1)
+
+
+@pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON"])
+def test_annotations_that_are_not_read_are_refused(key):
+    cfg = get_cfg()
+    cfg.MODEL[key] = True
+    with pytest.raises(ValueError, match=f"MODEL.{key} is True.*boxes only"):
+        DatasetMapper(cfg, is_train=True)
+
+
 def test_global_random_states_are_left_alone(records):
     def draw():
         return random.random(), float(np.random.rand()), float(torch.rand(1))

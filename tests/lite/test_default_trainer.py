@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from retinanet_ext.lite import comm
 from retinanet_ext.lite.config import get_cfg
 from retinanet_ext.lite.engine import (
     DefaultPredictor,
@@ -125,6 +126,43 @@ def test_stop_and_resume_equals_the_unbroken_run(cfg, amp):
     assert _same(again, final)
 
 
+class _SeededToyLoader(_ToyLoader):
+    seed = 5
+
+
+class _SeededToyTrainer(_ToyTrainer):
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return _SeededToyLoader()
+
+
+def test_without_a_seed_in_the_config_a_resumed_run_keeps_that_of_its_data(cfg, monkeypatch, caplog):
+    _SeededToyTrainer(cfg).train()
+    monkeypatch.setattr(_SeededToyLoader, "seed", 6)  # what a new process would draw
+    resumed = _SeededToyTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.data_loader.seed == 5
+    assert "new random order" not in caplog.text
+    cfg.SEED = 6
+    resumed = _SeededToyTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.data_loader.seed == 6
+
+
+def test_a_resumed_run_that_cannot_keep_the_order_of_its_data_says_so(cfg, caplog):
+    _ToyTrainer(cfg).train()
+    _ToyTrainer(cfg).resume_or_load(resume=True)
+    assert "SEED is negative" in caplog.text
+
+
+def test_processes_that_find_different_checkpoints_are_refused(cfg, monkeypatch):
+    _ToyTrainer(cfg).train()
+    trainer = _ToyTrainer(cfg)
+    monkeypatch.setattr(comm, "all_gather", lambda found: [found, ""])
+    with pytest.raises(ValueError, match="rank 0: model_final.pth, rank 1: none.*must share that folder"):
+        trainer.resume_or_load(resume=True)
+
+
 def test_without_a_checkpoint_resume_starts_from_the_weights(cfg, tmp_path):
     torch.save({"model": _Toy().state_dict()}, tmp_path / "start.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "start.pth")
@@ -191,7 +229,7 @@ def test_expected_results_are_verified(cfg):
     cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 20.5, 1.0]]
     _ToyTrainer(cfg).train()
     cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 20.5, 0.1], ["segm", "AP", 1.0, 100.0]]
-    with pytest.raises(RuntimeError, match="bbox/AP: 20.0 instead of 20.5.*segm/AP: nan"):
+    with pytest.raises(ValueError, match="bbox AP: expected 20.5 .* found 20.0000; segm AP: .* found missing"):
         _ToyTrainer(cfg).train()
 
 

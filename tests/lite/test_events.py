@@ -55,14 +55,6 @@ def test_the_window_counts_iterations_not_values():
     assert storage.count_samples("sparse", 20) == 1
 
 
-def test_name_scope_applies_inside_its_block_only():
-    storage = EventStorage(0)
-    with storage.name_scope("head"):
-        storage.put_scalar("positives", 3)
-    storage.put_scalar("positives", 4)
-    assert storage.latest() == {"head/positives": (3.0, 0), "positives": (4.0, 0)}
-
-
 def test_a_scalar_keeps_its_smoothing_hint():
     storage = EventStorage(0)
     storage.put_scalar("AP", 1.0, smoothing_hint=False)

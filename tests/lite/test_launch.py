@@ -1,27 +1,23 @@
 import json
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
 from retinanet_ext.lite import comm
 from retinanet_ext.lite.engine import SimpleTrainer, create_ddp_model, launch
-
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests jobs of CPU processes")
+from retinanet_ext.lite.engine.launch import check_gpus
 
 
 def test_a_single_process_needs_no_group():
-    assert (comm.get_world_size(), comm.get_rank(), comm.get_local_rank(), comm.get_local_size()) == (
-        1,
-        0,
-        0,
-        1,
-    )
+    assert (comm.get_world_size(), comm.get_rank(), comm.get_local_rank()) == (1, 0, 0)
     assert comm.is_main_process()
     assert comm.gather("x") == comm.all_gather("x") == ["x"]
-    assert comm.reduce_dict({"a": torch.tensor(2.0)}) == {"a": 2.0}
     assert 0 <= comm.shared_random_seed() < 2**31
     comm.synchronize()
     seen = []
@@ -50,16 +46,14 @@ def _train(batches):
 
 def _two_processes_work_together(folder):
     rank = comm.get_rank()
-    reduced = comm.reduce_dict({"b": torch.tensor(1.0 + rank), "a": torch.tensor(10.0 * rank)})
     metrics, weight = _train([torch.tensor([2.0 + 2 * rank])])
     error, weight_before_error = _train([torch.tensor([float("nan") if rank == 1 else 1.0])])
     report = {
-        "place": [rank, comm.get_world_size(), comm.get_local_rank(), comm.get_local_size()],
+        "place": [rank, comm.get_world_size(), comm.get_local_rank()],
         "main": comm.is_main_process(),
         "all_gather": comm.all_gather({"rank": rank}),
         "gather": comm.gather(f"from {rank}", dst=1),
         "seed": comm.shared_random_seed(),
-        "reduced": {name: value.item() for name, value in reduced.items()},
         "metrics": metrics,
         "weight": weight,
         "error": error,
@@ -79,12 +73,11 @@ def test_two_processes_work_together_until_one_fails(tmp_path):
     with pytest.raises(mp.ProcessRaisedException, match="KeyError: 'the cause'"):
         launch(_two_processes_work_together, 2, args=(str(tmp_path),))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert (first["place"], second["place"]) == ([0, 2, 0, 2], [1, 2, 1, 2])
+    assert (first["place"], second["place"]) == ([0, 2, 0], [1, 2, 1])
     assert (first["main"], second["main"]) == (True, False)
     assert first["all_gather"] == second["all_gather"] == [{"rank": 0}, {"rank": 1}]
     assert (first["gather"], second["gather"]) == ([], ["from 0", "from 1"])
     assert first["seed"] == second["seed"]
-    assert first["reduced"] == {"a": 5.0, "b": 1.5}
     # Losses 2 and 4 average to 3; so do gradients (plus 1 from `other`): 1 - (3 + 1).
     assert (first["metrics"]["loss"], first["metrics"]["total_loss"]) == (3.0, 4.0)
     assert second["metrics"] == {}
@@ -94,6 +87,47 @@ def test_two_processes_work_together_until_one_fails(tmp_path):
     assert "iteration 0; rank 1: loss = nan, other = 1." in first["error"]
     assert first["weight_before_error"] == second["weight_before_error"] == 1.0
     assert first["threads"] == second["threads"] >= 1
+
+
+def _backend_per_device(rank, folder):
+    # As on a machine with GPUs, but with gloo in the place of NCCL.
+    dist.init_process_group("cpu:gloo,cuda:gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    total = torch.tensor(1.0 + rank)
+    dist.all_reduce(total)
+    comm.synchronize()
+    found = [comm.get_local_rank(), comm.all_gather(rank), comm.gather(rank), total.item()]
+    with open(os.path.join(folder, f"{rank}.json"), "w") as file:
+        json.dump(found, file)
+    dist.destroy_process_group()
+
+
+def test_cpu_processes_work_together_where_cuda_has_another_backend(tmp_path):
+    mp.start_processes(_backend_per_device, nprocs=2, args=(str(tmp_path),), start_method="spawn")
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == [0, [0, 1], [0, 1], 3.0]
+    assert second == [1, [0, 1], [], 3.0]
+
+
+@pytest.mark.parametrize(
+    "device, gpus, shared",
+    [
+        ("cuda", ["GPU-a", "GPU-b", "GPU-a"], r"processes \[0, 2\] would train on one GPU \(GPU-a\).* sees 1 GPU"),
+        # SLURM can show each process one GPU only, which is another one for each.
+        ("cuda", ["GPU-a", "GPU-b", "GPU-c"], None),
+        ("cpu", [None, None, None], None),
+    ],
+)
+def test_two_processes_on_one_gpu_are_refused(monkeypatch, device, gpus, shared):
+    gathered = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="GPU-a"))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    monkeypatch.setattr(comm, "all_gather", lambda gpu: gathered.append(gpu) or gpus)
+    with pytest.raises(ValueError, match=shared) if shared else nullcontext():
+        check_gpus(device)
+    assert gathered == [gpus[0]]
 
 
 @pytest.mark.parametrize(

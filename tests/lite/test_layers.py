@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from retinanet_ext.lite.layers import Conv2d, FrozenBatchNorm2d, batched_nms, get_norm
+from retinanet_ext.lite.layers import Conv2d, FrozenBatchNorm2d, get_norm
 
 
 @pytest.fixture
@@ -76,26 +76,3 @@ def test_conv2d_applies_norm_then_activation():
         # Normalised, the values 1 and 3 are -1 and 1; the activation removes the first.
         out = conv(torch.tensor([[[[1.0, 3.0]]]]))
     torch.testing.assert_close(out.flatten(), torch.tensor([0.0, 1.0]), atol=1e-4, rtol=0)
-
-
-def test_batched_nms_suppresses_within_a_class_only():
-    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [50, 50, 60, 60]]).float()
-    scores = torch.tensor([0.5, 0.9, 0.6, 0.7])
-    classes = torch.tensor([0, 0, 1, 0])
-    assert batched_nms(boxes, scores, classes, 0.5).tolist() == [1, 3, 2]
-    assert batched_nms(boxes.bfloat16(), scores.bfloat16(), classes, 0.5).tolist() == [1, 3, 2]
-    assert batched_nms(boxes[:0], scores[:0], classes[:0], 0.5).tolist() == []
-
-
-def test_batched_nms_keeps_a_box_at_the_threshold():
-    # Intersection 5, union 10: the IoU is 0.5 exactly, and only greater ones suppress.
-    boxes = torch.tensor([[0, 0, 10, 1], [0, 0, 5, 1]]).float()
-    assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64), 0.5).tolist() == [
-        0,
-        1,
-    ]
-
-
-def test_batched_nms_refuses_other_boxes():
-    with pytest.raises(ValueError, match=r"\(N, 4\)"):
-        batched_nms(torch.zeros(3, 5), torch.zeros(3), torch.zeros(3), 0.5)

@@ -97,12 +97,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(bad):
     assert trainer.model.weight.tolist() == [-0.5, 0.5]
 
 
-def test_metrics_may_be_gathered_now_and_then():
-    trainer = _trainer([torch.ones(2)] * 5, gather_metric_period=2)
-    trainer.train(0, 5)
-    assert [iteration for _, iteration in trainer.storage.history("total_loss").values()] == [1, 3]
-
-
 def test_a_scalar_is_a_total_loss():
     model = nn.Linear(1, 1)
 

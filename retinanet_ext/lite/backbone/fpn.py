@@ -25,7 +25,6 @@ class FPN(Backbone):
         top_block: module that makes further levels of one feature: it has `in_feature` (the name of an output
             of `bottom_up` or of this class) and `num_levels`, and returns that many maps.
         fuse_type: the sum of lateral and top-down map, or their average: "sum" or "avg".
-        square_pad: if > 0, the side (pixels) that inputs are to be padded to, see `padding_constraints`.
 
     Raises:
         ValueError: features that are missing or whose strides do not double, or an unknown `fuse_type`.
@@ -39,7 +38,6 @@ class FPN(Backbone):
         norm="",
         top_block: nn.Module | None = None,
         fuse_type: str = "sum",
-        square_pad: int = 0,
     ):
         super().__init__()
         if fuse_type not in ("sum", "avg"):
@@ -49,7 +47,6 @@ class FPN(Backbone):
         self.in_features = tuple(in_features)
         self._levels = levels
         self._fuse_type = fuse_type
-        self._square_pad = square_pad
         self._size_divisibility = 2 ** levels[-1]
 
         bias = norm == ""
@@ -73,10 +70,6 @@ class FPN(Backbone):
     def size_divisibility(self) -> int:
         """The largest stride of the features used: only then do upsampled and lateral maps agree in size."""
         return self._size_divisibility
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return {"square_size": self._square_pad}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images (N, C, H, W) to {"p3": (N, out_channels, H / 8, W / 8), ...}, highest resolution first."""

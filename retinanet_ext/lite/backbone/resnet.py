@@ -140,12 +140,11 @@ class BottleneckBlock(ResNetBlock):
 
 
 class ResNet(Backbone):
-    """A stem and residual stages, named `stem`, `res2`, `res3`, ...; and, with `num_classes`, `linear`.
+    """A stem and residual stages, named `stem`, `res2`, `res3`, ...
 
     Args:
         stem: module from images to the input of the first stage.
         stages: blocks of each stage. Stages after the last one in `out_features` are left out.
-        num_classes: outputs of the classifier on the averaged last stage; None: no classifier.
         out_features: names of the outputs; by default the last of all parts.
         freeze_at: see `freeze`.
 
@@ -157,48 +156,39 @@ class ResNet(Backbone):
         self,
         stem: nn.Module,
         stages: list[list[nn.Module]],
-        num_classes: int | None = None,
+        *,
         out_features: list[str] | None = None,
         freeze_at: int = 0,
     ):
         super().__init__()
         names = [f"res{index}" for index in range(FIRST_STAGE, FIRST_STAGE + len(stages))]
-        legal = ["stem", *names] + ["linear"] * (num_classes is not None)
+        legal = ["stem", *names]
         self._out_features = list(legal[-1:] if out_features is None else out_features)
         if not self._out_features or not set(self._out_features) <= set(legal):
             raise ValueError(f"out_features must be among {legal}, found {self._out_features}")
-        if num_classes is None:
-            names = names[: max(legal.index(name) for name in self._out_features)]
+        names = names[: max(legal.index(name) for name in self._out_features)]
 
         self.stem = stem
         self.stage_names = tuple(names)
-        channels, stride = stem.out_channels, stem.stride
-        self._out_feature_channels = {"stem": channels}
+        stride = stem.stride
+        self._out_feature_channels = {"stem": stem.out_channels}
         self._out_feature_strides = {"stem": stride}
         for name, blocks in zip(names, stages, strict=False):
             setattr(self, name, nn.Sequential(*blocks))
             for block in blocks:
                 stride *= block.stride
-            channels = blocks[-1].out_channels
-            self._out_feature_channels[name] = channels
+            self._out_feature_channels[name] = blocks[-1].out_channels
             self._out_feature_strides[name] = stride
-        self.num_classes = num_classes
-        if num_classes is not None:
-            self.linear = nn.Linear(channels, num_classes)
-            # The recipe of Goyal et al., "Accurate, Large Minibatch SGD", section 5.1.
-            nn.init.normal_(self.linear.weight, std=0.01)
         self.freeze(freeze_at)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (N, C, H, W) to features by name; `linear` has shape (N, num_classes)."""
+        """Images (N, C, H, W) to features by name."""
         if x.dim() != 4:
             raise ValueError(f"ResNet takes images of shape (N, C, H, W), found {tuple(x.shape)}")
         outputs = {}
         for name in ("stem", *self.stage_names):
             x = getattr(self, name)(x)
             outputs[name] = x
-        if self.num_classes is not None:
-            outputs["linear"] = self.linear(x.mean(dim=(2, 3)))
         return {name: outputs[name] for name in outputs if name in self._out_features}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -206,7 +196,6 @@ class ResNet(Backbone):
         return {
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
-            if name != "linear"
         }
 
     def freeze(self, freeze_at: int = 0) -> ResNet:

@@ -181,7 +181,6 @@ def build_detection_train_loader(
         groups=groups,
         num_workers=num_workers,
         collate_fn=collate_fn or trivial_batch_collator,
-        seed=seed,
     )
 
 

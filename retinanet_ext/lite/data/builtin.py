@@ -1,7 +1,8 @@
 """COCO's detection sets under their usual names. Importing this module registers them.
 
 Files are expected below ``$DETECTRON2_DATASETS`` (``datasets`` if unset), as
-``coco/annotations/instances_<split>.json`` and ``coco/<split>/``. Nothing is read before a set is asked for.
+``coco/annotations/instances_<split>.json`` (``image_info_<split>.json`` for the test sets, whose annotations are
+not published) and ``coco/<split>/``. Nothing is read before a set is asked for.
 """
 
 import colorsys
@@ -32,6 +33,8 @@ COCO_SPLITS = {
     "coco_2014_valminusminival": ("coco/annotations/instances_valminusminival2014.json", "coco/val2014"),
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+    "coco_2017_test": ("coco/annotations/image_info_test2017.json", "coco/test2017"),
+    "coco_2017_test-dev": ("coco/annotations/image_info_test-dev2017.json", "coco/test2017"),
     "coco_2017_val_100": ("coco/annotations/instances_val2017_100.json", "coco/val2017"),
 }
 

@@ -12,7 +12,22 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"dataset {name!r} is not registered.{hint} Registered: {', '.join(known) or 'none'}"
 
 
-class _DatasetCatalog(UserDict):
+class _Catalog(UserDict):
+    def list(self) -> list[str]:
+        """All names that have an entry."""
+        return list(self)
+
+    def remove(self, name: str) -> None:
+        """Forget ``name``. An unknown name is a ``KeyError``."""
+        if name not in self:
+            raise KeyError(_unknown(name, self.list()))
+        del self[name]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__.lstrip('_')}({', '.join(self)})"
+
+
+class _DatasetCatalog(_Catalog):
     """Dataset names, each with a function that returns the records of that dataset.
 
     The function is called anew at every :meth:`get`; it must return the same records in the same order each time.
@@ -42,19 +57,6 @@ class _DatasetCatalog(UserDict):
         if name not in self:
             raise KeyError(_unknown(name, self.list()))
         return self[name]()
-
-    def list(self) -> list[str]:
-        """All registered names."""
-        return list(self)
-
-    def remove(self, name: str) -> None:
-        """Forget ``name``. An unknown name is a ``KeyError``."""
-        if name not in self:
-            raise KeyError(_unknown(name, self.list()))
-        del self[name]
-
-    def __repr__(self) -> str:
-        return f"DatasetCatalog({', '.join(self)})"
 
 
 class Metadata:
@@ -102,7 +104,7 @@ class Metadata:
         return f"Metadata({', '.join(f'{key}={value!r}' for key, value in self.__dict__.items())})"
 
 
-class _MetadataCatalog(UserDict):
+class _MetadataCatalog(_Catalog):
     """Metadata by dataset name; an entry comes into being, empty, when it is first asked for."""
 
     def get(self, name: str) -> Metadata:
@@ -110,19 +112,6 @@ class _MetadataCatalog(UserDict):
         if name not in self:
             self[name] = Metadata(name)
         return self[name]
-
-    def list(self) -> list[str]:
-        """Names that have an entry."""
-        return list(self)
-
-    def remove(self, name: str) -> None:
-        """Forget the metadata of ``name``. An unknown name is a ``KeyError``."""
-        if name not in self:
-            raise KeyError(_unknown(name, self.list()))
-        del self[name]
-
-    def __repr__(self) -> str:
-        return f"MetadataCatalog({', '.join(self)})"
 
 
 DatasetCatalog = _DatasetCatalog()

@@ -39,7 +39,8 @@ def load_coco_json(
         and ``annotations``, a list of dicts with ``bbox`` ``[x, y, width, height]`` in pixels, ``bbox_mode``,
         ``category_id``, and those of ``iscrowd``, ``segmentation`` (polygons, or compressed RLE) and ``keypoints``
         (``[x, y, visibility] * n``, half a pixel added: COCO counts pixels, records measure from the image's edge)
-        that the file has. An annotation whose polygons are all malformed is left out, and reported in the log.
+        that the file has. Malformed polygons are left out, and with them an annotation that has no other; the
+        log reports both.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -52,7 +53,7 @@ def load_coco_json(
         id_map = _set_categories(content, json_file, dataset_name)
     keys = ["iscrowd", "bbox", "keypoints", "category_id", *(extra_annotation_keys or ())]
 
-    malformed = []
+    malformed, trimmed = [], []
     records = []
     grouped = _annotations_by_image(content, json_file)
     for image in sorted(content["images"], key=lambda image: image["id"]):
@@ -63,7 +64,11 @@ def load_coco_json(
             "image_id": image["id"],
         }
         converted = [_convert(annotation, keys, id_map, json_file) for annotation in grouped[image["id"]]]
-        malformed += [a["id"] for a, new in zip(grouped[image["id"]], converted) if new is None]
+        for annotation, new in zip(grouped[image["id"]], converted, strict=True):
+            if new is None:
+                malformed.append(annotation["id"])
+            elif _lost_polygons(annotation, new):
+                trimmed.append(annotation["id"])
         record["annotations"] = [new for new in converted if new is not None]
         records.append(record)
 
@@ -72,6 +77,11 @@ def load_coco_json(
         logger.warning(
             "%s: left out %d annotations without a valid polygon (an even number of coordinates, at least %d): %s",
             json_file, len(malformed), MIN_POLYGON_COORDINATES, _sample(malformed),
+        )  # fmt: skip
+    if trimmed:
+        logger.warning(
+            "%s: %d annotations lost malformed polygons beside valid ones: %s",
+            json_file, len(trimmed), _sample(trimmed),
         )  # fmt: skip
     return records
 
@@ -189,3 +199,8 @@ def _convert_segmentation(segmentation: list | dict) -> list | dict:
             return mask_util.frPyObjects(segmentation, *segmentation["size"])
         return segmentation
     return [p for p in segmentation if len(p) % 2 == 0 and len(p) >= MIN_POLYGON_COORDINATES]
+
+
+def _lost_polygons(annotation: dict, new: dict) -> bool:
+    segmentation = annotation.get("segmentation")
+    return isinstance(segmentation, list) and len(new.get("segmentation", ())) < len(segmentation)

@@ -68,16 +68,16 @@ class SeededMappedDataset(Dataset):
     def __init__(self, records: Dataset, mapper: Mapper, seed: int) -> None:
         self._records = records
         self._mapper = mapper
-        self._seed = seed
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, item: tuple[int, int]) -> Any:
         position, index = item
-        substitutes = np.random.default_rng((self._seed, position))
+        substitutes = np.random.default_rng((self.seed, position))
         refused = []
-        with _seeded(self._seed, position):
+        with _seeded(self.seed, position):
             while len(refused) < STOP_AFTER_REFUSALS:
                 sample = self._mapper(self._records[index])
                 if sample is not None:
@@ -98,7 +98,8 @@ class TrainLoader:
     Attributes:
         start_batch: how many batches to skip when iteration begins. Skipping is done on indices, without reading
             an image: the batches that follow are those of an unbroken run.
-        seed: what augmentation, and the default sampler, are seeded with.
+        seed: what augmentation, and the default sampler, are seeded with. Another one, set before iteration
+            begins, makes the loader that of another run.
     """
 
     def __init__(
@@ -110,16 +111,25 @@ class TrainLoader:
         groups: Sequence[int] | None,
         num_workers: int,
         collate_fn: Collator,
-        seed: int,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self.batch_size = batch_size
         self.start_batch = 0
-        self.seed = seed
         self._groups = groups
         self._num_workers = num_workers
         self._collate_fn = collate_fn
+
+    @property
+    def seed(self) -> int:
+        return self.dataset.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        # A sampler that was given a seed of its own keeps it.
+        if getattr(self.sampler, "seed", None) == self.seed:
+            self.sampler.seed = seed
+        self.dataset.seed = seed
 
     def __iter__(self) -> Iterator[Any]:
         batches = GroupedBatchSampler(

@@ -34,6 +34,11 @@ class DatasetMapper:
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
+        for key in ("MASK_ON", "KEYPOINT_ON"):
+            if cfg.MODEL[key]:
+                raise ValueError(
+                    f"MODEL.{key} is True, but the lite engine reads boxes only; set it to False, or run on Detectron2"
+                )
         augmentations = detection_utils.build_augmentation(cfg, is_train)
         if cfg.INPUT.CROP.ENABLED and is_train:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))

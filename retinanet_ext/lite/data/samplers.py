@@ -33,14 +33,14 @@ class TrainingSampler(Sampler[int]):
             raise ValueError(f"size is {size}; there must be at least one record to draw from")
         self._size = size
         self._shuffle = shuffle
-        self._seed = comm.shared_random_seed() if seed is None else int(seed)
+        self.seed = comm.shared_random_seed() if seed is None else int(seed)
         self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[int]:
         return itertools.islice(self._stream(), self._rank, None, self._world_size)
 
     def _stream(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self.seed)
         while True:
             if self._shuffle:
                 yield from torch.randperm(self._size, generator=generator).tolist()
@@ -68,7 +68,7 @@ class RepeatFactorTrainingSampler(Sampler[int]):
         self._whole = torch.trunc(repeat_factors)
         self._fraction = repeat_factors - self._whole
         self._shuffle = shuffle
-        self._seed = comm.shared_random_seed() if seed is None else int(seed)
+        self.seed = comm.shared_random_seed() if seed is None else int(seed)
         self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     @staticmethod
@@ -99,7 +99,7 @@ class RepeatFactorTrainingSampler(Sampler[int]):
         return itertools.islice(self._stream(), self._rank, None, self._world_size)
 
     def _stream(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self.seed)
         while True:
             round_up = torch.rand(len(self._fraction), generator=generator) < self._fraction
             times = (self._whole + round_up).long()

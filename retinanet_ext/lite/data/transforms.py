@@ -95,10 +95,6 @@ class AugInput:
         if self.boxes is not None:
             self.boxes = tfm.apply_box(self.boxes)
 
-    def apply_augmentations(self, augmentations: Sequence["Augmentation | Transform"]) -> TransformList:
-        """Apply them in turn to this input; returns the transforms that were chosen."""
-        return AugmentationList(augmentations)(self)
-
 
 class Augmentation:
     """A policy that picks a transform. Subclasses define :meth:`get_transform`.

@@ -1,7 +1,7 @@
 """The training loop, its hooks, the trainer that a config describes, and the start of a job."""
 
-from retinanet_ext.lite.engine import hooks
-from retinanet_ext.lite.engine.defaults import (
+from . import hooks
+from .defaults import (
     DefaultPredictor,
     DefaultTrainer,
     create_ddp_model,
@@ -9,8 +9,8 @@ from retinanet_ext.lite.engine.defaults import (
     default_setup,
     default_writers,
 )
-from retinanet_ext.lite.engine.launch import launch
-from retinanet_ext.lite.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from .launch import launch
+from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
     "AMPTrainer",

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import math
 import os
 import warnings
 import weakref
@@ -15,19 +14,20 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from retinanet_ext.lite import comm
-from retinanet_ext.lite.checkpoint import DetectionCheckpointer
-from retinanet_ext.lite.config import CfgNode
-from retinanet_ext.lite.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from retinanet_ext.lite.data import transforms as T
-from retinanet_ext.lite.engine import hooks
-from retinanet_ext.lite.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
-from retinanet_ext.lite.env import collect_env_info, seed_all_rng
-from retinanet_ext.lite.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from retinanet_ext.lite.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from retinanet_ext.lite.logger import setup_logger
-from retinanet_ext.lite.meta_arch import build_model
-from retinanet_ext.lite.solver import build_lr_scheduler, build_optimizer
+from .. import comm
+from ..checkpoint import DetectionCheckpointer
+from ..config import CfgNode
+from ..data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from ..data import transforms as T
+from ..env import collect_env_info, seed_all_rng
+from ..evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
+from ..events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from ..logger import setup_logger
+from ..meta_arch import build_model
+from ..solver import build_lr_scheduler, build_optimizer
+from . import hooks
+from .launch import check_gpus
+from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,9 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     """Wrap a model for a job of several processes; ``kwargs`` go to ``DistributedDataParallel``."""
     if comm.get_world_size() == 1:
         return model
-    if next(model.parameters()).is_cuda:
-        kwargs.setdefault("device_ids", [comm.get_local_rank()])
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        kwargs.setdefault("device_ids", [device.index])
     with warnings.catch_warnings():
         # torch 2.15 gave `broadcast_buffers` a new name, which the older ones do not know.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
@@ -113,6 +114,7 @@ class DefaultTrainer(TrainerBase):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self._last_eval_results: Mapping[str, Any] | None = None
+        check_gpus(cfg.MODEL.DEVICE)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -149,9 +151,9 @@ class DefaultTrainer(TrainerBase):
         random numbers of the main process, and, if the loader has ``start_batch``, same data.
 
         Raises:
-            ValueError: the last checkpoint holds weights only.
+            ValueError: the last checkpoint holds weights only, or not all processes find the same one.
         """
-        resume = resume and self.checkpointer.has_checkpoint()
+        resume = resume and self._has_common_checkpoint()
         self.iter = -1
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if not resume:
@@ -165,12 +167,16 @@ class DefaultTrainer(TrainerBase):
         self.start_iter = self.iter + 1
         if hasattr(self.data_loader, "start_batch"):
             self.data_loader.start_batch = self.start_iter
-            if self.cfg.SEED < 0:
-                logger.warning("SEED is negative: the rest of the data comes in a new random order")
-        logger.info(
-            "Resumed %s, saved after iteration %d; MODEL.WEIGHTS %r was not used",
-            path, self.iter, self.cfg.MODEL.WEIGHTS,
-        )  # fmt: skip
+
+    def _has_common_checkpoint(self) -> bool:
+        found = comm.all_gather(os.path.basename(self.checkpointer.get_checkpoint_file()))
+        if len(set(found)) > 1:
+            each = ", ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(found))
+            raise ValueError(
+                f"the processes find different checkpoints to resume from in OUTPUT_DIR {self.cfg.OUTPUT_DIR} "
+                f"({each}); all machines of a job must share that folder, or have a copy of its last checkpoint"
+            )
+        return self.checkpointer.has_checkpoint()
 
     def build_hooks(self) -> list[HookBase | None]:
         """Timer, learning rate, checkpoints, evaluation, writers; the order is part of their work.
@@ -204,11 +210,11 @@ class DefaultTrainer(TrainerBase):
             The results of the last evaluation, on the main process; ``None`` without one.
 
         Raises:
-            RuntimeError: the results are not those of ``cfg.TEST.EXPECTED_RESULTS``.
+            ValueError: the results are not those of ``cfg.TEST.EXPECTED_RESULTS``.
         """
         super().train(self.start_iter, self.max_iter)
         if comm.is_main_process():
-            _verify_results(self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results or {})
+            verify_results(self.cfg, self._last_eval_results or {})
         return self._last_eval_results
 
     def run_step(self) -> None:
@@ -219,7 +225,10 @@ class DefaultTrainer(TrainerBase):
         random_state = {"torch": torch.get_rng_state()}
         if torch.cuda.is_initialized():
             random_state["cuda"] = torch.cuda.get_rng_state()
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict(), "random_state": random_state}
+        state = {**super().state_dict(), "_trainer": self._trainer.state_dict(), "random_state": random_state}
+        if hasattr(self.data_loader, "seed"):
+            state["data_seed"] = self.data_loader.seed
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -230,6 +239,15 @@ class DefaultTrainer(TrainerBase):
             torch.set_rng_state(random_state["torch"])
             if "cuda" in random_state and torch.cuda.is_initialized():
                 torch.cuda.set_rng_state(random_state["cuda"])
+        # A SEED in the config says more than the checkpoint; without one the data go on in the order they had.
+        if self.cfg.SEED < 0 and hasattr(self.data_loader, "start_batch"):
+            if "data_seed" in state_dict:
+                self.data_loader.seed = state_dict["data_seed"]
+            else:
+                logger.warning(
+                    "SEED is negative, and the checkpoint does not know the seed of the data: the rest of them comes "
+                    "in a new random order"
+                )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -334,17 +352,6 @@ class DefaultTrainer(TrainerBase):
         if frozen:
             cfg.freeze()
         return cfg
-
-
-def _verify_results(expected_results: Sequence[Sequence[Any]], results: Mapping[str, Any]) -> None:
-    wrong = []
-    for task, metric, expected, tolerance in expected_results:
-        found = results.get(task, {}).get(metric, math.nan)
-        # Written so that NaN is wrong too.
-        if not abs(found - expected) <= tolerance:
-            wrong.append(f"{task}/{metric}: {found} instead of {expected} +- {tolerance}")
-    if wrong:
-        raise RuntimeError(f"results are not those of TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
 
 
 class DefaultPredictor:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 
-from retinanet_ext.lite import comm
-from retinanet_ext.lite.checkpoint import DetectionCheckpointer
-from retinanet_ext.lite.engine.train_loop import HookBase, TrainerBase
-from retinanet_ext.lite.events import EventWriter
+from .. import comm
+from ..checkpoint import DetectionCheckpointer
+from ..events import EventWriter
+from .train_loop import HookBase, TrainerBase
 
 logger = logging.getLogger(__name__)
 

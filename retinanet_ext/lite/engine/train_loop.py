@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from retinanet_ext.lite import comm
-from retinanet_ext.lite.events import EventStorage, get_event_storage
+from .. import comm
+from ..events import EventStorage, get_event_storage
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +159,6 @@ class SimpleTrainer(TrainerBase):
         model: nn.Module,
         data_loader: Iterable[Any],
         optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
     ):
         """
         Args:
@@ -168,33 +166,23 @@ class SimpleTrainer(TrainerBase):
                 training mode here.
             data_loader: yields batches without end. Its iterator is made at the first step.
             optimizer: over the parameters of ``model``.
-            gather_metric_period: write losses, and check that they are finite, every so many iterations.
-                Above 1 it saves a wait for the GPU, and a loss that is not finite is noticed after it did
-                damage.
-            zero_grad_before_forward: free gradients before the forward pass instead of after it.
         """
         super().__init__()
         model.train()
         self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
-        self.gather_metric_period = gather_metric_period
-        self.zero_grad_before_forward = zero_grad_before_forward
         self._iterator: Iterator[Any] | None = None
 
     def run_step(self) -> None:
         start = time.perf_counter()
         data = self._next_batch()
         data_time = time.perf_counter() - start
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
         losses = self._compute_losses(data)
         if isinstance(losses, torch.Tensor):
             losses = {"total_loss": losses}
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
+        self.optimizer.zero_grad()
         self._backward(sum(losses.values()))
         self.after_backward()
-        if (self.iter + 1) % self.gather_metric_period == 0:
-            self._write_metrics(losses, data_time)
+        self._write_metrics(losses, data_time)
         self._optimizer_step()
 
     # What mixed precision does otherwise.
@@ -276,8 +264,7 @@ class AMPTrainer(SimpleTrainer):
         model: nn.Module,
         data_loader: Iterable[Any],
         optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
+        *,
         grad_scaler: "torch.amp.GradScaler | None" = None,
         precision: torch.dtype | None = None,
     ):
@@ -287,7 +274,7 @@ class AMPTrainer(SimpleTrainer):
                 Detectron2, and bf16 on a CPU.
             grad_scaler: a scaler for fp16 other than the default one.
         """
-        super().__init__(model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward)
+        super().__init__(model, data_loader, optimizer)
         self._device_type = next(model.parameters()).device.type
         on_cuda = self._device_type == "cuda"
         self.precision = precision or (torch.float16 if on_cuda else torch.bfloat16)

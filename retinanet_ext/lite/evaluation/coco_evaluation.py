@@ -9,9 +9,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from retinanet_ext.lite import comm
-from retinanet_ext.lite.structures import BoxMode, Instances
-
+from .. import comm
+from ..structures import BoxMode, Instances
 from .coco_box_ap import compute_box_metrics
 from .coco_ground_truth import GroundTruth, load_ground_truth
 from .coco_report import log_box_report, warn_about_images, warn_about_object_counts

@@ -9,8 +9,8 @@ from typing import Any
 
 from pycocotools import mask as mask_api
 
-from retinanet_ext.lite.data.catalog import DatasetCatalog, MetadataCatalog
-from retinanet_ext.lite.structures import Boxes, BoxMode
+from ..data.catalog import DatasetCatalog, MetadataCatalog
+from ..structures import Boxes, BoxMode
 
 logger = logging.getLogger(__name__)
 

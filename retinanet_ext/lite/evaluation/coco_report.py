@@ -54,8 +54,7 @@ def log_box_report(metrics: BoxMetrics, truth: GroundTruth, results: Sequence[di
     """Logs the metrics with what explains them.
 
     Returns:
-        The metrics: AP, AP50, AP75, APs, APm, APl, then `AP-<class>` for each class. Without any prediction
-            the
+        The metrics: AP, AP50, AP75, APs, APm, APl, then `AP-<class>` for each class. Without any prediction the
         first six alone, all NaN, as in Detectron2.
     """
     main = metrics.average_precisions()

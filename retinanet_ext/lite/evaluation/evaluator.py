@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from retinanet_ext.lite import comm
+from .. import comm
 
 logger = logging.getLogger(__name__)
 

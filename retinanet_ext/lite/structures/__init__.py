@@ -1,7 +1,7 @@
 """Containers for boxes, per-image instances and padded image batches."""
 
-from .boxes import Boxes, BoxMode, pairwise_iou
+from .boxes import Boxes, BoxMode
 from .image_list import ImageList
 from .instances import Instances
 
-__all__ = ["BoxMode", "Boxes", "ImageList", "Instances", "pairwise_iou"]
+__all__ = ["BoxMode", "Boxes", "ImageList", "Instances"]

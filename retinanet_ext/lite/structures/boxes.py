@@ -159,21 +159,3 @@ class Boxes:
 
     def __repr__(self) -> str:
         return f"Boxes({self.tensor})"
-
-
-def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
-    """Intersection over union of every box of one set with every box of the other.
-
-    Args:
-        boxes1: N boxes.
-        boxes2: M boxes.
-
-    Returns:
-        float32 (N, M); 0 where the two do not overlap, boxes without area included.
-    """
-    a, b = boxes1.tensor, boxes2.tensor
-    width_height = torch.min(a[:, None, 2:], b[None, :, 2:])
-    width_height -= torch.max(a[:, None, :2], b[None, :, :2])
-    intersection = width_height.clamp_(min=0).prod(dim=2)
-    union = boxes1.area()[:, None] + boxes2.area()[None, :] - intersection
-    return torch.where(intersection > 0, intersection / union, intersection.new_zeros(()))
