@@ -1,11 +1,13 @@
 """Batched prediction over a stream of images."""
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from torch import nn
 
-from retinanet_ext.d2 import T, build_model
+from retinanet_ext.d2 import CfgNode, Instances, T, build_model
 
 from .checkpoint import load_weights
 from .data.map_ahead import map_ahead
@@ -22,27 +24,31 @@ class BatchPredictor:
         workers: threads that prepare images.
     """
 
-    def __init__(self, cfg, model=None, *, batch_size=4, workers=2):
+    def __init__(self, cfg: CfgNode, model: nn.Module | None = None, *, batch_size: int = 4, workers: int = 2) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
         if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; BatchPredictor takes BGR or RGB.")
         if model is None:
-            model = _load_model(cfg)
+            model = build_model(cfg)
+            load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
         self.model = model.eval()
         self.batch_size = batch_size
         self.workers = workers
         self.input_format = cfg.INPUT.FORMAT
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
-    def predict(self, images):
+    def predict(self, images: Iterable[np.ndarray]) -> Iterator[Instances]:
         """Yield one Instances per image, on the CPU, in order.
 
         Args:
-            images: iterable of uint8 BGR arrays ``(H, W, 3)``; consumed lazily, a few batches ahead.
+            images: uint8 BGR, ``(H, W, 3)``; consumed lazily, a few batches ahead.
 
         Yields:
-            Instances with pred_boxes (XYXY, pixels of the image as given), scores and pred_classes, best score first.
+            pred_boxes (XYXY, pixels of the image as given), scores and pred_classes, best score first.
+
+        Raises:
+            TypeError, ValueError: an image that :meth:`check_image` refuses; nothing after it is predicted.
         """
         inputs = map_ahead(self._prepare, images, self.workers, ahead=2 * self.batch_size)
         while batch := list(itertools.islice(inputs, self.batch_size)):
@@ -51,29 +57,36 @@ class BatchPredictor:
             for output in outputs:
                 yield output["instances"].to("cpu")
 
-    def _prepare(self, image):
+    def check_image(self, image: np.ndarray) -> None:
+        """Refuse what :meth:`predict` cannot take, before a whole stream of images fails on it.
+
+        Raises:
+            TypeError: not uint8 of shape ``(H, W, 3)``.
+            ValueError: so thin that nothing would be left of its short side after resizing.
+        """
+        self._resizing(image)
+
+    def _resizing(self, image):
+        """The transform that resizes `image`, after its check."""
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             found = f"{getattr(image, 'dtype', type(image))} {getattr(image, 'shape', '')}"
             raise TypeError(f"An image must be a uint8 BGR array of shape (H, W, 3), found {found}.")
+        transform = self.resize.get_transform(image)
+        height, width = image.shape[:2]
+        # Without a resize (INPUT.MIN_SIZE_TEST 0), the transform has no new size.
+        if min(getattr(transform, "new_h", height), getattr(transform, "new_w", width)) < 1:
+            raise ValueError(
+                f"an image of {width}x{height} (width x height) is too thin: resized as INPUT.MIN_SIZE_TEST and "
+                "INPUT.MAX_SIZE_TEST say, its short side would have no pixels"
+            )
+        return transform
+
+    def _prepare(self, image):
+        transform = self._resizing(image)
         height, width = image.shape[:2]
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
-        image = self.resize.get_transform(image).apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32))
+        image = transform.apply_image(image)
+        # A copy: what apply_image returns may be read-only. Bytes, as the mapper sends them: a quarter of float32.
+        tensor = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
         return {"image": tensor, "height": height, "width": width}
-
-
-def _load_model(cfg):
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty; prediction needs the checkpoint of a trained model.")
-    model = build_model(cfg)
-    report = load_weights(model, cfg.MODEL.WEIGHTS)
-    parameters = dict(model.named_parameters())
-    # Buffers may be absent (older files lack the loss normaliser); a parameter left at random makes predictions noise.
-    absent = [key for key in (*report.missing, *report.wrong_shape) if key in parameters]
-    if absent:
-        raise ValueError(
-            f"{cfg.MODEL.WEIGHTS} does not fit the model of this config; not loaded: {', '.join(absent[:10])} "
-            f"({len(absent)} in all). Use the config that the checkpoint was trained with."
-        )
-    return model

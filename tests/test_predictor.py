@@ -20,7 +20,7 @@ class Recorder(torch.nn.Module):
         for item in batch:
             instances = Instances((item["height"], item["width"]))
             instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, item["width"], item["height"]]]))
-            instances.scores = item["image"][0].mean().reshape(1)
+            instances.scores = item["image"][0].float().mean().reshape(1)
             instances.pred_classes = torch.zeros(1, dtype=torch.int64)
             outputs.append({"instances": instances})
         return outputs
@@ -46,7 +46,7 @@ def test_order_batches_and_sizes():
     assert [len(batch) for batch in predictor.model.batches] == [2, 2, 1]
     first = predictor.model.batches[0][0]
     # Short side 30 -> 15, so 60 -> 30.
-    assert first["image"].shape == (3, 15, 30) and first["image"].dtype == torch.float32
+    assert first["image"].shape == (3, 15, 30) and first["image"].dtype == torch.uint8
     assert not predictor.model.training
 
 
@@ -83,4 +83,17 @@ def test_bad_settings():
     with pytest.raises(ValueError, match="INPUT.FORMAT is 'L'"):
         make(**{"INPUT.FORMAT": "L"})
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
-        BatchPredictor(load_config())
+        BatchPredictor(load_config(None, ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", "MODEL.DEVICE", "cpu",
+                                          "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
+                                          "MODEL.RESNETS.OUT_FEATURES", "['res3', 'res4', 'res5']",
+                                          "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"]))  # fmt: skip
+
+
+def test_an_image_of_which_resizing_leaves_nothing():
+    predictor = make(**{"INPUT.MIN_SIZE_TEST": 800, "INPUT.MAX_SIZE_TEST": 1333})
+    # 1333 / 4000 of one pixel is less than half a pixel; of two pixels it is more.
+    for shape in ((1, 4000, 3), (4000, 1, 3)):
+        with pytest.raises(ValueError, match=f"image of {shape[1]}x{shape[0]} .* too thin"):
+            predictor.check_image(np.zeros(shape, np.uint8))
+    predictor.check_image(np.zeros((2, 4000, 3), np.uint8))
+    make(**{"INPUT.MIN_SIZE_TEST": 0}).check_image(np.zeros((1, 4000, 3), np.uint8))

@@ -1,8 +1,9 @@
-"""Entry point of ``retinanet-ext``. Verbs import torch only when they run, so that ``--help`` answers at once."""
+"""Entry point of ``retinanet-ext``: one verb, one file."""
 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 from . import predict, shapes
 from .usage import UsageError
@@ -12,7 +13,7 @@ VERBS = {"predict": predict, "shapes": shapes}
 USAGE_ERROR = 2
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="retinanet-ext", description="RetinaNet and its kin, from the command line.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
@@ -20,7 +21,7 @@ def build_parser():
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0 success, 1 part of the input was skipped, 2 wrong usage."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

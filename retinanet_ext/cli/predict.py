@@ -1,21 +1,35 @@
 """``retinanet-ext predict``: detect objects in images, folders and videos."""
 
+import argparse
 import logging
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
-from .predict_files import CocoResults, find_sources
+import cv2
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from retinanet_ext.config import load_config
+from retinanet_ext.d2 import Visualizer, detection_utils
+from retinanet_ext.data.image_probe import IMAGE_ERRORS
+from retinanet_ext.data.map_ahead import map_ahead
+from retinanet_ext.predictor import BatchPredictor
+
+from .predict_files import RESULTS_FILE, CocoResults, Source, find_sources
 from .usage import UsageError, usage_errors
 
 HELP = "Detect objects in images, folders and videos; writes annotated pictures and COCO-format JSON."
-RESULTS_FILE = "predictions.json"
 _WEIGHT_FILES = ("model_best.pth", "model_final.pth")
 _DEFAULT_FPS = 25.0
+_DEFAULT_SCORE_THRESHOLD = 0.5
+_SCORE_KEY, _DEVICE_KEY = "MODEL.RETINANET.SCORE_THRESH_TEST", "MODEL.DEVICE"
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config, best the config.yaml of a run")
     parser.add_argument(
         "--weights", metavar="FILE",
@@ -26,16 +40,22 @@ def add_arguments(parser):
         "--input", nargs="+", required=True, metavar="PATH", help="images, videos, or folders (searched recursively)"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for pictures and JSON")
-    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="0 to 1 (default: 0.5)")
+    parser.add_argument(
+        "--score-threshold", type=float, metavar="S",
+        help=f"0 to 1; default: {_SCORE_KEY} if given among the overrides, else {_DEFAULT_SCORE_THRESHOLD}",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images per forward pass (default: 4)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"),
+        help=f"auto: CUDA if there is one; default: {_DEVICE_KEY} if given among the overrides, else auto",
+    )  # fmt: skip
     parser.add_argument("--no-pictures", action="store_true", help="write JSON only")
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config overrides; directly after --input, put -- before them"
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     sources, skipped = find_sources(args.input, output)
     _check_arguments(args, output, sources)
@@ -59,7 +79,7 @@ def run(args):
 
 
 def _check_arguments(args, output, sources):
-    if not 0.0 <= args.score_threshold <= 1.0:
+    if args.score_threshold is not None and not 0.0 <= args.score_threshold <= 1.0:
         raise UsageError(f"--score-threshold is {args.score_threshold}; legal: 0 to 1.")
     if args.batch_size < 1:
         raise UsageError(f"--batch-size is {args.batch_size}; legal: 1 or more.")
@@ -71,25 +91,29 @@ def _check_arguments(args, output, sources):
 
 def _build_predictor(args):
     """(BatchPredictor, class names) as the arguments and the config say."""
-    import torch
-
-    from retinanet_ext.predictor import BatchPredictor
-
     cfg = _load_config(args)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda, but PyTorch finds no CUDA device here; use --device cpu.")
-    cfg.MODEL.DEVICE = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    _set_device(cfg, args)
     cfg.MODEL.WEIGHTS = _weights(args, cfg)
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.score_threshold
+    if args.score_threshold is not None:
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.score_threshold
+    elif _SCORE_KEY not in args.opts[::2]:
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = _DEFAULT_SCORE_THRESHOLD
     class_names = _class_names(cfg)
     cfg.freeze()
     logger.info("Weights: %s; device: %s; classes: %s.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, ", ".join(class_names))
     return BatchPredictor(cfg, batch_size=args.batch_size), class_names
 
 
-def _load_config(args):
-    from retinanet_ext.config import load_config
+def _set_device(cfg, args):
+    if args.device in ("cpu", "cuda"):
+        cfg.MODEL.DEVICE = args.device
+    elif args.device == "auto" or _DEVICE_KEY not in args.opts[::2]:
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"The device is {cfg.MODEL.DEVICE}, but PyTorch finds no CUDA device here; use --device cpu.")
 
+
+def _load_config(args):
     cfg = load_config(args.config_file, args.opts, datasets=False)
     if cfg.MODEL.CLASS_NAMES:
         return cfg
@@ -130,7 +154,7 @@ def _class_names(cfg):
 class _Job:
     """One run over all inputs: predicts, draws, collects results and what had to be skipped."""
 
-    def __init__(self, predictor, class_names, output, pictures):
+    def __init__(self, predictor: BatchPredictor, class_names: Sequence[str], output: Path, pictures: bool) -> None:
         self.predictor = predictor
         self.class_names = class_names
         self.output = output
@@ -139,20 +163,16 @@ class _Job:
         self.detections = 0
         self.done = 0
 
-    def skip(self, path, reason):
+    def skip(self, path: Path, reason: str) -> None:
         logger.warning("Skipped %s: %s", path, reason)
         self.skipped[path] = reason
 
-    def run_images(self, sources):
-        from PIL import Image
-
-        from retinanet_ext.data.map_ahead import map_ahead
-
+    def run_images(self, sources: Sequence[Source]) -> None:
         results = CocoResults(self.class_names)
         waiting = deque()
 
         def readable(bar):
-            for source, image in map_ahead(_read, sources):
+            for source, image in map_ahead(self._read, sources):
                 if isinstance(image, Exception):
                     self.skip(source.path, f"{type(image).__name__}: {image}")
                     bar.update()
@@ -172,19 +192,24 @@ class _Job:
                 bar.update()
         results.save(self.output / RESULTS_FILE)
 
-    def run_video(self, source):
-        import cv2
-
+    def run_video(self, source: Source) -> None:
         capture = cv2.VideoCapture(str(source.path))
         fps = capture.get(cv2.CAP_PROP_FPS) or _DEFAULT_FPS
         expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         results = CocoResults(self.class_names)
         waiting, writer = deque(), None
+        refusal = "no frame of this video can be decoded"
 
         def frames():
+            nonlocal refusal
             while True:
                 there, frame = capture.read()
                 if not there:
+                    return
+                try:
+                    self.predictor.check_image(frame)
+                except ValueError as error:
+                    refusal = str(error)
                     return
                 waiting.append(frame)
                 yield frame
@@ -202,11 +227,20 @@ class _Job:
             writer.release()
         count = len(results.content["images"])
         if count == 0:
-            self.skip(source.path, "no frame of this video can be decoded")
+            self.skip(source.path, refusal)
             return
         if count < expected:
             logger.warning("%s: %d of %d frames could be decoded.", source.path, count, expected)
-        results.save((self.output / source.name).with_suffix(".json"))
+        results.save(source.results(self.output))
+
+    def _read(self, source):
+        """(source, uint8 BGR image after its EXIF rotation), or (source, error)."""
+        try:
+            image = detection_utils.read_image(str(source.path), format="BGR")
+            self.predictor.check_image(image)
+        except (*IMAGE_ERRORS, ValueError) as error:
+            return source, error
+        return source, image
 
     def _count(self, results, file_name, instances, **fields):
         results.add(file_name, instances, **fields)
@@ -215,33 +249,16 @@ class _Job:
 
     def _draw(self, image, instances):
         """BGR image with boxes, class names and scores drawn in."""
-        from retinanet_ext.d2 import Visualizer
-
         canvas = Visualizer(image[:, :, ::-1], {"thing_classes": self.class_names})
         return canvas.draw_instance_predictions(instances).get_image()[:, :, ::-1]
 
 
-def _read(source):
-    """(source, uint8 BGR image after its EXIF rotation), or (source, error)."""
-    from retinanet_ext.d2 import detection_utils
-    from retinanet_ext.data.image_probe import IMAGE_ERRORS
-
-    try:
-        return source, detection_utils.read_image(str(source.path), format="BGR")
-    except (*IMAGE_ERRORS, ValueError) as error:
-        return source, error
-
-
 def _progress(total, unit):
     """A progress bar on stderr; none where that is no terminal."""
-    from tqdm import tqdm
-
     return tqdm(total=total or None, unit=unit, disable=None)
 
 
 def _video_writer(path, fps, shape):
-    import cv2
-
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (shape[1], shape[0]))
     if not writer.isOpened():

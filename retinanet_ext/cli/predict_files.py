@@ -1,9 +1,13 @@
 """What ``retinanet-ext predict`` reads and writes: input files, and COCO-format results."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retinanet_ext.d2 import Instances
+
+RESULTS_FILE = "predictions.json"  # of all images together; each video has a file of its own
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 # Other formats are read, but pictures of them are written as PNG.
@@ -18,18 +22,22 @@ class Source:
     name: str
 
     @property
-    def is_video(self):
+    def is_video(self) -> bool:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
-    def picture(self, output):
+    def picture(self, output: Path) -> Path:
         """Where its annotated picture or video goes."""
         if self.is_video:
             return (output / self.name).with_suffix(".mp4")
         keeps = self.path.suffix.lower() in _PICTURE_SUFFIXES
         return output / (self.name if keeps else self.name + ".png")
 
+    def results(self, output: Path) -> Path:
+        """Where the detections of this video go."""
+        return (output / self.name).with_suffix(".json")
 
-def find_sources(paths, output):
+
+def find_sources(paths: Sequence[str | Path], output: Path) -> tuple[list[Source], dict[Path, str]]:
     """Files among `paths`: each file itself, and all images and videos below each folder.
 
     Args:
@@ -37,7 +45,7 @@ def find_sources(paths, output):
         output: the output folder, left out when it lies in one of the folders.
 
     Returns:
-        (sources, problems): list of Source, and {path: reason} for paths that give none.
+        The sources, and the reason for each path that gives none.
     """
     sources, problems, names = [], {}, set()
     for path in map(Path, paths):
@@ -64,22 +72,28 @@ def _is_input(path, output):
 def _unique(name, taken):
     """`name`, numbered if an earlier input has the same; videos share ``.mp4`` and ``.json``, so stems count."""
     candidate, number = name, 1
-    while candidate.with_suffix("") in taken:
+    while candidate.with_suffix("") in taken or _is_results_file(candidate):
         number += 1
         candidate = name.with_stem(f"{name.stem}_{number}")
     taken.add(candidate.with_suffix(""))
     return candidate.as_posix()
 
 
+def _is_results_file(name):
+    """Whether the JSON of a video called `name` would be that of all images."""
+    source = Source(name, name.as_posix())
+    return source.is_video and source.results(Path()) == Path(RESULTS_FILE)
+
+
 class CocoResults:
     """Collects detections as one COCO-format file that pycocotools loads; category ids are class index + 1."""
 
-    def __init__(self, class_names):
+    def __init__(self, class_names: Sequence[str]) -> None:
         categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
         self.content = {"images": [], "annotations": [], "categories": categories}
 
-    def add(self, file_name, instances, **fields):
-        """Add one image (`fields` go to its record) with its Instances; boxes become XYWH in pixels."""
+    def add(self, file_name: str, instances: Instances, **fields: int) -> None:
+        """Add one image (`fields` go to its record) with its detections; boxes become XYWH in pixels."""
         height, width = instances.image_size
         images, annotations = self.content["images"], self.content["annotations"]
         image_id = len(images) + 1
@@ -93,6 +107,6 @@ class CocoResults:
                  "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0, "score": score}
             )  # fmt: skip
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.content))

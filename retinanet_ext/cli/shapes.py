@@ -1,11 +1,15 @@
 """``retinanet-ext shapes``: write the generated detection set."""
 
+import argparse
+
+from retinanet_ext.data.shapes import write_shapes
+
 from .usage import usage_errors
 
 HELP = "Write a small generated detection set (coloured shapes, COCO format) to a folder, once."
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--train", type=int, default=800, metavar="N", help="training images (default: 800)")
     parser.add_argument("--val", type=int, default=200, metavar="N", help="validation images (default: 200)")
@@ -14,9 +18,7 @@ def add_arguments(parser):
     parser.add_argument("--overwrite", action="store_true", help="replace a set that has other settings")
 
 
-def run(args):
-    from retinanet_ext.data.shapes import write_shapes
-
+def run(args: argparse.Namespace) -> int:
     with usage_errors():
         write_shapes(args.output, args.train, args.val, args.seed, args.size, overwrite=args.overwrite)
     return 0

@@ -1,5 +1,6 @@
 """How verbs report a mistake of the user."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -8,7 +9,7 @@ class UsageError(Exception):
 
 
 @contextmanager
-def usage_errors():
+def usage_errors() -> Iterator[None]:
     """Turn the errors that our library raises for bad input into UsageError. Wrap set-up only, not the work itself."""
     try:
         yield

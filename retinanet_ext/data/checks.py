@@ -5,7 +5,9 @@ Records are Detectron2's dataset dicts. Nothing is edited in place, and nothing 
 
 import logging
 import math
+import numbers
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from retinanet_ext.d2 import BoxMode
@@ -14,12 +16,14 @@ from .image_probe import probe_images
 
 ANNOTATION_KEY = "DATASETS.ON_BAD_ANNOTATION"
 IMAGE_KEY = "DATASETS.ON_BAD_IMAGE"
+CHECK_KEY = "DATASETS.CHECK_IMAGES"
 ANNOTATION_POLICIES = ("error", "drop", "clip")
 IMAGE_POLICIES = ("error", "drop")
 IMAGE_CHECKS = ("header", "decode", "none")
 
 # Rounding and the VOC offset move boxes by up to a pixel; those are no mistakes.
 BOX_TOLERANCE = 1.0
+_BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 _OUTSIDE = "box outside the image"
 _SHOWN = 10
 
@@ -37,7 +41,7 @@ class Problem:
     found: str
     legal: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         annotation = f", annotation {self.annotation}" if self.annotation else ""
         return (
             f"{self.kind}: {self.file_name} (image id {self.image_id}){annotation}: "
@@ -57,21 +61,21 @@ class Report:
     dropped_annotations: int = 0
     clipped_annotations: int = 0
 
-    def counts(self):
-        """{kind of problem: how many}, the most frequent first."""
+    def counts(self) -> dict[str, int]:
+        """How many problems of each kind, the most frequent first."""
         return dict(Counter(problem.kind for problem in self.problems).most_common())
 
 
 def check_dataset_dicts(
-    dicts,
-    dataset_name,
-    class_names,
+    dicts: list[dict],
+    dataset_name: str,
+    class_names: Sequence[str] | None,
     *,
-    on_bad_annotation="error",
-    on_bad_image="error",
-    check_images="header",
-    num_classes=None,
-):
+    on_bad_annotation: str = "error",
+    on_bad_image: str = "error",
+    check_images: str = "header",
+    num_classes: int | None = None,
+) -> tuple[list[dict], Report]:
     """Check all records of a dataset.
 
     Bad images: missing or unreadable file, size other than the record says (after EXIF rotation), repeated image id.
@@ -79,9 +83,9 @@ def check_dataset_dicts(
     more than a pixel; a category id outside [0, K). Crowd annotations are checked like the rest and kept.
 
     Args:
-        dicts: list of dataset dicts; not modified.
+        dicts: dataset dicts; not modified.
         dataset_name: for messages.
-        class_names: names of the classes; K is their number unless `num_classes` is given.
+        class_names: for messages, and their number is K unless `num_classes` is given; None: the names are unknown.
         on_bad_annotation: "error" raises; "drop" removes the annotation; "clip" cuts a box that sticks out at the
             border of its image, and removes what cannot be repaired so.
         on_bad_image: "error" raises; "drop" removes the record (of records with one image id, all but the first).
@@ -89,18 +93,22 @@ def check_dataset_dicts(
         num_classes: K.
 
     Returns:
-        (records, Report); records without problems are the very same objects.
+        The records that are left, of which those without problems are the very same objects, and the report.
 
     Raises:
-        ValueError: an unknown policy, an empty dataset, or problems that the policies do not cover; the message
-            counts them by kind, shows the first ones, and names the config keys that change the policy.
+        ValueError: an unknown policy, an empty dataset, neither class names nor `num_classes`, a `bbox_mode` other
+            than XYXY_ABS and XYWH_ABS, or problems that the policies do not cover; the message counts those by kind,
+            shows the first ones, and names the config keys that change the policy.
     """
     _check_choice("on_bad_annotation", on_bad_annotation, ANNOTATION_POLICIES)
     _check_choice("on_bad_image", on_bad_image, IMAGE_POLICIES)
     _check_choice("check_images", check_images, IMAGE_CHECKS)
     if not dicts:
         raise ValueError(f"Dataset {dataset_name!r} is empty: it has no images. Check its paths and its split.")
-    num_classes = len(class_names) if num_classes is None else num_classes
+    if num_classes is None:
+        if class_names is None:
+            raise ValueError(f"Dataset {dataset_name!r} has no class names (thing_classes), so num_classes is needed.")
+        num_classes = len(class_names)
     bad_images, sizes = _find_bad_images(dicts, check_images)
     bad_annotations = {}
     for position, record in enumerate(dicts):
@@ -173,20 +181,30 @@ def _find_bad_annotations(record, size, num_classes, class_names):
     """{index of the annotation: Problem}."""
     bad = {}
     for index, annotation in enumerate(record.get("annotations", ())):
+        if annotation.get("bbox_mode") not in _BOX_MODES:
+            raise ValueError(
+                f"{record['file_name']} (image id {record.get('image_id')}), annotation {_name(index, annotation)}: "
+                f"bbox_mode is {annotation.get('bbox_mode')!r}; legal: BoxMode.XYXY_ABS and BoxMode.XYWH_ABS. "
+                "Correct the function that makes the records of this dataset."
+            )
         fault = _category_fault(annotation, num_classes, class_names) or _box_fault(annotation, size)
         if fault is not None:
-            name = f"{index} (id {annotation['id']})" if "id" in annotation else str(index)
-            bad[index] = _problem(record, *fault, annotation=name)
+            bad[index] = _problem(record, *fault, annotation=_name(index, annotation))
     return bad
+
+
+def _name(index, annotation):
+    return f"{index} (id {annotation['id']})" if "id" in annotation else str(index)
 
 
 def _category_fault(annotation, num_classes, class_names):
     category = annotation.get("category_id")
-    if isinstance(category, int) and not isinstance(category, bool) and 0 <= category < num_classes:
+    if isinstance(category, numbers.Integral) and not isinstance(category, bool) and 0 <= category < num_classes:
         return None
     name = annotation.get("category_name")
     found = f"category_id {category!r}" + (f" ({name})" if name is not None else "")
-    return "unknown category", found, f"0 to {num_classes - 1} ({', '.join(class_names)})"
+    names = f" ({', '.join(class_names)})" if class_names else ""
+    return "unknown category", found, f"0 to {num_classes - 1}{names}"
 
 
 def _box_fault(annotation, size):
@@ -198,22 +216,24 @@ def _box_fault(annotation, size):
     if not finite:
         return "box is not four finite numbers", repr(box), "four finite numbers"
     x0, y0, x1, y1 = _xyxy(annotation)
-    width, height = x1 - x0, y1 - y0
-    shown = f"[x0, y0, x1, y1] = [{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
-    if width < 0 or height < 0:
-        return "inverted box", shown, "x0 < x1 and y0 < y1"
-    if width == 0 or height == 0:
-        return "box without area", shown, "x0 < x1 and y0 < y1"
-    if size is None:
-        return None
-    over = max(-x0, -y0, x1 - size[0], y1 - size[1])
-    if over > BOX_TOLERANCE:
-        return _OUTSIDE, shown, f"inside 0, 0, {size[0]}, {size[1]} (up to {BOX_TOLERANCE:g} pixel of tolerance)"
-    return None
+    kind, legal = None, "x0 < x1 and y0 < y1"
+    if x1 < x0 or y1 < y0:
+        kind = "inverted box"
+    elif x1 == x0 or y1 == y0:
+        kind = "box without area"
+    elif size is not None and max(-x0, -y0, x1 - size[0], y1 - size[1]) > BOX_TOLERANCE:
+        kind = _OUTSIDE
+        legal = f"inside 0, 0, {size[0]}, {size[1]} (up to {BOX_TOLERANCE:g} pixel of tolerance)"
+    # Text only for the few that need it: it costs more than the check.
+    return kind and (kind, f"[x0, y0, x1, y1] = [{x0:g}, {y0:g}, {x1:g}, {y1:g}]", legal)
 
 
 def _xyxy(annotation):
-    return BoxMode.convert([float(v) for v in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    # Not BoxMode.convert, which makes a tensor of every box: most of the time of a check.
+    x0, y0, x1, y1 = map(float, annotation["bbox"])
+    if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
+        x1, y1 = x0 + x1, y0 + y1
+    return x0, y0, x1, y1
 
 
 def _raise_if_refused(report, on_bad_annotation, on_bad_image):

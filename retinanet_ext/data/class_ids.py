@@ -2,12 +2,12 @@
 
 import difflib
 
-from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
 NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
 
 
-def dataset_class_names(dataset_name):
+def dataset_class_names(dataset_name: str) -> list[str]:
     """Names of the classes of a registered dataset; reads the dataset only if its registration did not state them.
 
     Raises:
@@ -28,7 +28,7 @@ def dataset_class_names(dataset_name):
     return list(names)
 
 
-def config_class_names(cfg):
+def config_class_names(cfg: CfgNode) -> list[str]:
     """The class names that all of DATASETS.TRAIN and DATASETS.TEST share; [] if the config names no dataset.
 
     Raises:
@@ -45,7 +45,7 @@ def config_class_names(cfg):
     return names
 
 
-def resolve_num_classes(cfg, num_classes_is_set):
+def resolve_num_classes(cfg: CfgNode, num_classes_is_set: bool) -> int:
     """MODEL.RETINANET.NUM_CLASSES as it has to be for the datasets of `cfg`.
 
     Args:
@@ -53,7 +53,7 @@ def resolve_num_classes(cfg, num_classes_is_set):
         num_classes_is_set: whether the user gave the key a value, in a file or on the command line.
 
     Returns:
-        int: the number of classes of the datasets; the config's own value if it names no dataset.
+        The number of classes of the datasets; the config's own value if it names no dataset.
 
     Raises:
         ValueError: the datasets disagree with each other, or with a value that is set.

@@ -22,20 +22,26 @@ import json
 import logging
 import os
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
-from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog, load_coco_json
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog, load_coco_json
 
 from .voc import load_voc, voc_class_names
 
 _PATHS = {"voc": ("ROOT",), "coco": ("JSON", "IMAGES")}
 _REQUIRED = {"voc": ("NAME", "FORMAT", "ROOT", "SPLIT"), "coco": ("NAME", "FORMAT", "JSON", "IMAGES")}
 _OPTIONAL = ("CLASSES",)
+_COCO_KEYS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id", "name"),
+}
 
 logger = logging.getLogger(__name__)
 
 
-def register_custom_datasets(cfg):
+def register_custom_datasets(cfg: CfgNode) -> None:
     """Register every item of ``cfg.DATASETS.CUSTOM`` in DatasetCatalog and MetadataCatalog.
 
     Registering the same item again does nothing.
@@ -154,7 +160,8 @@ def _load_voc_item(item):
 def _load_coco_item(item):
     json_file = _existing(item["JSON"], item, "JSON")
     images = _existing(item["IMAGES"], item, "IMAGES")
-    categories = _coco_categories(json_file)
+    status = os.stat(json_file)
+    categories = _coco_categories(json_file, status.st_mtime_ns, status.st_size)
     names = item.get("CLASSES") or list(categories.values())
     contiguous = {key: names.index(name) for key, name in categories.items() if name in names}
     metadata = MetadataCatalog.get(item["NAME"])
@@ -172,18 +179,27 @@ def _load_coco_item(item):
     return records
 
 
-def _coco_categories(json_file):
-    """{id: name} in the order of the ids, after checking what the file refers to."""
+@lru_cache(maxsize=32)
+def _coco_categories(json_file, mtime_ns, size):
+    """{id: name} in the order of the ids, after checking what the file refers to. Cached: callers do not edit it.
+
+    `mtime_ns` and `size` tell versions of the file apart; one version is asked for several times in a run.
+    """
     try:
         with open(json_file, encoding="utf-8") as file:
             content = json.load(file)
-    except ValueError as error:
+    except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"{json_file}: not a JSON file: {error}.") from error
     found = list(content) if isinstance(content, dict) else []
-    missing = [key for key in ("images", "annotations", "categories") if key not in found]
+    missing = [key for key in _COCO_KEYS if key not in found]
     if missing:
         raise ValueError(f"{json_file}: no {', '.join(missing)} at its top level; is this a COCO annotation file?")
-    categories = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
+    for section, keys in _COCO_KEYS.items():
+        _check_entries(content[section], section, keys, json_file)
+    if not content["categories"]:
+        raise ValueError(f"{json_file}: categories is empty; list the id and the name of each class there.")
+    # Some tools write class names that are numbers as numbers.
+    categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
     if len(set(categories.values())) != len(content["categories"]):
         raise ValueError(f"{json_file}: ids and names of the categories must be unique, found {content['categories']}.")
     images = {image["id"] for image in content["images"]}
@@ -194,3 +210,15 @@ def _coco_categories(json_file):
             f"the first annotation ids: {lost[:10]}. Add the images or remove the annotations."
         )
     return categories
+
+
+def _check_entries(entries, section, keys, json_file):
+    if not isinstance(entries, list):
+        raise ValueError(f"{json_file}: {section} must be a list, found {type(entries).__name__}.")
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{json_file}: {section}[{position}] must be a mapping, found {entry!r}.")
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            name = f"{section}[{position}]" + (f" (id {entry['id']})" if "id" in entry else "")
+            raise ValueError(f"{json_file}: {name} has no {', '.join(missing)}; each needs {', '.join(keys)}.")

@@ -1,6 +1,7 @@
 """Look at image files without loading the data set: do they exist, do they open, how large are they."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
@@ -13,18 +14,18 @@ _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 _THREADS = 16
 
 
-def probe_images(paths, decode=False):
+def probe_images(paths: Sequence[str], decode: bool = False) -> list[tuple[int, int] | Exception]:
     """Open each file.
 
     Args:
-        paths: list of str.
+        paths: any number of files.
         decode: read all pixels; otherwise only the header, which misses damage further on.
 
     Returns:
-        list, aligned with `paths`, of (width, height) after the EXIF rotation, or of the error.
+        For each path, in their order, (width, height) after the EXIF rotation, or the error.
     """
 
-    def probe(path):
+    def probe(path: str) -> tuple[int, int] | Exception:
         return _probe(path, decode)
 
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -1,43 +1,127 @@
 """The records that a config's datasets hold, checked."""
 
 import logging
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
 from .checks import check_dataset_dicts
+
+CHECKED_SUFFIX = "+checked"
 
 logger = logging.getLogger(__name__)
 
 
-def load_checked_dicts(cfg, names, filter_empty: bool) -> list[dict]:
+@dataclass(frozen=True)
+class _CheckedDataset:
+    """What the checks left of a dataset. Pickled: nobody can edit it, and worker processes do not copy it."""
+
+    source: Callable[[], list[dict]]
+    settings: tuple
+    changed: bool
+    pickled: bytes
+
+    def records(self) -> list[dict]:
+        return pickle.loads(self.pickled)
+
+
+# By name of the dataset, one each. An evaluation every few minutes must not open all images and list all drops again.
+_checked_datasets: dict[str, _CheckedDataset] = {}
+
+
+def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -> list[dict]:
     """Records of the datasets ``names``, after the checks and policies of ``DATASETS.ON_BAD_ANNOTATION`` and siblings.
+
+    A dataset is read and checked once per process, and again if the config asks for other policies or another function
+    is registered under its name.
 
     Args:
         cfg: the config; class ids are checked against ``MODEL.RETINANET.NUM_CLASSES``.
         names: registered datasets.
-        filter_empty: leave out images without objects (crowds do not count), as Detectron2 does in training.
+        filter_empty: leave out images without objects (crowds do not count), as Detectron2 does in training. Records
+            without the key ``annotations`` stay.
 
     Raises:
-        ValueError: problems under the policy ``error``, or nothing left.
+        ValueError: problems under the policy ``error``, no name, or nothing left.
     """
-    records = []
-    for name in names:
-        dicts, _ = check_dataset_dicts(
-            DatasetCatalog.get(name),
-            name,
-            MetadataCatalog.get(name).get("thing_classes"),
-            on_bad_annotation=cfg.DATASETS.ON_BAD_ANNOTATION,
-            on_bad_image=cfg.DATASETS.ON_BAD_IMAGE,
-            check_images=cfg.DATASETS.CHECK_IMAGES,
-            num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
-        )
-        records.extend(dicts)
+    if not names:
+        raise ValueError("DATASETS.TRAIN names no dataset; give the name of at least one registered dataset")
+    records = [record for name in names for record in _checked_dataset(cfg, name).records()]
+    if not filter_empty:
+        return records
+    for name in names:  # a training set is read once, and may be large
+        _checked_datasets.pop(name, None)
     # Only now: dropping bad annotations may have emptied some images.
-    return _without_empty(records, names) if filter_empty else records
+    return _without_empty(records, names)
 
 
-def _without_empty(records: list[dict], names) -> list[dict]:
-    kept = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
+def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
+    """Name of the dataset that an evaluator has to be given, so that it has the same ground truth as the test loader.
+
+    An evaluator reads the annotation file of a dataset, and converts the records of one that has none. Where the
+    policies dropped or clipped something, those must be the checked records: they are registered as ``name +
+    "+checked"``, with the metadata of ``name``.
+
+    Args:
+        cfg: the config, as for :func:`load_checked_dicts`.
+        name: a registered dataset.
+
+    Returns:
+        ``name`` itself, if it has a ``json_file`` in its metadata or the checks changed nothing, else the new name.
+
+    Raises:
+        ValueError: problems under the policy ``error``, or the new name belongs to another dataset.
+    """
+    checked = _checked_dataset(cfg, name)
+    # Only now: reading the dataset may have set it.
+    if MetadataCatalog.get(name).get("json_file", None) or not checked.changed:
+        return name
+    derived = name + CHECKED_SUFFIX
+    registered = DatasetCatalog.data.get(derived)
+    # Bound methods are equal if their objects are the same one.
+    if registered == checked.records:
+        return derived
+    if registered is not None:
+        if not isinstance(getattr(registered, "__self__", None), _CheckedDataset):
+            raise ValueError(f"Dataset {derived!r} is needed for the checked records of {name!r}; rename yours.")
+        DatasetCatalog.remove(derived)
+        MetadataCatalog.remove(derived)
+    DatasetCatalog.register(derived, checked.records)
+    metadata = MetadataCatalog.get(name).as_dict()
+    MetadataCatalog.get(derived).set(**{key: value for key, value in metadata.items() if key != "name"})
+    return derived
+
+
+def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
+    settings = (
+        cfg.DATASETS.ON_BAD_ANNOTATION,
+        cfg.DATASETS.ON_BAD_IMAGE,
+        cfg.DATASETS.CHECK_IMAGES,
+        cfg.MODEL.RETINANET.NUM_CLASSES,
+    )
+    source = DatasetCatalog.data.get(name)
+    known = _checked_datasets.get(name)
+    if known is not None and known.source is source and known.settings == settings:
+        return known
+    on_bad_annotation, on_bad_image, check_images, num_classes = settings
+    dicts, report = check_dataset_dicts(
+        DatasetCatalog.get(name),
+        name,
+        MetadataCatalog.get(name).get("thing_classes"),
+        on_bad_annotation=on_bad_annotation,
+        on_bad_image=on_bad_image,
+        check_images=check_images,
+        num_classes=num_classes,
+    )
+    changed = report.dropped_images + report.dropped_annotations + report.clipped_annotations > 0
+    _checked_datasets[name] = _CheckedDataset(source, settings, changed, pickle.dumps(dicts, pickle.HIGHEST_PROTOCOL))
+    return _checked_datasets[name]
+
+
+def _without_empty(records: list[dict], names: Sequence[str]) -> list[dict]:
+    kept = [r for r in records if "annotations" not in r or any(not a.get("iscrowd", 0) for a in r["annotations"])]
     if len(kept) < len(records):
         logger.info(
             "%d of %d images of %s have no objects and are not trained on; DATALOADER.FILTER_EMPTY_ANNOTATIONS False "

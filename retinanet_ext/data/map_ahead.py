@@ -1,10 +1,17 @@
 """Ordered map in worker threads, a bounded number of items ahead of the consumer."""
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def map_ahead(function, items, workers=4, ahead=16):
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int = 4, ahead: int = 16
+) -> Iterator[Result]:
     """Yield ``function(item)`` in the order of `items`, with up to `ahead` results computed in advance.
 
     `items` is consumed lazily, in the consumer's thread; an exception of `function` is raised where its result is due.

@@ -16,35 +16,42 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .shapes_draw import CLASS_NAMES, KEYPOINT_NAMES, SKELETON, draw_sample
+from .shapes_draw import CLASS_NAMES, KEYPOINT_NAMES, SKELETON, Shape, draw_sample
 
 MANIFEST = "shapes_manifest.json"
 # Raise it when the same arguments give other pixels or annotations than before.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 MIN_IMAGE_SIZE = 64
 _JPEG_QUALITY = 95
 
 logger = logging.getLogger(__name__)
 
 
-def make_sample(seed, split, index, image_size=256):
+def make_sample(seed: int, split: str, index: int, image_size: int = 256) -> tuple[np.ndarray, list[Shape]]:
     """Draw image number `index` of a split; the result depends on the arguments alone.
 
     Args:
-        seed: int >= 0.
+        seed: not negative.
         split: any name, e.g. "train".
-        index: int >= 0.
+        index: not negative.
         image_size: side of the square image in pixels.
 
     Returns:
-        (image, shapes): uint8 BGR ``(image_size, image_size, 3)`` and a list of `shapes_draw.Shape`.
+        The image, uint8 BGR ``(image_size, image_size, 3)``, and its shapes in drawing order.
     """
     sequence = np.random.SeedSequence((seed, zlib.crc32(split.encode()), index))
     # RandomState's streams are frozen by NumPy's policy; those of Generator may change with a release.
     return draw_sample(np.random.RandomState(np.random.MT19937(sequence)), image_size)
 
 
-def write_shapes(root, num_train=800, num_val=200, seed=0, image_size=256, overwrite=False):
+def write_shapes(
+    root: str | Path,
+    num_train: int = 800,
+    num_val: int = 200,
+    seed: int = 0,
+    image_size: int = 256,
+    overwrite: bool = False,
+) -> bool:
     """Write the set once: ``{train,val}/*.jpg`` and ``annotations/shapes_{train,val}.json`` under `root`.
 
     A second call with the same arguments checks the files against the manifest and does nothing.
@@ -52,7 +59,7 @@ def write_shapes(root, num_train=800, num_val=200, seed=0, image_size=256, overw
     Args:
         root: folder to create; it must be absent, empty, or hold a set that this function wrote.
         num_train, num_val: numbers of images, at least 1.
-        seed: int >= 0.
+        seed: not negative.
         image_size: side of the square images in pixels, at least `MIN_IMAGE_SIZE`.
         overwrite: replace a set written with other arguments, or a damaged one.
 

@@ -14,7 +14,6 @@ CLASS_NAMES = ("circle", "rectangle", "triangle", "star", "cross")
 CLASS_FREQUENCIES = (0.46, 0.25, 0.14, 0.09, 0.06)
 # The shape's own axes, not the image's: they turn with the shape. See `MAX_TILT_DEGREES`.
 KEYPOINT_NAMES = ("center", "up", "right", "down", "left")
-KEYPOINT_FLIP_MAP = (("right", "left"),)
 # Pairs of 1-based keypoint numbers, as COCO stores a skeleton.
 SKELETON = ((1, 2), (1, 3), (1, 4), (1, 5))
 
@@ -26,6 +25,8 @@ MAX_OBJECT_SIZE = 0.375  # of the image's side
 MAX_TILT_DEGREES = 30.0
 MAX_HIDDEN = 0.3  # the largest fraction of an object that the objects drawn after it may cover
 MIN_CONTRAST = 70.0  # Euclidean BGR distance of an object's colour from the mean of what lies beneath it
+# The classes have hues of their own, so that a small network tells them apart within minutes. Distractors have any.
+HUE_SPREAD_DEGREES = 20.0
 
 _PLACEMENT_TRIES = 40
 _SUPERSAMPLING = 4
@@ -45,20 +46,20 @@ class Shape:
     keypoints: np.ndarray
     hidden: float
 
-    def box_xyxy(self):
+    def box_xyxy(self) -> np.ndarray:
         """The tight box ``(x0, y0, x1, y1)`` around the whole outline."""
         return np.concatenate([self.polygon.min(axis=0), self.polygon.max(axis=0)])
 
 
-def draw_sample(rng, size):
+def draw_sample(rng: np.random.RandomState, size: int) -> tuple[np.ndarray, list[Shape]]:
     """Draw one image.
 
     Args:
-        rng: np.random.RandomState; the picture is a pure function of its state and of `size`.
+        rng: the picture is a pure function of its state and of `size`.
         size: side of the image in pixels.
 
     Returns:
-        (image, shapes): uint8 BGR ``(size, size, 3)`` and a list of `Shape` in drawing order.
+        The image, uint8 BGR ``(size, size, 3)``, and its shapes in drawing order.
     """
     image = _background(rng, size)
     _draw_strokes(rng, image)
@@ -66,7 +67,7 @@ def draw_sample(rng, size):
     for _ in range(_number_of_objects(rng)):
         candidate = _place(rng, size, placed)
         if candidate is not None:
-            _paint(rng, image, candidate["alpha"])
+            _paint(rng, image, candidate["alpha"], candidate["class_id"])
             placed.append(candidate)
     noise = rng.normal(0.0, rng.uniform(3.0, 9.0), image.shape)
     image = np.clip(image + noise, 0, 255).astype(np.uint8)
@@ -77,7 +78,7 @@ def _number_of_objects(rng):
     return 0 if rng.uniform() < EMPTY_FRACTION else rng.randint(1, MAX_OBJECTS + 1)
 
 
-def polygon_coverage(polygon, size):
+def polygon_coverage(polygon: np.ndarray, size: int) -> np.ndarray:
     """Fraction of each pixel that the polygon ``(P, 2)`` covers: float32 ``(size, size)`` in 0..1."""
     scale = _SUPERSAMPLING << _SUBPIXEL_BITS
     # OpenCV's integer coordinates are pixel centres, ours are pixel edges.
@@ -210,15 +211,21 @@ def _color(rng):
     return tuple(float(v) for v in rng.uniform(10, 245, 3))
 
 
-def _paint(rng, image, alpha):
+def _class_color(rng, class_id):
+    hue = (class_id * 360.0 / len(CLASS_NAMES) + rng.uniform(-HUE_SPREAD_DEGREES, HUE_SPREAD_DEGREES)) % 360.0
+    hsv = np.array([[[hue, rng.uniform(0.55, 1.0), rng.uniform(0.45, 1.0)]]], np.float32)
+    return 255.0 * cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)
+
+
+def _paint(rng, image, alpha, class_id):
     """Blend a shaded, often outlined shape into `image` (in place), in a colour that differs from its ground."""
     rows, columns = np.nonzero(alpha.any(axis=1))[0], np.nonzero(alpha.any(axis=0))[0]
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     alpha, ground = alpha[window][..., None], image[window].astype(np.float32)
     mean = (alpha * ground).sum(axis=(0, 1)) / alpha.sum()
-    color = np.array(_color(rng))
+    color = _class_color(rng, class_id)
     while np.linalg.norm(color - mean) < MIN_CONTRAST:
-        color = np.array(_color(rng))
+        color = _class_color(rng, class_id)
     shade = np.linspace(-1, 1, alpha.shape[0])[:, None, None] * rng.uniform(-25, 25)
     paint = color + shade
     if rng.uniform() < 0.5:

@@ -1,5 +1,6 @@
 """Reader for data in Pascal VOC layout: ``Annotations/*.xml``, ``JPEGImages``, ``ImageSets/Main/<split>.txt``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,7 +9,7 @@ from retinanet_ext.d2 import BoxMode
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
 
 
-def load_voc(root, split, class_names):
+def load_voc(root: str | Path, split: str, class_names: Sequence[str]) -> list[dict]:
     """Read one split as dataset records.
 
     VOC counts pixels from 1 and includes the last one, so a box becomes ``(xmin - 1, ymin - 1, xmax, ymax)``, in
@@ -23,7 +24,7 @@ def load_voc(root, split, class_names):
         class_names: the names that make category ids 0, 1, ...
 
     Returns:
-        list of dicts with file_name, image_id (the file's stem), height, width, annotations.
+        Records with file_name, image_id (the file's stem), height, width, annotations.
 
     Raises:
         FileNotFoundError: no such split or annotation file.
@@ -34,7 +35,7 @@ def load_voc(root, split, class_names):
     return [_read_record(root, stem, class_ids) for stem in _stems(root, split)]
 
 
-def voc_class_names(root):
+def voc_class_names(root: str | Path) -> list[str]:
     """Sorted names of all classes in ``Annotations/*.xml``: of every split, so that all splits agree on the ids."""
     names = set()
     for path in sorted((Path(root) / "Annotations").glob("*.xml")):

@@ -80,6 +80,62 @@ def test_folder_to_pictures_and_coco_json(run_folder, photos, tmp_path):
         assert detection["score"] > 0.5 and detection["file_name"] == image["file_name"]
 
 
+def built_config(run_folder, photos, tmp_path, monkeypatch, *arguments, flags=()):
+    """The config that ``predict`` builds its model from."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(cfg, **_):
+        raise Stop(cfg)
+
+    monkeypatch.setattr("retinanet_ext.cli.predict.BatchPredictor", stop)
+    config = ["--config-file", str(run_folder / "config.yaml"), "--output", str(tmp_path / "out")]
+    with pytest.raises(Stop) as caught:
+        main(["predict", *config, "--input", str(photos), *flags, "--", *arguments])
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "overrides", "expected"),
+    [
+        ([], [], 0.5),
+        ([], ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.1"], 0.1),
+        (["--score-threshold", "0.3"], ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.1"], 0.3),
+        (["--score-threshold", "0"], [], 0.0),
+    ],
+)
+def test_a_flag_wins_over_an_override_and_that_over_the_default(
+    run_folder, photos, tmp_path, monkeypatch, flags, overrides, expected
+):
+    cfg = built_config(run_folder, photos, tmp_path, monkeypatch, *overrides, flags=flags)
+    assert expected == cfg.MODEL.RETINANET.SCORE_THRESH_TEST
+
+
+@pytest.mark.parametrize(
+    ("flags", "overrides", "expected"),
+    [
+        ([], [], "cuda"),
+        ([], ["MODEL.DEVICE", "cpu"], "cpu"),
+        ([], ["MODEL.DEVICE", "cuda:1"], "cuda:1"),
+        (["--device", "auto"], ["MODEL.DEVICE", "cpu"], "cuda"),
+        (["--device", "cpu"], ["MODEL.DEVICE", "cuda"], "cpu"),
+    ],
+)
+def test_devices(run_folder, photos, tmp_path, monkeypatch, flags, overrides, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = built_config(run_folder, photos, tmp_path, monkeypatch, *overrides, flags=flags)
+    assert expected == cfg.MODEL.DEVICE
+
+
+def test_a_thin_image_is_skipped(run_folder, photos, tmp_path, caplog):
+    Image.fromarray(np.zeros((1, 4000, 3), np.uint8)).save(photos / "b.png")
+    assert predict(run_folder, tmp_path / "out", "--input", photos) == 1
+    images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == [str(photos / n) for n in ("a.jpg", "c.tif", "more/b.png")]
+    assert "b.png: ValueError: an image of 4000x1 (width x height) is too thin" in caplog.text
+
+
 def detections(folder):
     return [
         (a["image_id"], a["category_id"], *np.round([a["score"], *a["bbox"]], 3))
@@ -132,6 +188,28 @@ def test_video(run_folder, tmp_path):
     coco = COCO(tmp_path / "out" / "clip.json")
     assert [image["frame"] for image in coco.imgs.values()] == [0, 1, 2, 3, 4]
     assert all(image["file_name"] == str(clip) for image in coco.imgs.values()) and coco.anns
+
+
+def test_a_video_of_thin_frames_is_skipped(run_folder, tmp_path, caplog):
+    clip = tmp_path / "thin.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (2000, 2))
+    writer.write(np.zeros((2, 2000, 3), np.uint8))
+    writer.release()
+    assert predict(run_folder, tmp_path / "out", "--input", clip) == 1
+    assert "thin.avi: an image of 2000x2 (width x height) is too thin" in caplog.text
+
+
+def test_a_video_does_not_take_the_name_of_the_results_of_the_images(tmp_path):
+    for name in ("predictions.mp4", "more/predictions.avi"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sources, _ = find_sources([tmp_path], tmp_path / "out")
+    assert [s.name for s in sources] == ["more/predictions.avi", "predictions_2.mp4"]
+    (tmp_path / "predictions.mp4").rename(tmp_path / "predictions.jpg")
+    assert [s.name for s in find_sources([tmp_path], tmp_path / "out")[0]] == [
+        "more/predictions.avi",
+        "predictions.jpg",
+    ]
 
 
 def test_sources_keep_names_apart(tmp_path):

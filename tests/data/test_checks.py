@@ -92,6 +92,26 @@ def test_clip_of_an_xywh_box(record):
     assert clean["annotations"] == [annotation([30, 10, 40, 20])]
 
 
+@pytest.mark.parametrize("mode", [None, BoxMode.XYXY_REL, BoxMode.XYWHA_ABS])
+def test_box_modes_that_cannot_be_checked(record, mode):
+    odd = {k: v for k, v in annotation(mode=mode, id=77).items() if v is not None}
+    with pytest.raises(ValueError, match=r"1.jpg \(image id 1\), annotation 1 \(id 77\): bbox_mode is .*XYWH_ABS"):
+        check_dataset_dicts([record(annotation(), odd)], "pets", NAMES, on_bad_annotation="drop")
+
+
+@pytest.mark.parametrize(("category", "problems"), [(np.int64(1), 0), (np.int64(2), 1), (True, 1), (1.0, 1)])
+def test_category_ids_are_integers_of_any_kind(record, category, problems):
+    dicts = [record(annotation(), annotation(category=category))]
+    assert len(check_dataset_dicts(dicts, "pets", NAMES, on_bad_annotation="drop")[1].problems) == problems
+
+
+def test_without_class_names(record):
+    with pytest.raises(ValueError, match=r"found category_id 5, legal: 0 to 2\n"):
+        check_dataset_dicts([record(annotation(category=5))], "pets", None, num_classes=3)
+    with pytest.raises(ValueError, match="'pets' has no class names .*num_classes is needed"):
+        check_dataset_dicts([record()], "pets", None)
+
+
 def test_all_problems_are_counted_and_ten_are_shown(record):
     dicts = [record(*[annotation([5, 5, 5, 9])] * 12, annotation(category=9))]
     with pytest.raises(ValueError, match="has 13 problems in 1 images") as caught:

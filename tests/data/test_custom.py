@@ -5,6 +5,7 @@ import pytest
 
 from retinanet_ext.config import add_retinanet_ext_config
 from retinanet_ext.d2 import COCOEvaluator, DatasetCatalog, MetadataCatalog, get_cfg
+from retinanet_ext.data import custom
 from retinanet_ext.data.checks import check_dataset_dicts
 from retinanet_ext.data.custom import register_custom_datasets
 from retinanet_ext.data.shapes import write_shapes
@@ -67,6 +68,20 @@ def test_classes_set_the_order(here):
     assert MetadataCatalog.get("birds").thing_classes == ["crow", "wren"]
     assert [a["category_id"] for a in DatasetCatalog.get("birds")[0]["annotations"]] == [0, 1]
     assert MetadataCatalog.get("birds").thing_dataset_id_to_contiguous_id == {10: 1, 20: 0}
+
+
+def test_class_names_that_are_numbers(here):
+    write_coco(here, categories=[{"id": 20, "name": 7}, {"id": 10, "name": "wren"}])
+    register(COCO)
+    DatasetCatalog.get("birds")
+    assert MetadataCatalog.get("birds").thing_classes == ["wren", "7"]
+
+
+def test_a_folder_instead_of_a_file(here):
+    write_coco(here)
+    register({**COCO, "JSON": "birds"})
+    with pytest.raises(ValueError, match=f"{here}/birds: not a JSON file: .*directory"):
+        DatasetCatalog.get("birds")
 
 
 def test_categories_outside_of_classes_are_left_to_the_check(here):
@@ -227,6 +242,15 @@ def test_files_that_are_not_coco(here, content, message):
     ("changes", "message"),
     [
         ({"images": []}, r"2 annotations belong to image ids that the file does not list; .*\[1, 2\]"),
+        ({"images": {}}, "birds.json: images must be a list, found dict"),
+        ({"categories": []}, "birds.json: categories is empty"),
+        ({"images": [7]}, r"images\[0\] must be a mapping, found 7"),
+        ({"images": [{"id": 7, "file_name": "a.jpg"}]}, r"birds.json: images\[0\] \(id 7\) has no width, height"),
+        ({"images": [{"id": 7, "width": 4, "height": 4}]}, r"images\[0\] \(id 7\) has no file_name"),
+        ({"annotations": [{"id": 3, "image_id": 7}]}, r"birds.json: annotations\[0\] \(id 3\) has no category_id"),
+        ({"annotations": [{"category_id": 20}]}, r"annotations\[0\] has no id, image_id"),
+        ({"categories": [{"id": 20}]}, r"birds.json: categories\[0\] \(id 20\) has no name"),
+        ({"categories": [{"name": "crow"}]}, r"categories\[0\] has no id"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "names of the categories must be unique"),
     ],
 )
@@ -234,4 +258,17 @@ def test_coco_files_that_contradict_themselves(here, changes, message):
     write_coco(here, **changes)
     register(COCO)
     with pytest.raises(ValueError, match=message):
+        DatasetCatalog.get("birds")
+
+
+def test_a_version_of_a_coco_file_is_examined_once(here, monkeypatch):
+    write_coco(here)
+    register(COCO, {**COCO, "NAME": "same"})
+    parsed = []
+    monkeypatch.setattr(custom, "json", SimpleNamespace(load=lambda file: parsed.append(1) or json.load(file)))
+    first = DatasetCatalog.get("birds")
+    assert DatasetCatalog.get("birds") == first and DatasetCatalog.get("same") == first
+    assert len(parsed) == 1
+    write_coco(here, images=[])
+    with pytest.raises(ValueError, match="image ids that the file does not list"):
         DatasetCatalog.get("birds")

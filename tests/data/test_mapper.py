@@ -42,6 +42,8 @@ def test_bad_files_are_named_or_left_out(record, damage, caplog):
     damage(record)
     with pytest.raises(ValueError, match=r"Cannot read .*a\.png.* \(image id 5\).*DATASETS\.ON_BAD_IMAGE drop"):
         mapper()(record)
+    with pytest.raises(ValueError, match="DATASETS.CHECK_IMAGES decode finds all of them before the run"):
+        mapper()(record)
     dropping = mapper("drop")
     assert dropping(record) is None and dropping(record) is None
     assert dropping.num_dropped == 2

@@ -64,7 +64,7 @@ def test_coverage_of_a_square_with_half_pixels():
 def test_painted_pixels_are_those_of_the_polygon():
     image = np.full((64, 64, 3), 128, np.uint8)
     alpha = polygon_coverage(np.array([[10.0, 10.0], [50.0, 14.0], [30.0, 55.0]]), 64)
-    _paint(np.random.RandomState(0), image, alpha)
+    _paint(np.random.RandomState(0), image, alpha, class_id=0)
     changed = (image != 128).any(axis=2)
     assert not changed[alpha == 0].any()
     assert changed[alpha == 1].all()
