@@ -8,9 +8,8 @@ torchrun --nproc-per-node 8 train_net.py --config-file ...
 
 from retinanet_ext.checkpoint import load_weights
 from retinanet_ext.config import load_config
-from retinanet_ext.d2 import DetectionCheckpointer, comm, default_argument_parser, default_setup
+from retinanet_ext.d2 import DetectionCheckpointer, comm, default_argument_parser, default_setup, setup_logger
 from retinanet_ext.launch import launch
-from retinanet_ext.run_record import write_results
 from retinanet_ext.trainer import Trainer
 
 
@@ -18,32 +17,32 @@ def setup(args):
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
+    # Detectron2 sets up its own log only.
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")
     return cfg
 
 
 def evaluate(cfg, resume: bool) -> dict:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of the output folder if there is one."""
+    if not cfg.DATASETS.TEST:
+        raise ValueError("--eval-only, but DATASETS.TEST names no dataset")
     model = Trainer.build_model(cfg)
     last = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     weights = last.get_checkpoint_file() if resume and last.has_checkpoint() else cfg.MODEL.WEIGHTS
-    load_weights(model, weights)
+    load_weights(model, weights, strict=True)
     results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_tta(cfg, model))
-        if comm.is_main_process():
-            write_results(cfg.OUTPUT_DIR, results)
-    return results
+    return {**results, **Trainer.test_with_tta(cfg, model)} if cfg.TEST.AUG.ENABLED else results
 
 
 def main(args):
     cfg = setup(args)
     if args.eval_only:
-        return evaluate(cfg, args.resume)
+        evaluate(cfg, args.resume)
+        return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    trainer.train()
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    launch(main, args)
+    launch(main, default_argument_parser().parse_args())

@@ -1,13 +1,15 @@
 """The keys this extension adds to Detectron2's config, and how a config is loaded."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from retinanet_ext.config_files import flat_keys, read_config_file, unknown_key_message
+from retinanet_ext.config_values import check_values
 from retinanet_ext.d2 import CfgNode as CN
 from retinanet_ext.d2 import get_cfg
-
-NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
+from retinanet_ext.data.class_ids import NUM_CLASSES_KEY, config_class_names, resolve_num_classes
+from retinanet_ext.data.custom import register_custom_datasets
 
 
 def add_retinanet_ext_config(cfg: CN) -> None:
@@ -47,7 +49,8 @@ def add_retinanet_ext_config(cfg: CN) -> None:
     cfg.MODEL.RETINANET.NORMALIZER = "ema"
 
     # ---- Test -----------------------------------------------------------------------------------------------
-    # The metric that model_best.pth is chosen by, as "task/metric" of the evaluator; empty: no best checkpoint.
+    # The metric that model_best.pth is chosen by, as "task/metric" of the evaluator, on the first of DATASETS.TEST;
+    # empty: no best checkpoint.
     cfg.TEST.BEST_METRIC = "bbox/AP"
 
 
@@ -66,7 +69,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     Raises:
         FileNotFoundError: no such file.
         KeyError: a key that does not exist; the message gives the nearest ones.
-        ValueError: a value of the wrong type; classes that disagree with the data.
+        ValueError: a value of the wrong type, or that is none of the legal ones; classes that disagree with the data.
     """
     cfg = get_cfg()
     add_retinanet_ext_config(cfg)
@@ -77,17 +80,42 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"config file {config_file!r} does not exist (working directory: {os.getcwd()})")
         loaded = read_config_file(config_file)
+        _drop_empty_sections(loaded, cfg)
         mentioned += flat_keys(loaded)
         _refuse_unknown(mentioned, legal, config_file)
-        cfg.merge_from_other_cfg(CN(loaded))
+        with _names_source(config_file):
+            cfg.merge_from_other_cfg(CN(loaded))
     if len(opts) % 2:
         raise ValueError(f"overrides come as KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}")
     _refuse_unknown(opts[::2], legal, "the overrides")
-    cfg.merge_from_list(list(opts))
+    with _names_source("the overrides"):
+        cfg.merge_from_list(list(opts))
     mentioned += opts[::2]
+    check_values(cfg)
     if datasets:
-        _adapt_to_data(cfg, num_classes_is_set=NUM_CLASSES_KEY in mentioned)
+        _adapt_to_data(cfg, mentioned)
     return cfg
+
+
+@contextmanager
+def _names_source(where: str) -> Iterator[None]:
+    """Says where a value of the wrong type was given, and how a list is written, which is what goes wrong most."""
+    try:
+        yield
+    except ValueError as error:
+        is_list = any(f"<class '{kind}'>" in str(error) for kind in ("list", "tuple"))
+        hint = "; a list is written ['a', 'b'], with one entry ['a'], on the command line in quotes" if is_list else ""
+        raise ValueError(f"{where}: {error}{hint}") from None
+
+
+def _drop_empty_sections(loaded: dict, cfg: CN) -> None:
+    """A section whose lines are all commented out reads as null; it says nothing, and is no error."""
+    for name in list(loaded):
+        if isinstance(cfg.get(name), CN):
+            if loaded[name] is None:
+                del loaded[name]
+            elif isinstance(loaded[name], dict):
+                _drop_empty_sections(loaded[name], cfg[name])
 
 
 def _refuse_unknown(keys: Iterable[str], legal: set[str], where: str) -> None:
@@ -96,11 +124,7 @@ def _refuse_unknown(keys: Iterable[str], legal: set[str], where: str) -> None:
         raise KeyError(f"{where}: {'; '.join(messages)}")
 
 
-def _adapt_to_data(cfg: CN, num_classes_is_set: bool) -> None:
-    # Imported here: data/ imports the seam and the catalogs, which loading a config for inference can do without.
-    from retinanet_ext.data.class_ids import config_class_names, resolve_num_classes
-    from retinanet_ext.data.custom import register_custom_datasets
-
+def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:
     register_custom_datasets(cfg)
-    cfg.MODEL.RETINANET.NUM_CLASSES = resolve_num_classes(cfg, num_classes_is_set)
-    cfg.MODEL.CLASS_NAMES = config_class_names(cfg)
+    cfg.MODEL.RETINANET.NUM_CLASSES = resolve_num_classes(cfg, NUM_CLASSES_KEY in mentioned)
+    cfg.MODEL.CLASS_NAMES = config_class_names(cfg) or cfg.MODEL.CLASS_NAMES

@@ -37,14 +37,30 @@ def read_config_file(filename: str) -> dict[str, Any]:
     return loaded
 
 
-def _read_with_bases(filename: str) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that one section has twice, of which YAML takes the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"{key.value!r} occurs twice in one section; only the last would count"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_with_bases(filename: str, readers: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`readers`: the files that led to this one, each the base of the next."""
+    if filename in readers:
+        raise ValueError(f"{filename} is its own {BASE_KEY}: {' -> '.join([*readers, filename])}")
     loaded = _read_yaml(filename)
     bases = loaded.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         base_path = os.path.normpath(os.path.join(os.path.dirname(filename), os.path.expanduser(base)))
         try:
-            _overwrite(merged, _read_with_bases(base_path), base_path)
+            _overwrite(merged, _read_with_bases(base_path, (*readers, filename)), base_path)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{filename}: its {BASE_KEY} {base!r} was not found: {error}") from None
     _overwrite(merged, loaded, filename)
@@ -52,10 +68,12 @@ def _read_with_bases(filename: str) -> dict[str, Any]:
 
 
 def _read_yaml(filename: str) -> dict[str, Any]:
-    with g_pathmgr.open(filename) as file:
-        text = file.read()
     try:
-        loaded = yaml.safe_load(text)
+        with g_pathmgr.open(filename) as file:
+            text = file.read()
+        loaded = yaml.load(text, Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{filename} is not a text file: {error}") from None
     except yaml.constructor.ConstructorError as error:
         raise ValueError(_unsafe_tag_message(filename, text, error)) from None
     except yaml.YAMLError as error:
@@ -94,13 +112,18 @@ def flat_keys(tree: dict, prefix: str = "") -> Iterator[str]:
         if isinstance(value, dict):
             yield from flat_keys(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield f"{prefix}{key}"
 
 
 def unknown_key_message(full_key: str, legal: Iterable[str]) -> str:
     """Says that a key does not exist, and which are nearest: first those of the same name in another section."""
     legal = list(legal)
-    same_name = [key for key in legal if key.split(".")[-1] == str(full_key).split(".")[-1]]
-    near = same_name + difflib.get_close_matches(str(full_key), legal, n=3)
+    prefix = f"{full_key}."
+    inside = dict.fromkeys(key.removeprefix(prefix).split(".")[0] for key in legal if key.startswith(prefix))
+    if inside:
+        return f"config key {full_key!r} is a section and takes no value itself; in it are {', '.join(inside)}"
+    wanted = str(full_key).upper()  # as all keys are written
+    same_name = [key for key in legal if key.split(".")[-1] == wanted.split(".")[-1]]
+    near = same_name + difflib.get_close_matches(wanted, legal, n=3)
     hint = f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""
     return f"config key {full_key!r} does not exist{hint}"

@@ -88,6 +88,7 @@ if ENGINE == "detectron2":
             get_event_storage,
             has_event_storage,
         )
+        from detectron2.utils.logger import setup_logger
         from detectron2.utils.visualizer import ColorMode, Visualizer
     except Exception as error:
         # Falling back to `lite` here would change the engine of a run behind the user's back.
@@ -136,6 +137,7 @@ else:
         has_event_storage,
     )
     from retinanet_ext.lite.layers import ShapeSpec, get_norm
+    from retinanet_ext.lite.logger import setup_logger
     from retinanet_ext.lite.meta_arch import META_ARCH_REGISTRY, build_model, detector_postprocess
     from retinanet_ext.lite.structures import Boxes, BoxMode, ImageList, Instances
     from retinanet_ext.lite.tta import DatasetMapperTTA

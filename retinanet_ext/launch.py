@@ -46,17 +46,20 @@ def process_group_from_environment(environment: Mapping[str, str]) -> ProcessGro
     return None
 
 
-def launch(main: Callable, args) -> object:
+def launch(main: Callable, args) -> None:
     """Run ``main(args)`` in every process of the run.
 
     Args:
         main: called once in each process.
         args: Detectron2's command-line arguments: ``num_gpus``, ``num_machines``, ``machine_rank``, ``dist_url`` count
-            unless torchrun or SLURM started this process; then rank, size and address come from the environment.
+            unless torchrun or srun started this process; then rank, size and address come from the environment.
+
+    Raises:
+        ValueError: flags or variables that contradict the launcher.
     """
     group = process_group_from_environment(os.environ)
     if group is None:
-        return engine_launch(
+        engine_launch(
             main,
             args.num_gpus,
             num_machines=args.num_machines,
@@ -64,30 +67,34 @@ def launch(main: Callable, args) -> object:
             dist_url=args.dist_url,
             args=(args,),
         )
+        return
     if args.num_gpus > 1:
         raise ValueError(
             f"--num-gpus {args.num_gpus} starts processes, but {group.world_size} have been started by torchrun or "
             "srun already; leave the flag out"
         )
     _join(group)
-    result = main(args)
+    main(args)
     # Not after an error: closing connections would make the other processes fail first, and hide the cause.
     dist.destroy_process_group()
-    return result
 
 
 def _join(group: ProcessGroup) -> None:
     if "MASTER_ADDR" not in os.environ:
+        if "SLURM_STEP_NODELIST" not in os.environ:
+            raise ValueError("RANK and WORLD_SIZE are set, but MASTER_ADDR is not; start with torchrun, or set it")
         os.environ["MASTER_ADDR"] = first_slurm_host(os.environ["SLURM_STEP_NODELIST"])
     # Jobs that share a node must not share a port.
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000))
     if "OMP_NUM_THREADS" not in os.environ:
         # Each process would otherwise start a thread for every core of the machine.
         torch.set_num_threads(max(1, torch.get_num_threads() // group.local_size))
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.set_device(group.local_rank)
-    dist.init_process_group("nccl" if has_gpu else "gloo", rank=group.rank, world_size=group.world_size)
+    backend = "gloo"
+    if torch.cuda.is_available():
+        # A model on the CPU is legal on a machine with GPUs. Of these a task may be shown just one, as number 0.
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(group.local_rank % torch.cuda.device_count())
+    dist.init_process_group(backend, rank=group.rank, world_size=group.world_size)
     comm.create_local_process_group(group.local_size)
     comm.synchronize()
 

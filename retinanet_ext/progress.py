@@ -2,7 +2,7 @@
 
 import datetime
 import logging
-import resource
+import math
 import sys
 
 import torch
@@ -28,7 +28,10 @@ class ProgressWriter(EventWriter):
         self.images_per_batch = images_per_batch
         self.num_images = num_images
         self.window_size = window_size
-        self._bar = tqdm(total=max_iter, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
+        # Without tqdm's own rate and time left: it would count the iterations before a resume, and the evaluations.
+        layout = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
+        on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=max_iter, dynamic_ncols=True, bar_format=layout) if on_terminal else None
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -54,8 +57,7 @@ class ProgressWriter(EventWriter):
             # The global average includes the pauses for evaluation; the median of recent steps does not.
             seconds = histories["time"].median(self.window_size)
             left = datetime.timedelta(seconds=int(seconds * (self.max_iter - iteration)))
-            if self._bar is None:
-                yield f"eta {left}"
+            yield f"eta {left}"
             yield f"{self.images_per_batch / max(seconds, 1e-9):.1f} images/s"
         for name in sorted(histories):
             if "loss" in name:
@@ -66,9 +68,13 @@ class ProgressWriter(EventWriter):
 
 
 def _memory_mb() -> float:
-    """Peak memory: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
+    """Peak memory: of the GPU if the run uses one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts kilobytes, macOS bytes.
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -32,7 +32,21 @@ class Registry(_FvcoreRegistry):
             KeyError: no such name; lists the registered ones, the nearest first.
         """
         if name not in self:
-            near = difflib.get_close_matches(str(name), self._obj_map, n=max(1, len(self._obj_map)), cutoff=0.0)
-            legal = ", ".join(near) or "none; the module that defines it may not be imported yet"
-            raise KeyError(f"no object named {name!r} in registry {self._name}; registered: {legal}")
+            raise KeyError(f"no object named {name!r} in registry {self._name}; registered: {_registered(self, name)}")
         return super().get(name)
+
+
+def check_registered(key: str, name: str, registry: _FvcoreRegistry) -> None:
+    """Refuse a name that ``registry``, which may be Detectron2's own, does not have.
+
+    Raises:
+        KeyError: names the config key, and the registered names, the nearest first.
+    """
+    if name not in registry:
+        raise KeyError(f"{key} is {name!r}, which is not registered; registered: {_registered(registry, name)}")
+
+
+def _registered(registry: _FvcoreRegistry, wanted: str) -> str:
+    names = [name for name, _ in registry]
+    near = difflib.get_close_matches(str(wanted), names, n=max(1, len(names)), cutoff=0.0)
+    return ", ".join(near) or "none; the module that defines it may not be imported yet"

@@ -5,6 +5,8 @@ import os
 
 from retinanet_ext.checkpoint import load_weights
 from retinanet_ext.d2 import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
     COCOEvaluator,
     DatasetMapper,
     DefaultTrainer,
@@ -17,16 +19,19 @@ from retinanet_ext.d2 import (
     comm,
     hooks,
 )
-from retinanet_ext.data.loading import load_checked_dicts
+from retinanet_ext.data.loading import dataset_for_evaluation, load_checked_dicts
 from retinanet_ext.data.mapper import CheckedMapper
 from retinanet_ext.detection import DenseDetectorWithTTA
 from retinanet_ext.loss_guard import guard_losses
 from retinanet_ext.progress import ProgressWriter
+from retinanet_ext.registry import check_registered
+from retinanet_ext.run_checks import check_device, check_processes
 from retinanet_ext.run_record import write_results, write_run_record
 
 logger = logging.getLogger(__name__)
 
-# By the evaluator_type in a dataset's metadata: obj(dataset_name, output_dir=...) -> evaluator.
+# By the evaluator_type in a dataset's metadata: obj(dataset_name, output_dir=..., max_dets_per_image=...,
+# allow_cached_coco=...) -> evaluator, as COCOEvaluator.
 EVALUATORS = {"coco": COCOEvaluator}
 
 
@@ -41,6 +46,7 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates the meta-architectures of this package, on either engine."""
 
     def __init__(self, cfg):
+        check_processes(cfg)
         super().__init__(cfg)
         guard_losses(self.model)
         if comm.is_main_process():
@@ -48,18 +54,40 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in the output folder if asked to, else load ``MODEL.WEIGHTS``."""
-        if resume and self.checkpointer.has_checkpoint():
-            super().resume_or_load(resume=True)
-            logger.info(
-                "resumed from %s, going on at iteration %d of %d; MODEL.WEIGHTS is not read",
-                self.checkpointer.get_checkpoint_file(),
-                self.start_iter,
-                self.max_iter,
-            )
+        # If only some processes see a checkpoint, all must come to the engine, which refuses that.
+        if resume and any(comm.all_gather(self.checkpointer.has_checkpoint())):
+            self._resume()
             return
         if resume:
             logger.warning("nothing to resume in %s; starting from MODEL.WEIGHTS", self.cfg.OUTPUT_DIR)
         load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+
+    def _resume(self) -> None:
+        path = self.checkpointer.get_checkpoint_file()
+        try:
+            super().resume_or_load(resume=True)
+            # The engines leave out weights that do not fit, and the optimizer fails on them later.
+            load_weights(self.model, path, strict=True)
+        except Exception as error:  # of any type, by what differs between the config and that of the checkpoint
+            raise ValueError(
+                f"cannot resume from {path}: {type(error).__name__}: {error}\nCheck that the file is whole, and that "
+                "the config is that of the run. To begin anew from its weights, set MODEL.WEIGHTS, without --resume."
+            ) from error
+        logger.info(
+            "resumed from %s, going on at iteration %d of %d; MODEL.WEIGHTS is not read",
+            path,
+            self.start_iter,
+            self.max_iter,
+        )
+        if self.start_iter >= self.max_iter:
+            logger.warning("that run is complete: raise SOLVER.MAX_ITER, now %d, to train longer", self.max_iter)
+
+    @classmethod
+    def build_model(cls, cfg):
+        check_device(cfg.MODEL.DEVICE)
+        check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
+        check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
+        return super().build_model(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -87,7 +115,11 @@ class Trainer(DefaultTrainer):
             )
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return EVALUATORS[kind](
-            dataset_name, output_dir=output_folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
+            dataset_for_evaluation(cfg, dataset_name),
+            output_dir=output_folder,
+            max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            # A file left by an earlier run may hold other annotations under the same name.
+            allow_cached_coco=False,
         )
 
     @classmethod
@@ -100,9 +132,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_tta(cls, cfg, model) -> dict:
-        """Evaluate with test-time augmentation; tasks are named ``bbox_TTA`` and so on."""
-        results = super().test(cfg, DenseDetectorWithTTA(cfg, model))
-        return {f"{task}_TTA": metrics for task, metrics in results.items()}
+        """Evaluate with test-time augmentation; ``results.json`` gets further entries, ``bbox_TTA`` and so on."""
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = super().test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
+        results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
+        if comm.is_main_process():
+            write_results(cfg.OUTPUT_DIR, results, add=True)
+        return results
 
     def build_hooks(self):
         """The engine's hooks, the best checkpoint after each evaluation, and a last evaluation with TTA if enabled."""
@@ -113,8 +152,11 @@ class Trainer(DefaultTrainer):
         if not comm.is_main_process():
             return hook_list + extra
         if self.cfg.TEST.BEST_METRIC and self.cfg.DATASETS.TEST:
+            metric = self.cfg.TEST.BEST_METRIC
+            if len(self.cfg.DATASETS.TEST) > 1:  # then the engines put the dataset's name in front
+                metric = f"{self.cfg.DATASETS.TEST[0]}/{metric}"
             best = _BestCheckpointer(self.model, self.cfg.OUTPUT_DIR)
-            extra.append(hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, self.cfg.TEST.BEST_METRIC))
+            extra.append(hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, metric))
         # The writers come last, so that they see what the evaluation stored.
         return hook_list[:-1] + extra + hook_list[-1:]
 

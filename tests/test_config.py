@@ -7,6 +7,7 @@ import yaml
 from retinanet_ext import add_retinanet_ext_config, d2
 from retinanet_ext.config import load_config
 from retinanet_ext.config_files import flat_keys
+from retinanet_ext.config_values import LEGAL_VALUES
 from tests.builders import batch
 from tests.conftest import REPO_ROOT
 
@@ -90,6 +91,44 @@ def test_wrong_types_and_odd_overrides(tmp_path):
         load_config(None, ["SOLVER.MAX_ITER"], datasets=False)
     with pytest.raises(FileNotFoundError, match="'none.yaml' does not exist"):
         load_config("none.yaml")
+
+
+@pytest.mark.parametrize("key", LEGAL_VALUES)
+def test_values_that_no_engine_knows_are_refused_with_the_legal_ones(key):
+    wrong = "99" if isinstance(LEGAL_VALUES[key][0], int) else "x"
+    with pytest.raises(ValueError, match=f"{key} is '?{wrong}'?; legal values: {LEGAL_VALUES[key][0]!r}, "):
+        load_config(None, [key, wrong], datasets=False)
+
+
+def test_a_list_given_as_a_word_is_told_how_lists_are_written():
+    with pytest.raises(ValueError, match=r"the overrides: .*DATASETS.TRAIN; a list is written \['a', 'b'\]"):
+        load_config(None, ["DATASETS.TRAIN", "cells"], datasets=False)
+    with pytest.raises(ValueError, match="the overrides: .*SOLVER.MAX_ITER$"):
+        load_config(None, ["SOLVER.MAX_ITER", "many"], datasets=False)
+
+
+def test_sections_and_lower_case_keys_are_recognised(tmp_path):
+    with pytest.raises(KeyError, match="'SOLVER' is a section and takes no value itself; in it are .*MAX_ITER"):
+        load_config(write(tmp_path, "SOLVER: 5"), datasets=False)
+    with pytest.raises(KeyError, match="'solver.max_iter' does not exist; nearest: SOLVER.MAX_ITER"):
+        load_config(None, ["solver.max_iter", "5"], datasets=False)
+    with pytest.raises(KeyError, match="'SOLVER.1' does not exist"):
+        load_config(write(tmp_path, "SOLVER: {1: 5}"), datasets=False)
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    text = "SOLVER:\n  MAX_ITER: 5\nSEED: 1\nSOLVER:\n  BASE_LR: 0.1\n"
+    with pytest.raises(ValueError, match="'SOLVER' occurs twice in one section; only the last would count\\n.*line 4"):
+        load_config(write(tmp_path, text), datasets=False)
+
+
+def test_files_that_cannot_be_read_as_a_config_are_named(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"\x80\x02\xff")
+    with pytest.raises(ValueError, match="weights.pth is not a text file"):
+        load_config(str(tmp_path / "weights.pth"), datasets=False)
+    (tmp_path / "other.yaml").write_text("_BASE_: config.yaml")
+    with pytest.raises(ValueError, match="is its own _BASE_: .*config.yaml -> .*other.yaml -> .*config.yaml"):
+        load_config(write(tmp_path, "_BASE_: other.yaml"), datasets=False)
 
 
 def test_unsafe_yaml_is_refused_on_either_engine(tmp_path):
