@@ -13,7 +13,7 @@ $(VENV)/.installed: setup.py pyproject.toml
 	touch $@
 
 quickstart: $(VENV)/.installed
-	$(BIN)/retinanet-ext shapes --output datasets/shapes --train 600 --val 100 --size 192 --seed 0
+	$(BIN)/retinanet-ext shapes --output datasets/shapes --train 2000 --val 100 --size 192 --seed 0
 	$(BIN)/python train_net.py --config-file configs/quick/retinanet.yaml
 	$(BIN)/retinanet-ext predict --config-file output/quick/config.yaml --weights output/quick/model_final.pth \
 		--input datasets/shapes/val --output output/quick/pictures

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import math
+import os
 import sys
 
 import torch
@@ -29,9 +30,8 @@ class ProgressWriter(EventWriter):
         self.num_images = num_images
         self.window_size = window_size
         # Without tqdm's own rate and time left: it would count the iterations before a resume, and the evaluations.
-        layout = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
-        on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=max_iter, dynamic_ncols=True, bar_format=layout) if on_terminal else None
+        layout = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}"
+        self._bar = tqdm(total=max_iter, dynamic_ncols=True, bar_format=layout) if _has_room_for_a_bar() else None
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -59,12 +59,23 @@ class ProgressWriter(EventWriter):
             left = datetime.timedelta(seconds=int(seconds * (self.max_iter - iteration)))
             yield f"eta {left}"
             yield f"{self.images_per_batch / max(seconds, 1e-9):.1f} images/s"
+        # A terminal cuts the line off at its width, so what varies in number and length comes last.
+        yield f"memory {_memory_mb():.0f} MB"
         for name in sorted(histories):
             if "loss" in name:
                 yield f"{name} {histories[name].median(self.window_size):.3f}"
         if "lr" in histories:
             yield f"lr {histories['lr'].latest():.2e}"
-        yield f"memory {_memory_mb():.0f} MB"
+
+
+def _has_room_for_a_bar() -> bool:
+    """Whether standard error is a terminal; one of width 0, as containers and schedulers make them, shows no bar."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return True
 
 
 def _memory_mb() -> float:

@@ -1,4 +1,6 @@
 import logging
+import os
+import re
 import sys
 
 import pytest
@@ -19,11 +21,11 @@ def test_a_quiet_line_where_there_is_no_terminal(caplog, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     writer = ProgressWriter(max_iter=100, images_per_batch=4, num_images=80)
     with caplog.at_level(logging.INFO, "retinanet_ext.progress"):
-        logging.getLogger("retinanet_ext").propagate = True
         run(writer, 0, 20)
     # 20 iterations of 4 images are one epoch of 80; 80 iterations at half a second are left.
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("iteration 20/100, epoch 1.00, eta 0:00:40, 8.0 images/s, total_loss 1.500, lr 1.00e-02")
+    (line,) = {record.getMessage() for record in caplog.records}  # a set: two handlers may catch it
+    fields = r"iteration 20/100, epoch 1.00, eta 0:00:40, 8.0 images/s, memory \d+ MB, total_loss 1.500, lr 1.00e-02"
+    assert re.fullmatch(fields, line)
 
 
 def test_a_bar_on_a_terminal_knows_the_time_left_after_a_resume(monkeypatch, capsys):
@@ -33,6 +35,17 @@ def test_a_bar_on_a_terminal_knows_the_time_left_after_a_resume(monkeypatch, cap
     writer.close()
     shown = capsys.readouterr().err
     assert "95/100" in shown and "eta 0:00:02" in shown and "it/s" not in shown
+
+
+def test_a_terminal_without_width_gets_lines(monkeypatch, caplog):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.fileno", lambda: 2, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda descriptor: os.terminal_size((0, 0)))
+    writer = ProgressWriter(max_iter=100, images_per_batch=4, num_images=80)
+    with caplog.at_level(logging.INFO, "retinanet_ext.progress"):
+        monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)
+        run(writer, 0, 20)
+    assert "iteration 20/100" in caplog.text
 
 
 @pytest.mark.parametrize("iteration", [100, 101])

@@ -1,6 +1,7 @@
 """The records that a config's datasets hold, checked."""
 
 import logging
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
         return known
     on_bad_annotation, on_bad_image, check_images, num_classes = settings
     dicts, report = check_dataset_dicts(
-        DatasetCatalog.get(name),
+        _read(name),
         name,
         MetadataCatalog.get(name).get("thing_classes"),
         on_bad_annotation=on_bad_annotation,
@@ -118,6 +119,19 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
     changed = report.dropped_images + report.dropped_annotations + report.clipped_annotations > 0
     _checked_datasets[name] = _CheckedDataset(source, settings, changed, pickle.dumps(dicts, pickle.HIGHEST_PROTOCOL))
     return _checked_datasets[name]
+
+
+def _read(name: str) -> list[dict]:
+    try:
+        return DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        if error.errno is None:  # our own readers' error, which says this better
+            raise
+        folder = os.environ.get("DETECTRON2_DATASETS", "datasets")
+        raise FileNotFoundError(
+            f"Dataset {name!r}: {error}. Built-in datasets are looked for in the folder that DETECTRON2_DATASETS names, "
+            f"now {folder!r}; DATASETS.CUSTOM registers data that lie elsewhere."
+        ) from error
 
 
 def _without_empty(records: list[dict], names: Sequence[str]) -> list[dict]:

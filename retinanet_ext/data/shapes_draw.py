@@ -26,7 +26,7 @@ MAX_TILT_DEGREES = 30.0
 MAX_HIDDEN = 0.3  # the largest fraction of an object that the objects drawn after it may cover
 MIN_CONTRAST = 70.0  # Euclidean BGR distance of an object's colour from the mean of what lies beneath it
 # The classes have hues of their own, so that a small network tells them apart within minutes. Distractors have any.
-HUE_SPREAD_DEGREES = 20.0
+HUE_SPREAD_DEGREES = 12.0
 
 _PLACEMENT_TRIES = 40
 _SUPERSAMPLING = 4

@@ -78,11 +78,14 @@ def test_a_dataset_is_read_and_checked_once(register, monkeypatch):
     first = load_checked_dicts(drop(), ["pets"], filter_empty=False)
     first[0]["annotations"].clear()
     del first[0]["file_name"]
-    again = load_checked_dicts(drop(), ["pets"], filter_empty=True)
+    again = load_checked_dicts(drop(), ["pets"], filter_empty=False)
     # What a caller does to its records is its own business.
     assert annotations(again) == [[GOOD["bbox"]]] and "file_name" in again[0]
     assert dataset_for_evaluation(drop(), "pets") == "pets+checked"
     assert len(readings) == len(checks) == 1
+    # A training set is needed once only, and may be large: it is not kept.
+    load_checked_dicts(drop(), ["pets"], filter_empty=True)
+    assert "pets" not in loading._checked_datasets
 
 
 def test_other_policies_and_other_data_are_checked_anew(register):
@@ -150,3 +153,11 @@ def test_dropped_annotations_are_not_evaluated(register, tmp_path):
     assert evaluator.evaluate()["bbox"]["AP-cat"] == pytest.approx(100.0)
     converted = json.loads((tmp_path / "out" / f"{name}_coco_format.json").read_text())
     assert len(converted["images"]) == 2 and len(converted["annotations"]) == 1
+
+
+def test_missing_built_in_data_say_where_they_are_looked_for(tmp_path):
+    # As COCO's names without the files: the error is Python's own.
+    DatasetCatalog.register("coco_like", lambda: open(tmp_path / "coco" / "gone.json"))
+    MetadataCatalog.get("coco_like").set(thing_classes=["cat"])
+    with pytest.raises(FileNotFoundError, match="Dataset 'coco_like': .*gone.json.*DETECTRON2_DATASETS names"):
+        load_checked_dicts(config(), ["coco_like"], filter_empty=False)
