@@ -17,7 +17,8 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python train_net.py --config-file configs/quick/retinanet.yaml
 	$(BIN)/retinanet-ext predict --config-file output/quick/config.yaml --weights output/quick/model_final.pth \
 		--input datasets/shapes/val --output output/quick/pictures
-	@echo "AP table: above, and in output/quick/results.json"
+	@$(BIN)/python -c "import json, tabulate; rows = json.load(open('output/quick/results.json'))['bbox'].items(); \
+		print(tabulate.tabulate(rows, headers=['metric', 'validation set, 0-100'], floatfmt='.1f'))"
 	@echo "pictures: output/quick/pictures"
 
 test: $(VENV)/.installed

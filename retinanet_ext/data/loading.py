@@ -129,7 +129,7 @@ def _read(name: str) -> list[dict]:
             raise
         folder = os.environ.get("DETECTRON2_DATASETS", "datasets")
         raise FileNotFoundError(
-            f"Dataset {name!r}: {error}. Built-in datasets are looked for in the folder that DETECTRON2_DATASETS names, "
+            f"Dataset {name!r}: {error}. Built-in datasets lie in the folder that DETECTRON2_DATASETS names, "
             f"now {folder!r}; DATASETS.CUSTOM registers data that lie elsewhere."
         ) from error
 

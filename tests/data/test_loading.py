@@ -157,7 +157,7 @@ def test_dropped_annotations_are_not_evaluated(register, tmp_path):
 
 def test_missing_built_in_data_say_where_they_are_looked_for(tmp_path):
     # As COCO's names without the files: the error is Python's own.
-    DatasetCatalog.register("coco_like", lambda: open(tmp_path / "coco" / "gone.json"))
+    DatasetCatalog.register("coco_like", (tmp_path / "coco" / "gone.json").read_text)
     MetadataCatalog.get("coco_like").set(thing_classes=["cat"])
     with pytest.raises(FileNotFoundError, match="Dataset 'coco_like': .*gone.json.*DETECTRON2_DATASETS names"):
         load_checked_dicts(config(), ["coco_like"], filter_empty=False)
