@@ -25,21 +25,49 @@ def label_anchors(
         gt_classes: N tensors ``(G_i,)`` int64 in 0..num_classes-1.
         matcher: see ``ANCHOR_MATCHER_REGISTRY``.
         num_classes: K, also the label of background.
+
+    Raises:
+        ValueError: on CPU, the matcher points a foreground anchor at a box that its image does not have.
     """
-    labels = torch.full((len(gt_boxes), len(anchors)), num_classes, dtype=torch.int64, device=anchors.device)
-    image_index, anchor_index, matched_boxes = [], [], []
-    for image, (boxes, classes) in enumerate(zip(gt_boxes, gt_classes)):
-        matched, state = matcher(anchors, boxes)
-        labels[image, state == IGNORE] = IGNORE
-        foreground = torch.nonzero(state == FOREGROUND).squeeze(1)
-        gt_index = matched[foreground]
-        labels[image, foreground] = classes[gt_index]
-        image_index.append(torch.full_like(foreground, image))
-        anchor_index.append(foreground)
-        matched_boxes.append(boxes[gt_index])
+    boxes, classes, counts = _pad(gt_boxes), _pad(gt_classes), [len(boxes) for boxes in gt_boxes]
+    matched, state = _match(matcher, anchors, boxes, counts)
+    labels = torch.full(state.shape, num_classes, dtype=torch.int64, device=anchors.device)
+    labels.masked_fill_(state == IGNORE, IGNORE)
+    # The one place that waits for the device: nothing before knows how many anchors are foreground.
+    image_index, anchor_index = torch.nonzero(state == FOREGROUND, as_tuple=True)
+    gt_index = matched[image_index, anchor_index]
+    if gt_index.device.type == "cpu":  # elsewhere it would wait for the device once more
+        _check_index(image_index, gt_index, counts)
+    labels[image_index, anchor_index] = classes[image_index, gt_index]
     return DenseTargets(
         labels=labels,
-        image_index=torch.cat(image_index),
-        anchor_index=torch.cat(anchor_index),
-        gt_boxes=torch.cat(matched_boxes),
+        image_index=image_index,
+        anchor_index=anchor_index,
+        gt_boxes=boxes[image_index, gt_index],
     )
+
+
+def _match(matcher, anchors: torch.Tensor, boxes: torch.Tensor, counts: Sequence[int]):
+    """Index and state of every anchor of every image, both ``(N, R)``; ``boxes`` ``(N, G, 4)`` are padded."""
+    if hasattr(matcher, "match_batch"):
+        return matcher.match_batch(anchors, boxes, counts)
+    found = [matcher(anchors, of_image[:count]) for of_image, count in zip(boxes, counts, strict=True)]
+    return tuple(torch.stack(values) for values in zip(*found))
+
+
+def _check_index(image_index: torch.Tensor, gt_index: torch.Tensor, counts: Sequence[int]) -> None:
+    wrong = torch.nonzero((gt_index < 0) | (gt_index >= torch.tensor(counts)[image_index]))
+    if len(wrong):
+        image, index = int(image_index[wrong[0]]), int(gt_index[wrong[0]])
+        raise ValueError(
+            f"the matcher gave a foreground anchor of image {image} of the batch the ground truth box {index}; the "
+            f"image has {counts[image]} boxes, numbered from 0. See ANCHOR_MATCHER_REGISTRY for what it should return"
+        )
+
+
+def _pad(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """N tensors ``(G_i, ...)`` as one, ``(N, G, ...)`` with zeros behind, in two operations. G is 1 or more."""
+    longest = max(1, *(len(tensor) for tensor in tensors))
+    zeros = tensors[0].new_zeros(longest, *tensors[0].shape[1:])
+    pieces = [piece for tensor in tensors for piece in (tensor, zeros[len(tensor) :])]
+    return torch.cat(pieces).unflatten(0, (len(tensors), longest))

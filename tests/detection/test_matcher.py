@@ -1,9 +1,17 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+import retinanet_ext
 from retinanet_ext.detection import IoUMatcher, matcher
 from retinanet_ext.detection.matcher import BACKGROUND, FOREGROUND, IGNORE
 from retinanet_ext.ops import pairwise_iou
+from retinanet_ext.ops.boxes import box_columns
 
 # One ground truth box of 10x10, and anchors of the same corner that are lower, so that IoU is height / 10.
 GT = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
@@ -60,14 +68,20 @@ def test_a_box_that_overlaps_no_anchor_forces_none():
     assert state.tolist() == [BACKGROUND]
 
 
-def by_full_matrix(anchors, gt_boxes, low_quality):
-    """The definition over the whole matrix, anchor by anchor."""
-    iou = pairwise_iou(gt_boxes, anchors)
+def by_a_loop(anchors, gt_boxes, low_quality):
+    """The definition, pair by pair, in NumPy's float32."""
+    iou = np.zeros((len(gt_boxes), len(anchors)), dtype=np.float32)
+    for g, a in enumerate(gt_boxes.numpy()):
+        for r, b in enumerate(anchors.numpy()):
+            width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+            if width > 0 and height > 0:
+                area = width * height
+                iou[g, r] = area / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - area)
     matched, state = [], []
-    for r in range(len(anchors)):
-        best = iou[:, r].max()
-        matched.append(int((iou[:, r] == best).nonzero()[0]))
-        is_best_of_some = any(iou[g, r] == iou[g].max() and iou[g, r] > 0 for g in range(len(gt_boxes)))
+    for column in iou.T:
+        best = column.max(initial=-1)
+        matched.append(int(column.argmax()) if len(column) else 0)  # of equal ones the first
+        is_best_of_some = any(value == row.max() and value > 0 for value, row in zip(column, iou))
         if best >= 0.5 or is_best_of_some and (low_quality == "always" or (low_quality == "above_low" and best >= 0.4)):
             state.append(FOREGROUND)
         else:
@@ -75,17 +89,120 @@ def by_full_matrix(anchors, gt_boxes, low_quality):
     return matched, state
 
 
+def coarse_boxes(count: int, generator: torch.Generator) -> torch.Tensor:
+    """On a coarse grid, which makes ties; some without area, some the same."""
+    corner = torch.randint(0, 12, (count, 2), generator=generator)
+    size = torch.randint(0, 8, (count, 2), generator=generator)
+    return torch.cat([corner, corner + size], dim=1).float()
+
+
+@pytest.fixture(params=["dense", "sparse"])
+def way(request, monkeypatch):
+    """Both ways to the same result, whatever the number of boxes."""
+    monkeypatch.setattr(matcher, "SPARSE_FROM", 10**9 if request.param == "dense" else 1)
+
+
 @pytest.mark.parametrize("low_quality", ["always", "above_low", "never"])
-@pytest.mark.parametrize("block_entries", [1, 200, 2**22])
-def test_equals_the_definition_whatever_the_blocks(low_quality, block_entries, generator, monkeypatch):
-    monkeypatch.setattr(matcher, "BLOCK_ENTRIES", block_entries)
-    corner = torch.randint(0, 12, (60, 2), generator=generator)  # a coarse grid makes ties
-    boxes = torch.cat([corner, corner + torch.randint(1, 8, (60, 2), generator=generator)], dim=1).float()
-    anchors, gt_boxes = boxes[:45], boxes[45:]
+@pytest.mark.parametrize("block_entries, chunk_anchors", [(1, 1), (200, 16), (2**22, 256)])
+def test_equals_a_loop_whatever_the_blocks(way, low_quality, block_entries, chunk_anchors, generator, monkeypatch):
+    set_blocks(monkeypatch, block_entries, chunk_anchors)
+    anchors, gt_boxes = coarse_boxes(45, generator), coarse_boxes(15, generator)
+    gt_boxes = torch.cat([gt_boxes, gt_boxes[:3], anchors[:2], torch.tensor([[90.0, 90.0, 95.0, 95.0]])])
     matched, state = IoUMatcher(low_quality=low_quality)(anchors, gt_boxes)
-    expected_matched, expected_state = by_full_matrix(anchors, gt_boxes, low_quality)
+    expected_matched, expected_state = by_a_loop(anchors, gt_boxes, low_quality)
     assert matched.tolist() == expected_matched
     assert state.tolist() == expected_state
+
+
+def set_blocks(monkeypatch, block_entries, chunk_anchors=256):
+    monkeypatch.setattr(matcher, "BLOCK_ENTRIES", {"cpu": block_entries, "cuda": block_entries})
+    monkeypatch.setattr(matcher, "CHUNK_ANCHORS", chunk_anchors)
+
+
+@pytest.mark.parametrize("block_entries", [1, 500, 2**22])
+@pytest.mark.parametrize("counts", [[3, 0, 12, 5], [0, 0], [1], [2, 9, 9]])
+def test_a_batch_is_its_images(way, block_entries, counts, generator, device, monkeypatch):
+    set_blocks(monkeypatch, block_entries, 16)
+    anchors = coarse_boxes(100, generator)
+    images = [coarse_boxes(count, generator) for count in counts]
+    padded = torch.zeros(len(counts), max(counts), 4)
+    for row, boxes in zip(padded, images):
+        row[: len(boxes)] = boxes
+    matched, state = IoUMatcher().match_batch(anchors.to(device), padded.to(device), counts)
+    # What other devices do at once: all images in one block of boxes.
+    assert matched.dtype == torch.int64 and state.dtype == torch.int8
+    dense, _, forced = matcher._match_dense(box_columns(anchors).to(device), padded.to(device), counts)
+    for image, boxes in enumerate(images):
+        expected_matched, expected_state = by_a_loop(anchors, boxes, "always")
+        assert matched[image].tolist() == dense[image].tolist() == expected_matched
+        assert state[image].tolist() == expected_state
+        _, without = by_a_loop(anchors, boxes, "never")
+        assert {FOREGROUND} >= {expected_state[r] for r in forced[image].nonzero().flatten()}
+        assert all(forced[image, r] for r in range(100) if expected_state[r] != without[r])
+
+
+def test_many_boxes_of_all_sizes_on_the_anchors_of_an_image(way, generator):
+    """Narrow runs of anchors, several levels, and the plain form as the truth."""
+    anchors, gt_boxes = grid_anchors(96, 160), torch.rand(150, 4, generator=generator) * 100
+    gt_boxes[:, 2:] = gt_boxes[:, :2] + 2 + gt_boxes[:, 2:].square() / 60
+    matched, state = IoUMatcher()(anchors, gt_boxes)
+    iou = pairwise_iou(gt_boxes, anchors)
+    best, index = iou.max(dim=0)
+    best_of_box = iou.amax(dim=1, keepdim=True)
+    foreground = (best >= 0.5) | ((iou == best_of_box) & (best_of_box > 0)).any(dim=0)
+    assert torch.equal(state == FOREGROUND, foreground)
+    assert torch.equal(state == IGNORE, (best >= 0.4) & ~foreground)
+    assert torch.equal(matched[foreground], index[foreground])
+
+
+def grid_anchors(height: int, width: int) -> torch.Tensor:
+    """9 anchors at every position of strides 8 to 128, in the order level, row, column."""
+    levels = []
+    for stride in (8, 16, 32, 64, 128):
+        y, x = torch.meshgrid(torch.arange(0, height, stride), torch.arange(0, width, stride), indexing="ij")
+        centers = torch.stack([x, y, x, y], dim=2).reshape(-1, 1, 4)
+        sides = [
+            (4 * stride * 2 ** (i / 3) * r, 4 * stride * 2 ** (i / 3) / r) for i in range(3) for r in (0.7, 1, 1.4)
+        ]
+        cell = torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in sides])
+        levels.append((centers + cell).reshape(-1, 4))
+    return torch.cat(levels)
+
+
+MEMORY_SCRIPT = """
+import pathlib, torch
+from retinanet_ext.detection import IoUMatcher
+torch.set_num_threads(1)
+anchors, boxes, small = torch.load("inputs.pt")
+IoUMatcher()(anchors, small)  # what is loaded on first use
+def status(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) // 1024
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the present size
+before = status("VmHWM:")
+matched, state = IoUMatcher()(anchors, boxes)
+print(int((state == 1).sum()), status("VmHWM:") - before)
+"""
+
+
+def test_ten_thousand_boxes_in_500_megabytes(generator, tmp_path):
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("needs /proc/self/clear_refs to measure memory")
+    anchors = grid_anchors(800, 1344)
+    assert len(anchors) == 201600
+    corner = torch.rand(10000, 2, generator=generator) * torch.tensor([1300.0, 780.0])
+    size = 10 + torch.rand(10000, 2, generator=generator) * 1300  # large ones: few IoUs can be left out
+    limit = torch.tensor([1333.0, 800.0])
+    boxes = torch.cat([corner, torch.minimum(corner + size, limit)], dim=1)
+    torch.save((anchors, boxes, boxes[:100]), tmp_path / "inputs.pt")
+    environment = {**os.environ, "PYTHONPATH": str(Path(retinanet_ext.__file__).parents[1])}
+    command = [sys.executable, "-c", MEMORY_SCRIPT]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    foreground, grown_mib = map(int, result.stdout.split())
+    assert foreground > 10000
+    # The matrix alone would be 8 GB.
+    assert grown_mib < 400
 
 
 def test_matches_detectron2(generator):

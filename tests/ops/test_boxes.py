@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from retinanet_ext.ops import batched_nms, box_areas, pairwise_iou
+from retinanet_ext.ops.boxes import box_columns, iou_of_columns
 
 
 def test_pairwise_iou_by_hand():
@@ -37,6 +38,37 @@ def test_pairwise_iou_equals_detectron2(generator):
     rows = torch.cat([rows, torch.tensor([[3.0, 3, 3, 8], [6, 6, 4, 4], [0.25, 0.5, 0.75, 1.5], [0, 0, 0, 0]])])
     theirs = structures.pairwise_iou(structures.Boxes(rows), structures.Boxes(rows.flip(0)))
     assert torch.equal(pairwise_iou(rows, rows.flip(0)), theirs)
+
+
+def test_iou_of_columns_equals_the_readable_form_in_every_bit(generator, device):
+    rows = torch.rand(60, 4, generator=generator) * 50
+    rows[:40, 2:] += rows[:40, :2]  # the last twenty stay as they are: some of them inverted
+    special = [
+        [3.0, 3, 3, 8],
+        [6, 6, 4, 4],
+        [0, 0, 0, 0],
+        [float("nan"), 0, 9, 9],
+        [0, 0, 1e-30, 1e-30],
+        [0, 0, 1e9, 1e9],
+    ]
+    rows = torch.cat([rows, torch.tensor(special)]).to(device)
+    for dtype in (torch.float32, torch.float64):
+        boxes1, boxes2 = rows.to(dtype), rows.flip(0)[:50].to(dtype)
+        expected = pairwise_iou(boxes1, boxes2)
+        columns1, columns2 = box_columns(boxes1)[..., None], box_columns(boxes2)
+        assert (expected > 0).sum() > 500
+        assert torch.equal(iou_of_columns(columns1, columns2), expected)
+        scratch = torch.full((3 * expected.numel() + 5,), 7.0, dtype=dtype, device=device)
+        result = iou_of_columns(columns1, columns2, scratch)
+        assert torch.equal(result, expected) and result.data_ptr() == scratch.data_ptr()
+
+
+def test_iou_of_columns_of_batches_and_of_no_boxes(generator):
+    boxes = torch.rand(2, 3, 4, generator=generator).cumsum(dim=2)
+    others = torch.rand(5, 4, generator=generator).cumsum(dim=1)
+    iou = iou_of_columns(box_columns(boxes)[..., None], box_columns(others))
+    assert torch.equal(iou, torch.stack([pairwise_iou(of_image, others) for of_image in boxes]))
+    assert iou_of_columns(box_columns(torch.zeros(0, 4))[..., None], box_columns(others)).shape == (0, 5)
 
 
 def test_batched_nms_keeps_classes_apart():

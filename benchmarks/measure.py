@@ -1,0 +1,155 @@
+"""Timing of functions that compute the same thing: in turns, with spread, peak memory and differences, in one table."""
+
+import datetime
+import gc
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+WARMUP_ROUNDS = 2
+PROC_STATUS = Path("/proc/self/status")
+
+
+@dataclass
+class Case:
+    """One way to do the work under measurement.
+
+    Attributes:
+        name: its row in the table.
+        run: does the work once and returns its result. This is what is timed.
+        difference: largest difference of its result from the reference's, filled in by the benchmark's own check.
+        seconds: one time a round.
+        peak_mib: memory that a run takes beyond what was there before it.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    difference: float | None = None
+    seconds: list[float] = field(default_factory=list)
+    peak_mib: float | None = None
+
+
+def time_in_turns(cases: Sequence[Case], repeats: int, device: str = "cpu") -> None:
+    """Fill in ``seconds`` and ``peak_mib`` of all ``cases``.
+
+    Every round runs every case once and another case begins it, so that a drift of the machine hits all alike.
+    """
+    for case in cases:
+        case.peak_mib = _peak_mib(case.run, device)
+    for number in range(WARMUP_ROUNDS + repeats):
+        first = number % len(cases)
+        for case in [*cases[first:], *cases[:first]]:
+            start = now(device)
+            case.run()
+            seconds = now(device) - start
+            if number >= WARMUP_ROUNDS:
+                case.seconds.append(seconds)
+
+
+def now(device: str) -> float:
+    """Seconds of a clock, after everything that the device was asked to do is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_mib(run: Callable[[], Any], device: str) -> float | None:
+    """CUDA: of PyTorch's tensors. CPU: growth of the resident set while it runs, on Linux only."""
+    run()  # what is allocated once for all, and code that is loaded on first use
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the present size
+    except OSError:
+        return None
+    before = _status_mib("VmHWM")
+    run()
+    return _status_mib("VmHWM") - before
+
+
+def _status_mib(name: str) -> float:
+    line = next(line for line in PROC_STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
+
+
+def format_cases(cases: Sequence[Case], reference: Case, title: str = "case") -> str:
+    """Markdown: medians in milliseconds, interquartile range in brackets; ``times faster`` than the reference in the
+    same round; differences from the reference."""
+    lines = []
+    for case in cases:
+        seconds = np.array(case.seconds)
+        line = {title: case.name, "time, ms": median(1000 * seconds)}
+        line["times faster"] = "1" if case is reference else median(np.array(reference.seconds) / seconds)
+        line["memory, MiB"] = "" if case.peak_mib is None else f"{case.peak_mib:.1f}"
+        line["difference"] = "" if case.difference is None else f"{case.difference:.0e}"
+        lines.append(line)
+    return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def median(values: np.ndarray) -> str:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.4g} ({high - low:.2g})"
+
+
+def make_parser(description: str, repeats: int = 10) -> ArgumentParser:
+    """The options that all benchmarks share; each adds its own."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds, after two that are not")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", metavar="FILE", help="write the header and every single time here")
+    return parser
+
+
+def print_header(settings: Namespace, **more: Any) -> dict[str, Any]:
+    """Print, and return, what the figures depend on: date, machine, versions and settings."""
+    header = {"date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"), "CPU": cpu_model()}
+    if settings.device == "cuda":
+        header["GPU"] = torch.cuda.get_device_name()
+    header |= {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision")}
+    header |= {"detectron2": version("detectron2")} | more
+    header |= {name: value for name, value in vars(settings).items() if name != "json"}
+    print("\n".join(f"{name}: {value}" for name, value in header.items()), end="\n\n", flush=True)
+    return header
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def write_json(file: str | None, header: dict, tables: dict[str, Sequence[Case]]) -> None:
+    """Keep every single time, if the user named a file."""
+    if file is None:
+        return
+    found = {
+        table: [{name: getattr(case, name) for name in ("name", "seconds", "peak_mib", "difference")} for case in cases]
+        for table, cases in tables.items()
+    }
+    Path(file).write_text(json.dumps({"header": header, "tables": found}, indent=1))
+    print(f"\nwrote {file}", file=sys.stderr)
