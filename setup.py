@@ -39,8 +39,6 @@ setup(
         "tqdm>=4.64",
         "tabulate>=0.9",
         "safetensors>=0.4",
-        # COCO AP like pycocotools (tested equal), ten times faster.
-        "faster-coco-eval>=1.6",
     ],
     extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6"]},
     entry_points={"console_scripts": ["retinanet-ext = retinanet_ext.cli.main:main"]},

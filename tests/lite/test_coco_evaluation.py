@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from retinanet_ext.lite.data.catalog import DatasetCatalog, MetadataCatalog
-from retinanet_ext.lite.evaluation import COCOEvaluator, instances_to_coco_json
+from retinanet_ext.lite.evaluation import COCOEvaluator
+from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.structures import Boxes, BoxMode, Instances
 
 
@@ -174,7 +175,7 @@ def test_class_mapping_is_there_although_the_dataset_was_not_loaded_yet(register
         return []
 
     DatasetCatalog.register(name, load)
-    assert _evaluate(COCOEvaluator(name), {1: _predict((1, [0, 0, 50, 50], 0.5))})["bbox"]["AP-b"] == 100
+    assert _evaluate(COCOEvaluator(name), {1: _predict((1, [0, 0, 50, 50], 0.5))})["bbox"]["AP-b"] == pytest.approx(100)
 
 
 def test_annotation_ids_do_not_matter(register, tmp_path):
@@ -267,7 +268,7 @@ def test_predictions_of_all_processes_are_merged(register, monkeypatch, tmp_path
     """A padding sampler gives image 1 to both processes; the second has no results to return."""
     records = [_record(i, (0, BIG)) for i in (1, 2)]
     evaluator = COCOEvaluator(register(records, thing_classes=["thing"]), output_dir=str(tmp_path))
-    other = {i: instances_to_coco_json(_predict((0, BIG, score)), i) for i, score in ((1, 0.5), (2, 0.4))}
+    other = {i: ImagePredictions.of(_predict((0, BIG, score))) for i, score in ((1, 0.5), (2, 0.4))}
     evaluator.process([{"image_id": 1}], [{"instances": _predict((0, BIG, 0.5))}])
     gather = "retinanet_ext.lite.comm.gather"
     monkeypatch.setattr(gather, lambda data, dst: [data, other])

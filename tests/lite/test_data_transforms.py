@@ -241,3 +241,61 @@ def test_unknown_flip_in_config():
     cfg.INPUT.RANDOM_FLIP = "both"
     with pytest.raises(ValueError, match="INPUT.RANDOM_FLIP is 'both'; legal values: horizontal, vertical, none"):
         detection_utils.build_augmentation(cfg, True)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_image_to_tensor(channels, dtype):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels)).astype(dtype)
+    views = {
+        "whole": image,
+        "mirrored": image[:, ::-1],
+        "upside down": image[::-1],
+        "turned": image[::-1, ::-1],
+        "part": image[1:4, 2:6],
+        "mirrored part": image[1:4, 2:6][:, ::-1],
+        "transposed": image.transpose(1, 0, 2),
+        "other channels": image[:, :, ::-1],
+    }
+    for name, view in views.items():
+        tensor = detection_utils.image_to_tensor(view)
+        assert tensor.is_contiguous() and tensor.numpy().dtype == dtype
+        assert tensor.tolist() == view.transpose(2, 0, 1).tolist(), name
+        tensor[:] = 0
+    assert image.any()  # a copy
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert T.ResizeTransform(5, 7, 5, 7).apply_image(image).tolist() == image.tolist()
+    pixels = np.asarray(Image.fromarray(image).resize((7, 5), Image.BILINEAR))
+    assert pixels.tolist() == image.tolist()  # as Pillow has it
+
+
+def test_boxes_of_a_mapper_are_those_of_its_steps(tmp_path):
+    """All at once, or one by one with the functions for a single annotation."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "image.png")
+    rng = np.random.default_rng(0)
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode(k % 2), "category_id": k, "iscrowd": int(k == 3)}
+        for k, box in enumerate((rng.random((9, 4)) * 20 + [0, 0, 15, 10]).tolist())
+    ]
+    augmentations = [
+        T.CropTransform(5, 4, 25, 20, orig_w=40, orig_h=30),
+        T.ResizeShortestEdge(33),
+        T.HFlipTransform(41),
+    ]
+    mapper = DatasetMapper(True, augmentations=augmentations, image_format="BGR")
+    record = {"file_name": str(tmp_path / "image.png"), "annotations": annotations}
+    found = mapper(record)["instances"]
+    size = found.image_size
+    transforms = mapper.augmentations(T.AugInput(np.zeros((30, 40, 3), np.uint8)))
+    single = [
+        detection_utils.transform_instance_annotations(a, transforms, size) for a in annotations if not a["iscrowd"]
+    ]
+    expected = detection_utils.filter_empty_instances(detection_utils.annotations_to_instances(single, size))
+    assert len(found) > 3
+    assert found.gt_boxes.tensor.dtype == torch.float32
+    assert torch.equal(found.gt_boxes.tensor, expected.gt_boxes.tensor)
+    assert torch.equal(found.gt_classes, expected.gt_classes)
+    assert len(mapper({**record, "annotations": annotations[3:4]})["instances"]) == 0

@@ -151,7 +151,8 @@ def build_detection_train_loader(
             else a random one, agreed upon by all processes.
 
     Returns:
-        A loader that can be iterated any number of times; see :class:`TrainLoader`.
+        A loader that can be iterated any number of times; see :class:`TrainLoader`. Tensors in its batches are in
+        pinned memory if this process uses CUDA when iteration begins.
 
     Raises:
         ValueError: ``total_batch_size`` does not divide by the number of processes; ``dataset`` is empty.
@@ -222,6 +223,9 @@ def build_detection_test_loader(
         num_workers: worker processes; 0 loads in this one.
         collate_fn: turns the list of samples into a batch; by default the list is the batch.
 
+    Returns:
+        A loader. Tensors in its batches are in pinned memory if this process uses CUDA when the loader is built.
+
     Raises:
         ValueError: ``dataset`` is empty; while loading, the mapper returns None.
     """
@@ -233,6 +237,7 @@ def build_detection_test_loader(
         sampler=InferenceSampler(len(dataset)) if sampler is None else sampler,
         num_workers=num_workers,
         collate_fn=collate_fn or trivial_batch_collator,
+        pin_memory=torch.cuda.is_initialized(),
         # Drawing from the global generator, DataLoader would make training depend on when it is evaluated.
         generator=torch.Generator(),
     )

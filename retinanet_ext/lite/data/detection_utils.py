@@ -2,6 +2,7 @@
 
 import logging
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -122,6 +123,23 @@ def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
     )
 
 
+def image_to_tensor(image: np.ndarray) -> torch.Tensor:
+    """Contiguous copy ``(C, H, W)`` of an image ``(H, W, C)``."""
+    if image.dtype != np.uint8 or image.shape[2] != 3:
+        return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+    # OpenCV is ten times faster than NumPy here. It takes no negative strides, which is what a flip leaves.
+    image = cv2.flip(image[:, ::-1], 1) if image.strides[1] < 0 else image
+    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+    cv2.split(np.ascontiguousarray(image), list(planes))
+    return torch.from_numpy(planes)
+
+
+def boxes_of_annotations(annotations: list[dict]) -> np.ndarray:
+    """Float64 ``(N, 4)``: the boxes as ``x0, y0, x1, y1`` in pixels, whatever their ``bbox_mode``."""
+    boxes = [BoxMode.convert(list(map(float, a["bbox"])), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
 def transform_instance_annotations(
     annotation: dict, transforms: T.Transform | list[T.Transform], image_size: tuple[int, int]
 ) -> dict:
@@ -158,9 +176,8 @@ def annotations_to_instances(annos: list[dict], image_size: tuple[int, int]) -> 
     Returns:
         ``Instances`` with ``gt_boxes`` (``Boxes``, xyxy in pixels) and ``gt_classes`` (int64).
     """
-    boxes = [BoxMode.convert(list(map(float, a["bbox"])), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annos]
     instances = Instances(image_size)
-    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes_of_annotations(annos)).float())
     instances.gt_classes = torch.tensor([a["category_id"] for a in annos], dtype=torch.int64)
     return instances
 

@@ -145,6 +145,7 @@ class TrainLoader:
             batch_sampler=batches,
             num_workers=self._num_workers,
             collate_fn=self._collate_fn,
+            pin_memory=torch.cuda.is_initialized(),  # a run on the CPU has nothing to copy to a GPU
             # Its own generator: DataLoader draws from the global one otherwise, and the run would depend on it.
             generator=torch.Generator().manual_seed(self.seed),
         )

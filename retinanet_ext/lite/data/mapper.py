@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..config import configurable
-from ..structures import Instances
+from ..structures import Boxes, Instances
 from . import detection_utils
 from . import transforms as T
 
@@ -59,7 +59,7 @@ class DatasetMapper:
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
-        record["image"] = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+        record["image"] = detection_utils.image_to_tensor(image)
         annotations = record.pop("annotations", None)
         if self.is_train and annotations is not None:
             record["instances"] = self._instances(annotations, transforms, image.shape[:2])
@@ -68,10 +68,12 @@ class DatasetMapper:
     def _instances(
         self, annotations: list[dict], transforms: T.TransformList, image_size: tuple[int, int]
     ) -> Instances:
-        transformed = [
-            detection_utils.transform_instance_annotations(annotation, transforms, image_size)
-            for annotation in annotations
-            if annotation.get("iscrowd", 0) == 0
-        ]
-        instances = detection_utils.annotations_to_instances(transformed, image_size)
+        objects = [annotation for annotation in annotations if annotation.get("iscrowd", 0) == 0]
+        boxes = detection_utils.boxes_of_annotations(objects)
+        if len(boxes):
+            boxes = transforms.apply_box(boxes)
+        height, width = image_size
+        instances = Instances(image_size)
+        instances.gt_boxes = Boxes(torch.from_numpy(np.clip(boxes, 0, [width, height, width, height])).float())
+        instances.gt_classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
         return detection_utils.filter_empty_instances(instances)

@@ -5,6 +5,7 @@ Randomness comes from ``np.random`` only. Images are ``(H, W, C)`` or ``(H, W)``
 The simple transforms are fvcore's.
 """
 
+import functools
 import inspect
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ class ResizeTransform(Transform):
         self.interp = Image.BILINEAR if interp is None else interp
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resized, read-only copy of a uint8 image ``(h, w)``, ``(h, w, 1)`` or ``(h, w, 3)``.
+        """Resized, read-only copy of a uint8 image ``(h, w)``, ``(h, w, 1)`` or ``(h, w, 3)``; the image itself if
+        it has that size.
 
         ``interp`` overrides the transform's own filter.
 
@@ -66,6 +68,8 @@ class ResizeTransform(Transform):
             raise ValueError(f"this resize is for images of {self.h}x{self.w} (HxW), got {img.shape}")
         if img.dtype != np.uint8 or img.ndim > 3 or img.shape[2:] not in ((), (1,), (3,)):
             raise ValueError(f"can resize uint8 images of 1 or 3 channels, got {img.dtype} {img.shape}")
+        if (self.h, self.w) == (self.new_h, self.new_w):
+            return img
         single_channel = img.shape[2:] == (1,)
         image = Image.fromarray(np.ascontiguousarray(img[:, :, 0] if single_channel else img))
         image = image.resize((self.new_w, self.new_h), self.interp if interp is None else interp)
@@ -110,7 +114,7 @@ class Augmentation:
     def __call__(self, aug_input: AugInput) -> Transform:
         """Change ``aug_input`` in place; returns the transform, to be applied to whatever belongs to the image."""
         arguments = []
-        for name in inspect.signature(self.get_transform).parameters:
+        for name in _parameters(type(self)):
             if not hasattr(aug_input, name):
                 raise AttributeError(
                     f"{type(self).__name__}.get_transform asks for {name!r}, which this "
@@ -123,6 +127,12 @@ class Augmentation:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+
+@functools.cache  # reading a signature takes longer than a flip
+def _parameters(augmentation: type[Augmentation]) -> list[str]:
+    """What ``get_transform`` asks for, besides the object itself."""
+    return list(inspect.signature(augmentation.get_transform).parameters)[1:]
 
 
 class AugmentationList(Augmentation):

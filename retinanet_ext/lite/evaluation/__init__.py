@@ -1,6 +1,7 @@
 """From predictions to metrics: the evaluator interface, COCO average precision for boxes, their printing."""
 
-from .coco_evaluation import COCOEvaluator, instances_to_coco_json
+from .coco_evaluation import COCOEvaluator
+from .coco_predictions import instances_to_coco_json
 from .evaluator import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from .print_csv import print_csv_format, verify_results
 

@@ -1,16 +1,21 @@
-"""Average precision of boxes, computed by pycocotools or by its faster twin, as plain arrays."""
+"""Average precision of boxes, for all images at once or by pycocotools, as plain arrays."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval, Params
+
+from .box_matching import Objects, Predicted, precision_and_recall
+from .coco_predictions import ImagePredictions
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +71,8 @@ def _mean(values: np.ndarray) -> float:
 
 def compute_box_metrics(
     coco: dict[str, Any],
-    results: list[dict[str, Any]],
-    category_ids: list[int],
+    predictions: Mapping[Any, ImagePredictions],
+    category_ids: Mapping[int, int],
     *,
     max_dets_per_image: int = 100,
     use_fast_impl: bool = True,
@@ -78,100 +83,125 @@ def compute_box_metrics(
     Args:
         coco: `images` and `annotations` of a COCO file; not modified. An annotation without `area` has that
             of its box, one without `iscrowd` is a single object.
-        results: predictions in COCO's result format: `image_id`, `category_id`, `bbox` (XYWH), `score`.
-        category_ids: the categories to evaluate; entry k is class k of the returned arrays.
+        predictions: by image id.
+        category_ids: the category of each class to evaluate; the k-th of them is class k of the returned arrays.
         max_dets_per_image: only so many predictions of an image and class count, those with the highest
             scores.
-        use_fast_impl: compute with faster-coco-eval where it is installed. Same numbers, about ten times
-            faster.
+        use_fast_impl: all images at once; otherwise by pycocotools, which gives the same numbers, many times slower.
         image_ids: the images to evaluate; default all.
 
     Raises:
         ValueError: ids that do not fit together, or annotations without box; the message names them.
+        KeyError: predictions of a class that is not in `category_ids`.
     """
-    ground_truth, detections = _renumber(coco, results, category_ids, image_ids)
-    coco_class, eval_class = _backend(use_fast_impl)
+    images = _number_images(coco, image_ids)
+    objects = _objects(coco["annotations"], images, category_ids)
+    predicted = _predicted(predictions, images, category_ids)
     max_dets = [n for n in (1, 10) if n < max_dets_per_image] + [max_dets_per_image]
+    compute = _by_arrays if use_fast_impl else _by_pycocotools
+    return BoxMetrics(*compute(objects, predicted, len(images), len(category_ids), max_dets), max_dets)
+
+
+def _by_arrays(
+    objects: Objects, predicted: Predicted, num_images: int, num_classes: int, max_dets: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    protocol = Params("bbox")
+    return precision_and_recall(
+        objects,
+        predicted,
+        num_classes,
+        iou_thresholds=protocol.iouThrs,
+        recall_points=protocol.recThrs,
+        area_ranges=protocol.areaRng,
+        max_dets=max_dets,
+    )
+
+
+def _by_pycocotools(
+    objects: Objects, predicted: Predicted, num_images: int, num_classes: int, max_dets: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    truth = _to_dataset(objects, num_images, num_classes, area=objects.area, iscrowd=objects.crowd.astype(int))
+    area = predicted.box[:, 2] * predicted.box[:, 3]
+    found = _to_dataset(predicted, num_images, num_classes, area=area, score=predicted.score)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        evaluation = eval_class(_index(coco_class, ground_truth), _index(coco_class, detections), "bbox")
+        evaluation = COCOeval(_index(truth), _index(found), "bbox")
         evaluation.params.maxDets = max_dets
         evaluation.evaluate()
         evaluation.accumulate()
     for line in printed.getvalue().splitlines():
-        logger.debug("%s: %s", eval_class.__name__, line)
-    return BoxMetrics(evaluation.eval["precision"][..., -1], evaluation.eval["recall"], max_dets)
+        logger.debug("pycocotools: %s", line)
+    return evaluation.eval["precision"][..., -1], evaluation.eval["recall"]
 
 
-def _index(coco_class: type, dataset: dict[str, Any]) -> Any:
-    coco = coco_class()
+def _to_dataset(boxes: Objects | Predicted, num_images: int, num_classes: int, **columns: np.ndarray) -> dict[str, Any]:
+    """A COCO dataset with ids from 1 on: pycocotools takes a match with an annotation of id 0 for no match."""
+    columns = {"image_id": boxes.image + 1, "category_id": boxes.label + 1, "bbox": boxes.box, **columns}
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return {
+        "images": [{"id": n} for n in range(1, num_images + 1)],
+        "categories": [{"id": n} for n in range(1, num_classes + 1)],
+        "annotations": [{"id": n, "iscrowd": 0, **dict(zip(columns, row))} for n, row in enumerate(rows, start=1)],
+    }
+
+
+def _index(dataset: dict[str, Any]) -> COCO:
+    coco = COCO()
     coco.dataset = dataset
     coco.createIndex()
     return coco
 
 
-def _backend(use_fast_impl: bool) -> tuple[type, type]:
-    if use_fast_impl and importlib.util.find_spec("faster_coco_eval") is not None:
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        return COCO, COCOeval_faster
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    return COCO, COCOeval
+# ---- files and predictions as columns
 
 
-def _renumber(
-    coco: dict[str, Any], results: list[dict[str, Any]], category_ids: list[int], image_ids: list | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Ground truth and predictions as COCO datasets with ids 1, 2, 3 ... of our own.
-
-    The evaluation code needs that: it takes a match with an annotation of id 0 for no match, confuses
-    annotations of equal id, and expects numbers for image ids. The order of ids, which decides between
-    predictions of equal score in different images, is kept.
-    """
+def _number_images(coco: dict[str, Any], image_ids: Iterable | None) -> dict[Any, int]:
+    """Numbers 0, 1, 2 ... of the images to evaluate, in the order of their ids: it decides between predictions of
+    equal score in different images."""
     all_ids = [image["id"] for image in coco["images"]]
     duplicates = [image_id for image_id, count in Counter(all_ids).items() if count > 1]
     if duplicates:
         raise ValueError(f"several images share an id: {duplicates[:10]}. Give every image an id of its own")
     wanted = set(all_ids) if image_ids is None else set(image_ids)
     ordered = sorted(wanted.intersection(all_ids), key=lambda i: (isinstance(i, str), i))
-    images = {image_id: n for n, image_id in enumerate(ordered, start=1)}
-    classes = {category_id: n for n, category_id in enumerate(category_ids, start=1)}
-    truth_annotations = [
-        _annotation(a, images, classes, area=a.get("area"), iscrowd=int(a.get("iscrowd", 0)))
-        for a in coco["annotations"]
-        if a["image_id"] in images and a["category_id"] in classes
-    ]
-    detections = [
-        _annotation(result, images, classes, score=result["score"])
-        for result in results
-        if result["image_id"] in images
-    ]
-    return tuple(
-        {
-            "images": [{"id": n} for n in images.values()],
-            "categories": [{"id": n} for n in classes.values()],
-            "annotations": [{"id": n, **annotation} for n, annotation in enumerate(annotations, start=1)],
-        }
-        for annotations in (truth_annotations, detections)
+    return {image_id: n for n, image_id in enumerate(ordered)}
+
+
+def _objects(annotations: list[dict], images: dict[Any, int], category_ids: Mapping[int, int]) -> Objects:
+    labels = {category_id: k for k, category_id in enumerate(category_ids.values())}
+    chosen = [a for a in annotations if a["image_id"] in images and a["category_id"] in labels]
+    boxes = np.array([_box(annotation) for annotation in chosen], dtype=np.float64).reshape(-1, 4)
+    areas = [a.get("area") for a in chosen]
+    return Objects(
+        image=np.array([images[a["image_id"]] for a in chosen], dtype=np.int64),
+        label=np.array([labels[a["category_id"]] for a in chosen], dtype=np.int64),
+        box=boxes,
+        area=np.array([w * h if a is None else a for a, (w, h) in zip(areas, boxes[:, 2:].tolist())], np.float64),
+        crowd=np.array([bool(int(a.get("iscrowd", 0))) for a in chosen], dtype=bool),
     )
 
 
-def _annotation(
-    record: dict[str, Any], images: dict, classes: dict, *, area: float | None = None, **extra: Any
-) -> dict[str, Any]:
-    box = record.get("bbox")
+def _box(annotation: dict[str, Any]) -> list[float]:
+    box = annotation.get("bbox")
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         raise ValueError(
-            f"annotation {record.get('id')} of image {record['image_id']} needs a bbox "
+            f"annotation {annotation.get('id')} of image {annotation['image_id']} needs a bbox "
             f"[x, y, width, height]; found {box!r}"
         )
-    return {
-        "image_id": images[record["image_id"]],
-        "category_id": classes[record["category_id"]],
-        "bbox": list(box),
-        "area": box[2] * box[3] if area is None else area,
-        "iscrowd": 0,
-        **extra,
-    }
+    return box
+
+
+def _predicted(
+    predictions: Mapping[Any, ImagePredictions], images: dict[Any, int], category_ids: Mapping[int, int]
+) -> Predicted:
+    chosen = [(images[image_id], found) for image_id, found in predictions.items() if image_id in images]
+    # An empty part in front, for there may be no image.
+    classes = np.concatenate([np.zeros(0, np.int64), *(found.classes for _, found in chosen)])
+    known, position = np.unique(classes, return_inverse=True)
+    labels = {class_id: k for k, class_id in enumerate(category_ids)}
+    return Predicted(
+        image=np.repeat(np.array([n for n, _ in chosen], np.int64), np.array([len(f) for _, f in chosen], np.int64)),
+        label=np.array([labels[class_id] for class_id in known.tolist()], np.int64)[position],
+        box=np.concatenate([np.zeros((0, 4)), *(found.boxes for _, found in chosen)]),
+        score=np.concatenate([np.zeros(0), *(found.scores for _, found in chosen)]),
+    )

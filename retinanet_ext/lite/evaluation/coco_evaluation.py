@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import comm
-from ..structures import BoxMode, Instances
 from .coco_box_ap import compute_box_metrics
 from .coco_ground_truth import GroundTruth, load_ground_truth
+from .coco_predictions import ImagePredictions, write_coco_results
 from .coco_report import log_box_report, warn_about_images, warn_about_object_counts
 from .evaluator import DatasetEvaluator
 
@@ -51,7 +51,7 @@ class COCOEvaluator(DatasetEvaluator):
                 a COCO file, `<dataset_name>_coco_format.json` (ground truth). None: nowhere.
             max_dets_per_image: so many predictions of an image and class count, highest scores first; default
                 100. For crowded images set it to `cfg.TEST.DETECTIONS_PER_IMAGE`.
-            use_fast_impl: use faster-coco-eval where it is installed; same numbers as pycocotools.
+            use_fast_impl: compute for all images at once; otherwise by pycocotools, which gives the same numbers.
             allow_cached_coco: no effect. The conversion is done in memory each time, so it is never out of
                 date.
 
@@ -78,7 +78,7 @@ class COCOEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._results: dict[Any, list[dict]] = {}
+        self._results: dict[Any, ImagePredictions] = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Takes in one batch.
@@ -90,8 +90,7 @@ class COCOEvaluator(DatasetEvaluator):
         """
         for record, output in zip(inputs, outputs, strict=True):
             if "instances" in output:
-                image_id = record["image_id"]
-                self._results[image_id] = instances_to_coco_json(output["instances"], image_id)
+                self._results[record["image_id"]] = ImagePredictions.of(output["instances"])
 
     def evaluate(self, img_ids: list | None = None) -> OrderedDict[str, dict[str, float]]:
         """Computes the metrics.
@@ -113,81 +112,66 @@ class COCOEvaluator(DatasetEvaluator):
         if not by_image:
             logger.warning("Nothing to evaluate: no output with `instances` was processed.")
             return OrderedDict()
-        results = self._to_dataset_ids(by_image)
-        if self._output_dir:
-            self._write_json("coco_instances_results.json", results)
+        predictions = self._in_order(by_image)
         truth = self._ground_truth
+        if self._output_dir:
+            path = self._path("coco_instances_results.json")
+            write_coco_results(path, predictions, truth.category_ids)
+            logger.info("Wrote %s", path)
         if "annotations" not in truth.coco:
             logger.info("%s has no annotations: predictions were written, but not evaluated.", truth.source)
             return OrderedDict()
         warn_about_images(truth, processed=by_image.keys(), wanted=img_ids)
         metrics = compute_box_metrics(
             truth.coco,
-            results,
-            list(truth.category_ids.values()),
+            predictions,
+            truth.category_ids,
             max_dets_per_image=self._max_dets_per_image,
             use_fast_impl=self._use_fast_impl,
             image_ids=img_ids,
         )
-        return OrderedDict(bbox=log_box_report(metrics, truth, results))
+        return OrderedDict(bbox=log_box_report(metrics, truth, predictions))
 
-    def _gather(self) -> dict[Any, list[dict]] | None:
+    def _gather(self) -> dict[Any, ImagePredictions] | None:
         """Predictions by image from all processes; None in those that have no results to give."""
         if not self._distributed:
             return self._results
         parts = comm.gather(self._results, dst=0)
         if not comm.is_main_process():
             return None
-        merged: dict[Any, list[dict]] = {}
+        merged: dict[Any, ImagePredictions] = {}
         for part in parts:
             for image_id, results in part.items():
                 merged.setdefault(image_id, results)
         return merged
 
-    def _to_dataset_ids(self, by_image: dict[Any, list[dict]]) -> list[dict]:
-        """All predictions with the dataset's category ids, in the order of its images."""
+    def _in_order(self, by_image: dict[Any, ImagePredictions]) -> dict[Any, ImagePredictions]:
+        """The predictions in the order of the dataset's images, all of classes that it has."""
         truth = self._ground_truth
         position = {image["id"]: n for n, image in enumerate(truth.coco["images"])}
-        unknown = [image_id for image_id, results in by_image.items() if results and image_id not in position]
+        unknown = [image_id for image_id, found in by_image.items() if len(found) and image_id not in position]
         if unknown:
             raise ValueError(
                 f"{len(unknown)} images with predictions are not in {truth.source}: ids {unknown[:10]}, but "
                 f"it has ids like {list(position)[:5]}. Evaluate on the dataset that the loader reads"
             )
-        results = []
-        for image_id in sorted((i for i in by_image if i in position), key=position.__getitem__):
-            for result in by_image[image_id]:
-                class_id = result["category_id"]
-                if class_id not in truth.category_ids:
-                    raise ValueError(
-                        f"class {class_id} was predicted on image {image_id}, but {truth.source} has the "
-                        f"{len(truth.category_ids)} classes 0 to {max(truth.category_ids, default=-1)}. Is "
-                        "MODEL.RETINANET.NUM_CLASSES the number of classes of this dataset?"
-                    )
-                results.append({**result, "category_id": truth.category_ids[class_id]})
-        return results
+        for image_id, found in by_image.items():
+            strange = set(found.classes.tolist()) - truth.category_ids.keys()
+            if strange:
+                raise ValueError(
+                    f"class {min(strange)} was predicted on image {image_id}, but {truth.source} has the "
+                    f"{len(truth.category_ids)} classes 0 to {max(truth.category_ids, default=-1)}. Is "
+                    "MODEL.RETINANET.NUM_CLASSES the number of classes of this dataset?"
+                )
+        ordered = sorted((i for i in by_image if i in position), key=position.__getitem__)
+        return {image_id: by_image[image_id] for image_id in ordered}
 
     def _write_json(self, file_name: str, content: Any) -> None:
-        os.makedirs(self._output_dir, exist_ok=True)
-        path = os.path.join(self._output_dir, file_name)
+        path = self._path(file_name)
         with open(path, "w") as f:
-            json.dump(content, f)
+            f.write(json.dumps(content))
         logger.info("Wrote %s", path)
 
-
-def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
-    """The detections of one image in COCO's result format, with class ids as category ids.
-
-    Args:
-        instances: N objects with `pred_boxes` (XYXY, pixels), `scores`, `pred_classes`.
-
-    Returns:
-        N dicts with `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels), `score`.
-    """
-    boxes_xywh = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-    return [
-        {"image_id": img_id, "category_id": class_id, "bbox": box, "score": score}
-        for class_id, box, score in zip(
-            instances.pred_classes.tolist(), boxes_xywh.tolist(), instances.scores.tolist(), strict=True
-        )
-    ]
+    def _path(self, file_name: str) -> str:
+        os.makedirs(self._output_dir, exist_ok=True)
+        return os.path.join(self._output_dir, file_name)

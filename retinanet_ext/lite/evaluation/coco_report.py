@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from .coco_box_ap import SIZES, BoxMetrics
 from .coco_ground_truth import GroundTruth
+from .coco_predictions import ImagePredictions
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ def warn_about_images(truth: GroundTruth, processed: Collection, wanted: Sequenc
         )  # fmt: skip
 
 
-def log_box_report(metrics: BoxMetrics, truth: GroundTruth, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def log_box_report(
+    metrics: BoxMetrics, truth: GroundTruth, predictions: Mapping[Any, ImagePredictions]
+) -> dict[str, float]:
     """Logs the metrics with what explains them.
 
     Returns:
@@ -58,7 +61,7 @@ def log_box_report(metrics: BoxMetrics, truth: GroundTruth, results: Sequence[di
         first six alone, all NaN, as in Detectron2.
     """
     main = metrics.average_precisions()
-    if not results:
+    if not any(len(found) for found in predictions.values()):
         logger.warning(
             "Nothing was predicted, so AP is not defined: the model found no object in any image with a "
             "score above its threshold (MODEL.RETINANET.SCORE_THRESH_TEST). The ground truth has %d objects.",
@@ -71,7 +74,7 @@ def log_box_report(metrics: BoxMetrics, truth: GroundTruth, results: Sequence[di
     logger.info("Box AR by number of detections per image: %s", recalls)
     if len(by_class) > 1:
         logger.info("Box AP by class:\n%s", _class_table(by_class))
-    _explain(main, by_class, truth, results)
+    _explain(main, by_class, truth, predictions)
     return {**main, **{f"AP-{name}": ap for name, ap in by_class.items()}}
 
 
@@ -89,7 +92,10 @@ def _class_table(by_class: dict[str, float]) -> str:
 
 
 def _explain(
-    main: dict[str, float], by_class: dict[str, float], truth: GroundTruth, results: Sequence[dict[str, Any]]
+    main: dict[str, float],
+    by_class: dict[str, float],
+    truth: GroundTruth,
+    predictions: Mapping[Any, ImagePredictions],
 ) -> None:
     objects = [a for a in truth.coco["annotations"] if not a.get("iscrowd", 0)]
     if math.isnan(main["AP"]):
@@ -109,10 +115,12 @@ def _explain(
         logger.warning(
             "AP50 is 0: no prediction overlaps an object of its class by half. Highest score %.3f. "
             "Predictions by class: %s. Objects by class: %s.",
-            max(result["score"] for result in results), _count(results, names), _count(objects, names),
+            max(found.scores.max(initial=0) for found in predictions.values()),
+            _count((c for found in predictions.values() for c in found.classes.tolist()), truth.class_names),
+            _count((a["category_id"] for a in objects), names),
         )  # fmt: skip
 
 
-def _count(records: Sequence[dict[str, Any]], names: dict[int, str]) -> str:
-    counts = Counter(names.get(record["category_id"], "?") for record in records)
+def _count(ids: Iterable[int], names: dict[int, str]) -> str:
+    counts = Counter(names.get(i, "?") for i in ids)
     return ", ".join(f"{name} {count}" for name, count in counts.most_common(EXAMPLES)) or "none"

@@ -1,0 +1,73 @@
+"""Predictions of a model as arrays, and in COCO's result format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..structures import BoxMode, Instances
+
+
+@dataclass
+class ImagePredictions:
+    """The N detections of one image, in main memory.
+
+    Attributes:
+        boxes: (N, 4) float32, XYWH in pixels.
+        scores: (N,) float32.
+        classes: (N,) int64.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @classmethod
+    def of(cls, instances: Instances) -> ImagePredictions:
+        """Of `Instances` with `pred_boxes` (XYXY, pixels), `scores` and `pred_classes`, on any device."""
+        boxes = BoxMode.convert(instances.pred_boxes.tensor.cpu(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+        return cls(boxes.numpy(), instances.scores.cpu().numpy(), instances.pred_classes.cpu().numpy())
+
+    def to_coco(self, image_id: int | str, category_ids: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
+        """N dicts with `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels), `score`.
+
+        `category_ids` maps classes to category ids; without it they are the same.
+        """
+        classes = self.classes.tolist()
+        categories = classes if category_ids is None else [category_ids[c] for c in classes]
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+            for category_id, box, score in zip(categories, self.boxes.tolist(), self.scores.tolist(), strict=True)
+        ]
+
+
+def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
+    """The detections of one image in COCO's result format, with class ids as category ids.
+
+    Args:
+        instances: N objects with `pred_boxes` (XYXY, pixels), `scores`, `pred_classes`.
+
+    Returns:
+        N dicts with `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels), `score`.
+    """
+    return ImagePredictions.of(instances).to_coco(img_id)
+
+
+def write_coco_results(path: str, predictions: Mapping[Any, ImagePredictions], category_ids: Mapping[int, int]) -> None:
+    """Writes the predictions by image as one file in COCO's result format; one image at a time is in memory as text."""
+    with open(path, "w") as f:
+        f.write("[")
+        separator = ""
+        for image_id, found in predictions.items():
+            if len(found):
+                # `json.dumps` runs in C, `json.dump` does not.
+                f.write(separator + json.dumps(found.to_coco(image_id, category_ids))[1:-1])
+                separator = ", "
+        f.write("]")
