@@ -2,7 +2,7 @@
 
 import torch
 
-from retinanet_ext.ops import focal_of_margin
+from retinanet_ext.ops import check_alpha_gamma, focal_of_margin
 
 from .reduction import reduce_loss, upcast
 
@@ -46,11 +46,3 @@ def sigmoid_focal_loss(
     if alpha >= 0:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
     return reduce_loss(loss, reduction)
-
-
-def check_alpha_gamma(alpha: float, gamma: float) -> None:
-    """Refuse values outside the loss's definition: ``gamma`` < 0 or ``alpha`` > 1."""
-    if gamma < 0:
-        raise ValueError(f"gamma is {gamma}; the focal loss needs gamma >= 0")
-    if alpha > 1:
-        raise ValueError(f"alpha is {alpha}; it must lie in [0, 1], or be negative to switch the weighting off")

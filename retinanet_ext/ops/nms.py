@@ -1,20 +1,60 @@
-"""Class-wise non-maximum suppression."""
+"""Class-wise non-maximum suppression, for the classes of one image or of a whole batch."""
+
+from collections.abc import Sequence
 
 import torch
 import torchvision
 
+# On CPU torchvision compares all pairs of a call, also those of different groups: many boxes in one call are slow, and
+# so are many calls. Groups are put together up to about this many boxes, where both cost the same.
+BOXES_PER_CALL = 256
+# Coordinates beyond this, in pixels, are cut to it for the comparison. One wild box sets how far apart the groups are
+# moved; without a bound it could take the precision, or with an infinite coordinate the meaning, from all others.
+LARGEST_COORDINATE = 2.0**20
 
-def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Greedy NMS within each class.
+
+def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Greedy NMS within each group, such as a class of an image: a box is dropped for a better one that is kept.
+
+    IoUs are computed in float64, with groups moved apart as far as the boxes reach: coordinates that float32 holds
+    stay exact among thousands of groups. On CUDA this waits for the device once.
 
     Args:
-        boxes: ``(M, 4)``, xyxy in pixels; compared in float32, because the offsets that keep classes apart lose
-            whole pixels in half precision.
+        boxes: ``(M, 4)``, xyxy in pixels, of any floating type.
         scores: ``(M,)``.
-        classes: ``(M,)`` integers; boxes of different classes never suppress each other.
-        iou_threshold: a box is dropped when its IoU with a kept box of its class exceeds this.
+        groups: ``(M,)`` integers from 0: the class, or for a batch of images ``image * num_classes + class``; boxes
+            of different groups never suppress each other.
+        iou_threshold: a box is dropped when its IoU with a kept box of its group exceeds this.
 
     Returns:
-        Indices of the kept boxes, ``(P,)`` int64, by descending score.
+        Indices of the kept boxes, ``(P,)`` int64, by descending score; of equal scores the earlier box first.
     """
-    return torchvision.ops.batched_nms(boxes.float(), scores, classes, iou_threshold)
+    if len(boxes) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    boxes, scores = _moved_apart(boxes, groups), scores.double()
+    if boxes.device.type != "cpu":
+        return torchvision.ops.nms(boxes, scores, iou_threshold)
+    ordered_groups, order = groups.sort(stable=True)
+    sizes = _sizes_of_calls(torch.unique_consecutive(ordered_groups, return_counts=True)[1].tolist())
+    calls = zip(*(values.split(sizes) for values in (boxes[order], scores[order], order)))
+    kept = [members[torchvision.ops.nms(*rows, iou_threshold)] for *rows, members in calls]
+    kept = torch.cat(kept).sort().values
+    return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def _moved_apart(boxes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """The boxes in float64, each group so far from the others that they cannot overlap."""
+    boxes = boxes.double().nan_to_num(nan=0.0).clamp(-LARGEST_COORDINATE, LARGEST_COORDINATE)
+    stride = boxes.amax() - boxes.amin() + 1
+    return boxes + (groups * stride)[:, None]
+
+
+def _sizes_of_calls(group_sizes: Sequence[int]) -> list[int]:
+    """Add up sizes of consecutive groups while they stay within ``BOXES_PER_CALL``; no group is split."""
+    sizes = []
+    for size in group_sizes:
+        if sizes and sizes[-1] + size <= BOXES_PER_CALL:
+            sizes[-1] += size
+        else:
+            sizes.append(size)
+    return sizes

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from retinanet_ext.losses import sigmoid_focal_loss
+from retinanet_ext.losses import DenseFocalLoss, DensePredictions, DenseTargets, sigmoid_focal_loss
 
 
 def test_check_values_of_the_paper():
@@ -127,3 +127,32 @@ def test_bad_arguments(change, message):
     arguments = {"logits": torch.zeros(3), "targets": torch.zeros(3), **change}
     with pytest.raises(ValueError, match=message):
         sigmoid_focal_loss(**arguments)
+
+
+def dense_loss(logits, labels, **kwargs):
+    predictions = DensePredictions(logits=logits, deltas=None, anchors=None, encode=None, decode=None)
+    targets = DenseTargets(labels=labels, image_index=None, anchor_index=None, gt_boxes=None)
+    return DenseFocalLoss(**kwargs)(predictions, targets)
+
+
+def test_dense_loss_weighs_each_class_by_its_alpha(generator, device):
+    logits = torch.randn(2, 20, 3, generator=generator).to(device)
+    labels = torch.randint(0, 3, (2, 20), generator=generator).to(device)
+    targets = torch.nn.functional.one_hot(labels, 3)
+    alpha = (0.1, 0.5, 1.0)
+    expected = sum(
+        sigmoid_focal_loss(logits[:, :, k], targets[:, :, k], alpha=alpha[k]).sum(dim=1) for k in range(len(alpha))
+    )
+    torch.testing.assert_close(dense_loss(logits, labels, alpha=alpha), expected)
+    torch.testing.assert_close(dense_loss(logits, labels, alpha=[0.3] * 3), dense_loss(logits, labels, alpha=0.3))
+
+
+def test_alpha_of_each_class_is_not_part_of_a_checkpoint():
+    loss = DenseFocalLoss(alpha=[0.1, 0.9])
+    assert not loss.state_dict() and loss.to("meta").alpha.device.type == "meta"
+
+
+@pytest.mark.parametrize("alpha", [1.5, [0.5, -0.5]])
+def test_dense_loss_refuses_alpha(alpha):
+    with pytest.raises(ValueError, match="alpha .*[1-]"):
+        DenseFocalLoss(alpha=alpha)

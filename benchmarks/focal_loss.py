@@ -1,0 +1,138 @@
+"""The focal loss of RetinaNet, from logits and labels to loss and gradient, as four packages do it.
+
+Targets are assembled in the time that is measured, by each in its own way.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss_jit
+from torchvision.ops import sigmoid_focal_loss as torchvision_loss
+
+from benchmarks.measure import Case, format_cases, make_parser, now, print_header, time_in_turns, write_json
+from retinanet_ext.ops import dense_focal_loss
+from retinanet_ext.ops.dense_focal_reference import dense_focal_reference
+
+ALPHA = 0.25
+FOREGROUND, IGNORED = 0.001, 0.003  # shares of the anchors
+# Of the loss relative, of the gradient absolute (no entry's exceeds 2): rounding of the logits' dtype.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def make_inputs(settings: Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits ``(N, R, K)`` of a model in training, mostly near -4, and labels ``(N, R)``."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (settings.images, settings.anchors, settings.classes)
+    logits = torch.randn(shape, generator=generator) - 4
+    chance = torch.rand(shape[:2], generator=generator)
+    classes = torch.randint(settings.classes, shape[:2], generator=generator)
+    labels = torch.where(chance < FOREGROUND, classes, settings.classes)
+    labels[chance > 1 - IGNORED] = -1
+    labels[:, 0], labels[:, 1] = 0, -1  # also where there are few anchors
+    return logits.to(settings.device, getattr(torch, settings.dtype)).requires_grad_(), labels.to(settings.device)
+
+
+def make_cases(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> list[Case]:
+    """All that can run here; the last is the reference of the ratios. Each returns the loss and its gradient."""
+    num_classes = logits.shape[2]
+
+    def plain():
+        return dense_focal_reference(logits.float(), labels, ALPHA, gamma).sum()
+
+    def like_torchvision():
+        # As its classification head: images one by one, a dense target, valid anchors cut out.
+        total = 0
+        for x, label in zip(logits, labels):
+            foreground = (label >= 0) & (label < num_classes)
+            target = torch.zeros_like(x)
+            target[foreground, label[foreground]] = 1.0
+            valid = label != -1
+            total = total + torchvision_loss(x[valid], target[valid], ALPHA, gamma, reduction="sum")
+        return total
+
+    def by_fvcore():
+        # As Detectron2 calls it: one-hot targets of K + 1 classes in int64, the last cut off.
+        valid = labels >= 0
+        target = F.one_hot(labels[valid], num_classes=num_classes + 1)[:, :-1].to(logits.dtype)
+        return sigmoid_focal_loss_jit(logits[valid], target, alpha=ALPHA, gamma=gamma, reduction="sum")
+
+    functions = {
+        "retinanet_ext": lambda: dense_focal_loss(logits, labels, ALPHA, gamma),
+        "plain formula": plain,
+        "torchvision": like_torchvision,
+        "fvcore, as Detectron2 calls it": by_fvcore,
+    }
+    return [Case(name, lambda f=f: _with_gradient(f, logits)) for name, f in functions.items()]
+
+
+def _with_gradient(function, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    loss = function()
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
+def check(cases: Sequence[Case], logits: torch.Tensor, labels: torch.Tensor, gamma: float, dtype: str) -> None:
+    """Fill in the differences to the plain formula in float64.
+
+    Raises:
+        RuntimeError: one exceeds the tolerance.
+    """
+    exact = logits.detach().double().requires_grad_()
+    expected = _with_gradient(lambda: dense_focal_reference(exact, labels, ALPHA, gamma).sum(), exact)
+    for case in cases:
+        loss, gradient = case.run()
+        of_loss = abs(loss.double() / expected[0] - 1).item()
+        of_gradient = (gradient.double() - expected[1]).abs().max().item()
+        case.difference = float(np.max([of_loss, of_gradient]))  # NaN, if one of them is
+        # Written so that NaN, which compares as false, is wrong too.
+        if not case.difference <= TOLERANCES[dtype]:
+            raise RuntimeError(
+                f"{case.name} differs from the plain formula in float64: loss by {of_loss:.1e} of it, gradient by "
+                f"{of_gradient:.1e}; nothing was timed"
+            )
+
+
+def describe_floor(logits: torch.Tensor, best: Case, device: str, repeats: int) -> str:
+    """The least that any implementation must move, at the rate at which this machine copies."""
+    source = logits.detach()
+    target, seconds = torch.empty_like(source), []
+    for _ in range(repeats + 1):
+        start = now(device)
+        target.copy_(source)
+        seconds.append(now(device) - start)
+    num_bytes = 2 * source.numel() * source.element_size()
+    floor = float(np.median(seconds[1:]))
+    return (
+        f"floor: logits read once and gradient written once, {num_bytes / 2**20:.4g} MiB at the "
+        f"{num_bytes / floor / 1e9:.3g} GB/s of a copy: {1000 * floor:.3g} ms; {best.name} takes "
+        f"{np.median(best.seconds) / floor:.3g} times as long"
+    )
+
+
+def make_arguments() -> ArgumentParser:
+    parser = make_parser("Focal loss, forward and backward")
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--anchors", type=int, default=57600, help="for each image; default: those of 480x640 pixels")
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--gamma", type=float, default=2.0)
+    parser.add_argument("--dtype", default="float32", choices=sorted(TOLERANCES))
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    settings = make_arguments().parse_args(words)
+    torch.set_num_threads(settings.threads)
+    logits, labels = make_inputs(settings)
+    cases = make_cases(logits, labels, settings.gamma)
+    header = print_header(settings, foreground=FOREGROUND, ignored=IGNORED)
+    check(cases, logits, labels, settings.gamma, settings.dtype)
+    time_in_turns(cases, settings.repeats, settings.device)
+    print(format_cases(cases, reference=cases[-1]))
+    print("\n" + describe_floor(logits, cases[0], settings.device, settings.repeats))
+    write_json(settings.json, header, {"focal_loss": cases})
+
+
+if __name__ == "__main__":
+    main()

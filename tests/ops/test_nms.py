@@ -1,0 +1,76 @@
+import pytest
+import torch
+import torchvision
+
+from retinanet_ext.ops import batched_nms, nms, pairwise_iou
+
+
+def random_boxes(generator, count, size=60.0):
+    boxes = torch.rand(count, 4, generator=generator) * size
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def by_definition(boxes, scores, groups, threshold):
+    """One box after the other, by descending score, in float64."""
+    kept = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        better = [j for j in kept if groups[j] == groups[i]]
+        if not (pairwise_iou(boxes[i : i + 1].double(), boxes[better].double()) > threshold).any():
+            kept.append(i)
+    return kept
+
+
+# Calls of every size: each group for itself, several groups, all at once.
+@pytest.mark.parametrize("boxes_per_call", [1, 20, nms.BOXES_PER_CALL, 10**6])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
+def test_equals_the_definition(generator, device, monkeypatch, boxes_per_call, threshold):
+    monkeypatch.setattr(nms, "BOXES_PER_CALL", boxes_per_call)
+    boxes, groups = random_boxes(generator, 120) - 40, torch.randint(0, 9, (120,), generator=generator)
+    scores = torch.randint(0, 30, (120,), generator=generator) / 30  # many are equal
+    kept = batched_nms(boxes.to(device), scores.to(device), groups.to(device), threshold)
+    assert kept.tolist() == by_definition(boxes, scores, groups, threshold)
+
+
+def test_many_groups_at_large_coordinates(generator, device):
+    # In float32 offsets beyond 1e8 pixels would leave steps of 8 pixels, which is as wide as the boxes are.
+    count, num_groups = 3000, 1000
+    boxes = random_boxes(generator, count, size=8.0) + 100_000
+    scores = torch.randperm(count, generator=generator) / count
+    groups = torch.randint(0, num_groups, (count,), generator=generator)
+    kept = batched_nms(boxes.to(device), scores.to(device), groups.to(device), 0.5).cpu()
+    expected = []
+    for group in range(num_groups):
+        members = torch.nonzero(groups == group).squeeze(1)
+        expected.append(members[torchvision.ops.nms(boxes[members] - 100_000, scores[members], 0.5)])
+    assert sorted(kept.tolist()) == sorted(torch.cat(expected).tolist())
+    assert torch.equal(scores[kept], scores[kept].sort(descending=True).values)
+
+
+def test_boxes_left_of_the_origin_stay_in_their_group(device):
+    # The first reaches as far to the left of the origin as the second to its right.
+    boxes = torch.tensor([[-11.0, 0.0, -1.0, 10.0], [0.0, 0.0, 10.0, 10.0]], device=device)
+    scores, groups = torch.tensor([0.9, 0.8], device=device), torch.tensor([1, 0], device=device)
+    assert batched_nms(boxes, scores, groups, 0.5).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("wild", [torch.nan, torch.inf, 1e30])
+def test_a_wild_box_does_not_change_others(device, wild):
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [0, 0, wild, wild]], device=device)
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6], device=device)
+    groups = torch.tensor([500, 500, 3, 500], device=device)
+    assert batched_nms(boxes, scores, groups, 0.5).tolist() == [0, 2, 3]
+
+
+def test_half_precision_boxes_are_compared_exactly(device):
+    boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0], [0.0, 0.0, 16.0, 8.0]], device=device, dtype=torch.float16)
+    scores = torch.tensor([0.9, 0.8], device=device, dtype=torch.float16)
+    for group in (0, 7, 30_000):  # the IoU is 1/2
+        groups = torch.tensor([group, group], device=device)
+        assert batched_nms(boxes, scores, groups, 0.5).tolist() == [0, 1]
+        assert batched_nms(boxes, scores, groups, 0.49).tolist() == [0]
+
+
+def test_no_boxes(device):
+    kept = batched_nms(*(torch.zeros(shape, device=device) for shape in [(0, 4), (0,)]), torch.zeros(0), 0.5)
+    assert kept.shape == (0,) and kept.dtype == torch.int64
