@@ -2,7 +2,7 @@
 
 from . import backbone  # noqa: F401  (registers a backbone builder)
 from .box_coding import Box2BoxTransform
-from .decoding import decode_image
+from .decoding import decode_batch, decode_image
 from .head import DENSE_HEAD_REGISTRY, RetinaNetHead
 from .matcher import ANCHOR_MATCHER_REGISTRY, IoUMatcher
 from .normalizer import EMANormalizer, ForegroundNormalizer
@@ -20,6 +20,7 @@ __all__ = [
     "ForegroundNormalizer",
     "IoUMatcher",
     "RetinaNetHead",
+    "decode_batch",
     "decode_image",
     "label_anchors",
 ]

@@ -1,5 +1,6 @@
 """Boxes as offsets from anchors (R-CNN, appendix C), and back."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -35,8 +36,8 @@ class Box2BoxTransform:
         """
         src_wh, src_center = _sizes_and_centers(src_boxes)
         target_wh, target_center = _sizes_and_centers(target_boxes)
-        weights = src_boxes.new_tensor(self.weights)
-        return torch.cat([(target_center - src_center) / src_wh, torch.log(target_wh / src_wh)], dim=1) * weights
+        deltas = torch.cat([(target_center - src_center) / src_wh, torch.log(target_wh / src_wh)], dim=1)
+        return deltas * _constant(self.weights, deltas.dtype, deltas.device)
 
     def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Decode ``deltas`` ``(M, 4)`` against ``boxes`` ``(M, 4)``, xyxy. Computed in at least float32.
@@ -47,10 +48,17 @@ class Box2BoxTransform:
         if deltas.dtype in (torch.float16, torch.bfloat16):
             deltas = deltas.float()
         wh, center = _sizes_and_centers(boxes.to(deltas.dtype))
-        shift, log_scale = (deltas / deltas.new_tensor(self.weights)).split(2, dim=1)
+        shift, log_scale = (deltas / _constant(self.weights, deltas.dtype, deltas.device)).split(2, dim=1)
         new_center = shift * wh + center
         half_wh = 0.5 * torch.exp(log_scale.clamp(max=self.scale_clamp)) * wh
         return torch.cat([new_center - half_wh, new_center + half_wh], dim=1)
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Made once: to make a tensor of Python numbers waits for the device."""
+    with torch.inference_mode(False):  # or training could not use one that inference made
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _sizes_and_centers(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

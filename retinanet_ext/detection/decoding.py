@@ -1,11 +1,19 @@
-"""From raw dense predictions to detections (RetinaNet paper, section 4.1 "Inference")."""
+"""From raw dense predictions to detections (RetinaNet paper, section 4.1 "Inference").
+
+:func:`decode_image` is the method step by step; :func:`decode_batch` finds the same for a whole batch, without waiting
+for the device in between. N images a batch, K classes, R_l anchors on level l.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from retinanet_ext.ops import batched_nms
+
+# Of the best so many candidates for each detection wanted, NMS nearly always leaves enough.
+CANDIDATES_PER_DETECTION = 10
 
 
 class Detections(NamedTuple):
@@ -14,6 +22,151 @@ class Detections(NamedTuple):
     boxes: torch.Tensor
     scores: torch.Tensor
     classes: torch.Tensor
+
+
+def decode_batch(
+    logits: Sequence[torch.Tensor],
+    deltas: Sequence[torch.Tensor],
+    anchors: Sequence[torch.Tensor],
+    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    score_thresh: float,
+    topk: int,
+    nms_thresh: float,
+    max_detections: int,
+) -> list[Detections]:
+    """Detections of each image of a batch: what :func:`decode_image` finds, but of equal scores others may be chosen.
+
+    On CUDA all shapes but those of the result are known in advance. So it waits for the device twice, in NMS and for
+    the numbers of detections, whatever the numbers of images and levels; and twice more if the best
+    ``CANDIDATES_PER_DETECTION * max_detections`` candidates of an image leave too few detections and it has more.
+
+    Args:
+        logits, deltas, anchors: per level ``(N, R_l, K)``, ``(N, R_l, 4)``, ``(R_l, 4)``; anchors xyxy in pixels. Half
+            precision is compared as it is; scores are float32. An anchor with NaN among its logits may find nothing.
+        decode: ``(deltas (M, 4), anchors (M, 4)) -> boxes (M, 4)``.
+        score_thresh: only scores above it count.
+        topk: at most this many candidates are taken from each level of an image.
+        nms_thresh: IoU above which the lower-scored box of a class is dropped.
+        max_detections: at most this many are kept in an image.
+
+    Returns:
+        N times detections by descending score, boxes not clipped to the image.
+    """
+    levels = [_best_entries(*level, score_thresh, topk) for level in zip(logits, deltas, anchors)]
+    scores, classes, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*levels))
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    total, num_classes = scores.shape[1], logits[0].shape[2]
+    image = torch.arange(len(scores), device=scores.device)[:, None]
+    for count in (min(total, CANDIDATES_PER_DETECTION * max_detections), total):
+        first = order[:, :count]
+        boxes = decode(deltas[image, first].flatten(0, 1), anchors[image, first].flatten(0, 1)).view(*first.shape, 4)
+        candidates = (boxes, scores[:, :count], classes[image, first])
+        kept = _not_suppressed(*candidates, num_classes, score_thresh, nms_thresh)
+        num_kept = kept.sum(dim=1)
+        lacking = (num_kept < max_detections) & (scores[:, count:] > score_thresh).any(dim=1)
+        *numbers, lacks_any = torch.cat([num_kept.clamp(max=max_detections), lacking.any()[None]]).tolist()
+        if not lacks_any:
+            break
+    position = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :max_detections]
+    found = [values[image, position] for values in candidates]
+    return [Detections(*(values[i, :number] for values in found)) for i, number in enumerate(numbers)]
+
+
+def _best_entries(
+    logits: torch.Tensor, deltas: torch.Tensor, anchors: torch.Tensor, score_thresh: float, topk: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The ``topk`` best scores of each image on one level (all, if there are fewer), by descending score.
+
+    They lie within the ``topk`` anchors whose best class has the greatest logits, because no more anchors than that can
+    hold one each. So only one pass reads all logits, and what is sorted is small.
+
+    Returns:
+        Scores ``(N, C)`` float32, classes ``(N, C)`` int64, deltas ``(N, C, 4)`` and anchors ``(N, C, 4)``.
+    """
+    num_images, num_anchors, num_classes = logits.shape
+    first_row = torch.arange(0, num_images * num_anchors, num_anchors, device=logits.device)[:, None]
+    best = logits.amax(dim=2)
+    anchor = best.topk(min(topk, _num_of_use(best, score_thresh))).indices
+    of_anchors = _rows(logits.flatten(0, 1), first_row + anchor).flatten(1)
+    scores, entry = _best_scores(of_anchors, score_thresh, topk)
+    anchor = anchor.gather(1, torch.div(entry, num_classes, rounding_mode="floor"))
+    return scores, entry % num_classes, _rows(deltas.flatten(0, 1), first_row + anchor), _rows(anchors, anchor)
+
+
+def _rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """``table[index]`` for a table ``(M, D)``; on CPU several times as fast."""
+    return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
+
+
+def _num_of_use(logits: torch.Tensor, score_thresh: float) -> int:
+    """How many of the best of ``(N, M)`` logits an image can need: on CPU as many as pass the threshold, else M."""
+    if not _reads_at_once(logits):
+        return logits.shape[1]
+    return max((logits.float().sigmoid() > score_thresh).sum(dim=1).tolist(), default=0)
+
+
+def _best_scores(logits: torch.Tensor, score_thresh: float, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``topk`` best scores of each image and their columns in ``logits`` ``(N, M)``, both ``(N, C)``.
+
+    On CPU only those above the threshold are sorted, which is much less work; -inf fills up where an image has fewer.
+    """
+    if not _reads_at_once(logits) or not len(logits):
+        best, column = logits.topk(min(topk, logits.shape[1]))
+        return best.float().sigmoid(), column
+    scores = logits.float().sigmoid()
+    columns = [torch.nonzero(row > score_thresh).squeeze(1) for row in scores]
+    passing = pad_sequence([row[i] for row, i in zip(scores, columns)], batch_first=True, padding_value=-torch.inf)
+    best, place = passing.topk(min(topk, passing.shape[1]))
+    return best, pad_sequence(columns, batch_first=True).gather(1, place)
+
+
+def _reads_at_once(values: torch.Tensor) -> bool:
+    """Whether values can decide about shapes: elsewhere than on CPU the program would wait for the device."""
+    return values.device.type == "cpu"
+
+
+def _not_suppressed(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    num_classes: int,
+    score_thresh: float,
+    nms_thresh: float,
+) -> torch.Tensor:
+    """Which of the candidates ``(N, C)`` pass the threshold and class-wise NMS: ``(N, C)`` bool."""
+    num_images, valid = len(scores), scores > score_thresh
+    image = torch.arange(num_images, device=scores.device)[:, None]
+    # Shapes shall not depend on values, so what is not valid runs along, as a group of equal boxes: the first of them
+    # suppresses all others at once.
+    groups = torch.where(valid, image * num_classes + classes, num_images * num_classes)
+    any_box = torch.arange(4, device=boxes.device, dtype=boxes.dtype)
+    boxes = torch.where(valid[:, :, None], boxes, any_box)
+    kept = batched_nms(boxes.flatten(0, 1), scores.flatten(), groups.flatten(), nms_thresh)
+    return torch.zeros_like(valid).flatten().index_fill(0, kept, True).view_as(valid) & valid
+
+
+def decode_image(
+    logits: Sequence[torch.Tensor],
+    deltas: Sequence[torch.Tensor],
+    anchors: Sequence[torch.Tensor],
+    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    score_thresh: float,
+    topk: int,
+    nms_thresh: float,
+    max_detections: int,
+) -> Detections:
+    """Detections of one image over all levels: candidates of each, class-wise NMS, the best of what is left.
+
+    The readable reference of :func:`decode_batch`; arguments as there, without the dimension of images.
+    """
+    levels = [
+        decode_level(*level, decode, score_thresh=score_thresh, topk=topk) for level in zip(logits, deltas, anchors)
+    ]
+    boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels))
+    keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
+    return Detections(boxes[keep], scores[keep], classes[keep])
 
 
 def decode_level(
@@ -33,9 +186,7 @@ def decode_level(
         logits: ``(R, K)``.
         deltas: ``(R, 4)``.
         anchors: ``(R, 4)``, xyxy in pixels.
-        decode: ``(deltas (M, 4), anchors (M, 4)) -> boxes (M, 4)``.
-        score_thresh: only scores above it count.
-        topk: at most this many candidates.
+        decode, score_thresh, topk: see :func:`decode_batch`.
     """
     scores = logits.float().sigmoid().flatten()
     candidates = torch.nonzero(scores > score_thresh).squeeze(1)
@@ -45,33 +196,3 @@ def decode_level(
     anchor_index = torch.div(candidates, num_classes, rounding_mode="floor")
     boxes = decode(deltas[anchor_index], anchors[anchor_index])
     return Detections(boxes, scores, candidates % num_classes)
-
-
-def decode_image(
-    logits: Sequence[torch.Tensor],
-    deltas: Sequence[torch.Tensor],
-    anchors: Sequence[torch.Tensor],
-    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    *,
-    score_thresh: float,
-    topk: int,
-    nms_thresh: float,
-    max_detections: int,
-) -> Detections:
-    """Detections of one image over all levels: candidates of each, class-wise NMS, the best of what is left.
-
-    Args:
-        logits, deltas, anchors: per level ``(R_l, K)``, ``(R_l, 4)``, ``(R_l, 4)``.
-        score_thresh, topk: see :func:`decode_level`; the top k are taken on each level.
-        nms_thresh: IoU above which the lower-scored box of a class is dropped.
-        max_detections: at most this many are kept.
-
-    Returns:
-        Detections by descending score, boxes not clipped to the image.
-    """
-    levels = [
-        decode_level(*level, decode, score_thresh=score_thresh, topk=topk) for level in zip(logits, deltas, anchors)
-    ]
-    boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels))
-    keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
-    return Detections(boxes[keep], scores[keep], classes[keep])
