@@ -14,7 +14,12 @@ from retinanet_ext.data.custom import register_custom_datasets
 
 def add_retinanet_ext_config(cfg: CN) -> None:
     """Add every key of this extension to ``cfg``, with its default, in place. Detectron2's keys keep theirs."""
-    # ---- Datasets -------------------------------------------------------------------------------------------
+    _add_data_keys(cfg)
+    _add_model_keys(cfg)
+    _add_run_keys(cfg)
+
+
+def _add_data_keys(cfg: CN) -> None:
     # Datasets to register from the config alone: a list of mappings with the keys NAME and FORMAT (coco or voc),
     # for coco JSON and IMAGES, for voc ROOT and SPLIT, and optionally CLASSES (names, in class-id order).
     cfg.DATASETS.CUSTOM = []
@@ -26,7 +31,8 @@ def add_retinanet_ext_config(cfg: CN) -> None:
     # How images are checked before training: "header" reads each file's size, "decode" all of it, "none" nothing.
     cfg.DATASETS.CHECK_IMAGES = "header"
 
-    # ---- Model ----------------------------------------------------------------------------------------------
+
+def _add_model_keys(cfg: CN) -> None:
     # Names of the classes in class-id order. Filled in from the dataset, so that a saved config knows them.
     cfg.MODEL.CLASS_NAMES = []
     # The head, by its name in DENSE_HEAD_REGISTRY.
@@ -47,11 +53,27 @@ def add_retinanet_ext_config(cfg: CN) -> None:
     # What the summed losses are divided by: "ema", a moving average of the foreground anchors in the batch
     # (Detectron2), or "foreground", the foreground anchors of each image (the paper).
     cfg.MODEL.RETINANET.NORMALIZER = "ema"
+    # Less memory for more time: training keeps only the inputs of the residual blocks and of the head's subnets, and
+    # computes what lies between again in the backward pass. Losses and gradients stay the same.
+    cfg.MODEL.GRADIENT_CHECKPOINTING = False
 
-    # ---- Test -----------------------------------------------------------------------------------------------
+
+def _add_run_keys(cfg: CN) -> None:
+    # The type that SOLVER.AMP.ENABLED computes in: "float16" (CUDA only; with gradient scaling), "bfloat16", or empty:
+    # float16 on CUDA, as Detectron2, and bfloat16 on a CPU. Weights, losses and the optimizer stay in float32.
+    cfg.SOLVER.AMP.DTYPE = ""
+    # Micro-batches that the images of a step, IMS_PER_BATCH over all processes, are split into, one after another:
+    # memory for a smaller batch, losses and gradients of the whole one. Only batch norms see the smaller one.
+    cfg.SOLVER.ACCUMULATE = 1
     # The metric that model_best.pth is chosen by, as "task/metric" of the evaluator, on the first of DATASETS.TEST;
     # empty: no best checkpoint.
     cfg.TEST.BEST_METRIC = "bbox/AP"
+    # What the network computes in at inference: "float32", "bfloat16", or on CUDA "float16".
+    cfg.TEST.DTYPE = "float32"
+    # Compile the network at inference with torch.compile. Worth its minutes where images have few sizes.
+    cfg.TEST.COMPILE = False
+    # Replay recorded CUDA kernels at inference: less waiting between the small kernels of small batches.
+    cfg.TEST.CUDA_GRAPHS = False
 
 
 def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, datasets: bool = True) -> CN:

@@ -25,9 +25,11 @@ LEGAL_VALUES = {
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.RESNETS.RES5_DILATION": (1, 2),
     "MODEL.RETINANET.NORM": _NORMS,
+    "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "TEST.DTYPE": ("float32", "bfloat16", "float16"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
 }  # fmt: skip
 

@@ -64,8 +64,8 @@ if ENGINE == "detectron2":
             hooks,
             launch,
         )
-        from detectron2.evaluation import COCOEvaluator
-        from detectron2.layers import ShapeSpec, get_norm
+        from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+        from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
         from detectron2.modeling import (
             BACKBONE_REGISTRY,
             FPN,
@@ -127,7 +127,7 @@ else:
         hooks,
         launch,
     )
-    from retinanet_ext.lite.evaluation import COCOEvaluator
+    from retinanet_ext.lite.evaluation import COCOEvaluator, DatasetEvaluator
     from retinanet_ext.lite.events import (
         EventStorage,
         EventWriter,
@@ -136,7 +136,7 @@ else:
         get_event_storage,
         has_event_storage,
     )
-    from retinanet_ext.lite.layers import ShapeSpec, get_norm
+    from retinanet_ext.lite.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
     from retinanet_ext.lite.logger import setup_logger
     from retinanet_ext.lite.meta_arch import META_ARCH_REGISTRY, build_model, detector_postprocess
     from retinanet_ext.lite.structures import Boxes, BoxMode, ImageList, Instances

@@ -1,30 +1,37 @@
 """Stops a training run at the first loss that is not finite, and says where it came from."""
 
 import math
+from collections.abc import Mapping, Sequence
 
-import torch
-from torch import nn
+from retinanet_ext.d2 import comm
 
 
-def guard_losses(model: nn.Module) -> None:
-    """Make ``model``, called in training mode with a list of input dicts, refuse to return a non-finite loss.
+def refuse_losses_that_are_not_finite(losses_by_rank: Sequence[Mapping[str, float]], batch: Sequence[dict]) -> None:
+    """Raise if a loss of any process is infinite or NaN.
 
-    The error is raised before the backward pass, on the process that saw it, so the weights are still sound.
+    All processes call this together, and then all raise: none is left waiting for another.
+
+    Args:
+        losses_by_rank: the losses of every process, the same on all.
+        batch: the input dicts of this process; their ``file_name`` is for the message.
+
+    Raises:
+        FloatingPointError: names the losses, the images that they are of, and the usual causes.
     """
-    model.register_forward_hook(_check_losses)
-
-
-def _check_losses(model: nn.Module, args: tuple, losses) -> None:
-    if not (model.training and isinstance(losses, dict)):
-        return
-    values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-    bad = [f"{name} = {value}" for name, value in zip(losses, values) if not math.isfinite(value)]
+    bad = [rank for rank, losses in enumerate(losses_by_rank) if not all(map(math.isfinite, losses.values()))]
     if not bad:
         return
-    images = [str(x.get("file_name", "(no file name)")) for x in args[0]]
+    # Asked for only now: all processes know all losses, so all come here.
+    images_by_rank = comm.all_gather([str(x.get("file_name", "(no file name)")) for x in batch])
+    found = []
+    for rank in bad:
+        losses = dict(losses_by_rank[rank])
+        named = ", ".join(f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value))
+        where = f"rank {rank}: " if len(losses_by_rank) > 1 else ""
+        found.append(f"{where}{named} (all: {losses}). Images in the batch: {', '.join(images_by_rank[rank])}")
     raise FloatingPointError(
-        f"loss is not finite: {', '.join(bad)} (all: {dict(zip(losses, values))}). Images in the batch: "
-        f"{', '.join(images)}. Usual causes, likeliest first: SOLVER.BASE_LR too high for SOLVER.IMS_PER_BATCH "
-        "(halve both together), too short a SOLVER.WARMUP_ITERS, no SOLVER.CLIP_GRADIENTS.ENABLED, MODEL.WEIGHTS "
-        "that do not fit, a broken image or box among those named."
+        f"loss is not finite: {'. '.join(found)}. The weights are those before this step. Usual causes, likeliest "
+        "first: SOLVER.BASE_LR too high for SOLVER.IMS_PER_BATCH (halve both together), too short a "
+        "SOLVER.WARMUP_ITERS, no SOLVER.CLIP_GRADIENTS.ENABLED, MODEL.WEIGHTS that do not fit, a broken image or box "
+        "among those named."
     )

@@ -10,7 +10,9 @@ from torch import nn
 from retinanet_ext.d2 import CfgNode, Instances, T, build_model
 
 from .checkpoint import load_weights
+from .cpu_memory import keep_freed_memory
 from .data.map_ahead import map_ahead
+from .detection.fast_inference import inference_model
 
 
 class BatchPredictor:
@@ -19,7 +21,8 @@ class BatchPredictor:
     Args:
         cfg: the config; INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST and FORMAT say how images are prepared. Without `model`,
             the model is built from it and loaded from MODEL.WEIGHTS, where all of its parameters must be.
-        model: a detector that maps ``list[dict]`` to ``list[{"instances": Instances}]``; put in evaluation mode here.
+        model: a detector that maps ``list[dict]`` to ``list[{"instances": Instances}]``; put in evaluation mode here,
+            or copied if TEST.DTYPE, COMPILE or CUDA_GRAPHS ask for it.
         batch_size: images per forward pass. Images that follow each other share a batch and are padded to its largest.
         workers: threads that prepare images.
     """
@@ -32,7 +35,9 @@ class BatchPredictor:
         if model is None:
             model = build_model(cfg)
             load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
-        self.model = model.eval()
+        if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+            keep_freed_memory()
+        self.model = inference_model(cfg, model).eval()
         self.batch_size = batch_size
         self.workers = workers
         self.input_format = cfg.INPUT.FORMAT

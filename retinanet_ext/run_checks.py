@@ -28,7 +28,8 @@ def check_processes(cfg: CfgNode) -> None:
     """Refuse settings that the processes of this job cannot train with.
 
     Raises:
-        ValueError: a batch that they cannot share evenly; on Detectron2, what it does on GPUs only.
+        ValueError: a batch that they cannot share evenly, or not split into SOLVER.ACCUMULATE micro-batches; on
+            Detectron2, several processes without GPUs.
     """
     processes, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
     # With a reference size, the batch is scaled to the number of processes first.
@@ -36,9 +37,14 @@ def check_processes(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {batch}; it must be a positive multiple of the number of processes, {processes}"
         )
-    if ENGINE == "detectron2" and cfg.MODEL.DEVICE == "cpu":
-        way_out = "use MODEL.DEVICE cuda, or set the environment variable RETINANET_EXT_ENGINE=lite"
-        if processes > 1:
-            raise ValueError(f"MODEL.DEVICE is cpu, where Detectron2 trains one process, not {processes}; {way_out}")
-        if cfg.SOLVER.AMP.ENABLED:
-            raise ValueError(f"SOLVER.AMP.ENABLED is True, which Detectron2 has on CUDA only; {way_out}")
+    share, micro_batches = batch // (cfg.SOLVER.REFERENCE_WORLD_SIZE or processes), cfg.SOLVER.ACCUMULATE
+    if micro_batches < 1 or share % micro_batches:
+        raise ValueError(
+            f"SOLVER.ACCUMULATE is {micro_batches}; it must be a positive divisor of the images that a process has in "
+            f"a step, {share} (SOLVER.IMS_PER_BATCH over the number of processes)"
+        )
+    if ENGINE == "detectron2" and cfg.MODEL.DEVICE == "cpu" and processes > 1:
+        raise ValueError(
+            f"MODEL.DEVICE is cpu, where Detectron2 trains one process, not {processes}; use MODEL.DEVICE cuda, or set "
+            "the environment variable RETINANET_EXT_ENGINE=lite"
+        )

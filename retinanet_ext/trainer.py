@@ -2,8 +2,13 @@
 
 import logging
 import os
+import warnings
+import weakref
+
+import torch
 
 from retinanet_ext.checkpoint import load_weights
+from retinanet_ext.cpu_memory import keep_freed_memory
 from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
@@ -22,11 +27,13 @@ from retinanet_ext.d2 import (
 from retinanet_ext.data.loading import dataset_for_evaluation, load_checked_dicts
 from retinanet_ext.data.mapper import CheckedMapper
 from retinanet_ext.detection import DenseDetectorWithTTA
-from retinanet_ext.loss_guard import guard_losses
+from retinanet_ext.detection.fast_inference import inference_model
+from retinanet_ext.overlapped_evaluation import OverlappedEvaluator
 from retinanet_ext.progress import ProgressWriter
 from retinanet_ext.registry import check_registered
 from retinanet_ext.run_checks import check_device, check_processes
 from retinanet_ext.run_record import write_results, write_run_record
+from retinanet_ext.train_step import TrainStep, mixed_precision
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +53,24 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates the meta-architectures of this package, on either engine."""
 
     def __init__(self, cfg):
+        check_device(cfg.MODEL.DEVICE)
+        if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+            keep_freed_memory()
         check_processes(cfg)
-        super().__init__(cfg)
-        guard_losses(self.model)
+        precision = mixed_precision(cfg)
+        with warnings.catch_warnings():
+            # Detectron2 makes a scaler for CUDA, wherever the model is; it is replaced in the next line.
+            warnings.filterwarnings("ignore", message=".*GradScaler.*")
+            super().__init__(cfg)
+        outer = weakref.proxy(self)  # or the two would keep each other, and the model, alive
+        self._trainer = TrainStep(
+            self.model,
+            self.data_loader,
+            self.optimizer,
+            precision=precision,
+            accumulate=cfg.SOLVER.ACCUMULATE,
+            after_backward=lambda: outer.after_backward(),
+        )
         if comm.is_main_process():
             write_run_record(cfg, comm.get_world_size())
 
@@ -87,7 +109,13 @@ class Trainer(DefaultTrainer):
         check_device(cfg.MODEL.DEVICE)
         check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
         check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
-        return super().build_model(cfg)
+        model = super().build_model(cfg)
+        if cfg.MODEL.GRADIENT_CHECKPOINTING and not getattr(model, "gradient_checkpointing", False):
+            raise ValueError(
+                f"MODEL.GRADIENT_CHECKPOINTING is True, which the meta-architecture {type(model).__name__} does not "
+                "have; use FocalRetinaNet, or set it to False"
+            )
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -114,18 +142,20 @@ class Trainer(DefaultTrainer):
                 "Set it in the dataset's metadata, or add to retinanet_ext.trainer.EVALUATORS."
             )
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return EVALUATORS[kind](
+        evaluator = EVALUATORS[kind](
             dataset_for_evaluation(cfg, dataset_name),
             output_dir=output_folder,
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
             # A file left by an earlier run may hold other annotations under the same name.
             allow_cached_coco=False,
         )
+        # On the CPU a second thread would take its time from the model.
+        return OverlappedEvaluator(evaluator) if cfg.MODEL.DEVICE.startswith("cuda") else evaluator
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``."""
-        results = super().test(cfg, model, evaluators)
+        results = super().test(cfg, inference_model(cfg, model), evaluators)
         if comm.is_main_process():
             write_results(cfg.OUTPUT_DIR, results)
         return results

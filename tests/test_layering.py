@@ -21,7 +21,7 @@ ALLOWED = {
     "config": {"config_files", "config_values", "d2", "data"},
     "data": {"d2"},
     "detection": {"d2", "losses", "ops", "registry"},
-    "predictor": {"d2", "data", "checkpoint"},
+    "predictor": {"d2", "data", "checkpoint", "cpu_memory", "detection"},
 }
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 40
 # Longer for a reason: constructors whose arguments are the documentation of a model.

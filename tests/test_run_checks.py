@@ -30,10 +30,17 @@ def test_processes_share_the_batch_evenly(monkeypatch):
     check_processes(cfg)
 
 
-@pytest.mark.skipif(d2.ENGINE != "detectron2", reason="lite can do both on a CPU")
+@pytest.mark.parametrize("wrong", ["0", "3"])
+def test_micro_batches_share_the_images_of_a_process_evenly(wrong, monkeypatch):
+    monkeypatch.setattr(d2.comm, "get_world_size", lambda: 2)
+    check_processes(small_config("MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATE", "4"))
+    cfg = small_config("MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATE", wrong)
+    with pytest.raises(ValueError, match=f"SOLVER.ACCUMULATE is {wrong}; it must be a positive divisor of .* step, 4"):
+        check_processes(cfg)
+
+
+@pytest.mark.skipif(d2.ENGINE != "detectron2", reason="lite can do it on a CPU")
 def test_what_detectron2_does_on_gpus_only(monkeypatch):
-    with pytest.raises(ValueError, match="SOLVER.AMP.ENABLED is True, which Detectron2 has on CUDA only"):
-        check_processes(small_config("SOLVER.AMP.ENABLED", "True"))
     monkeypatch.setattr(d2.comm, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="Detectron2 trains one process, not 2; .* RETINANET_EXT_ENGINE=lite"):
         check_processes(small_config())

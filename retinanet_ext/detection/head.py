@@ -144,6 +144,7 @@ def _make_subnet(in_channels: int, conv_dims: Sequence[int], norm: str, num_leve
             layers.append(PerLevelBatchNorm(num_levels, norm, out_channels))
         elif norm:
             layers.append(get_norm(norm, out_channels))
-        layers.append(nn.ReLU())
+        # In place: nothing before it needs what it overwrites for its gradient.
+        layers.append(nn.ReLU(inplace=True))
         in_channels = out_channels
     return _Subnet(*layers)

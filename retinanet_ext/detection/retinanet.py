@@ -4,7 +4,9 @@ N images a batch, K classes, A anchors a position, R anchors an image over all l
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -26,10 +28,13 @@ from retinanet_ext.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DenseFoca
 from retinanet_ext.losses.box_regression import make_box_loss
 
 from .box_coding import Box2BoxTransform
-from .decoding import decode_image
+from .decoding import decode_batch
+from .gradient_checkpointing import recompute_in_backward
 from .ground_truth import check_ground_truth
 from .head import DENSE_HEAD_REGISTRY
 from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
+from .micro_batches import check_prepared, expected_maps
+from .norm_folding import fold_frozen_norms
 from .normalizer import NORMALIZERS
 from .targets import label_anchors
 from .training_picture import draw_training_picture
@@ -70,6 +75,7 @@ class FocalRetinaNet(nn.Module):
         pixel_std: Sequence[float],
         vis_period: int = 0,
         input_format: str = "BGR",
+        gradient_checkpointing: bool = False,
     ):
         """
         Args:
@@ -91,8 +97,10 @@ class FocalRetinaNet(nn.Module):
             pixel_mean, pixel_std: per channel, in the order of ``input_format``, in units of 0..255.
             vis_period: every so many iterations a picture of ground truth and predictions is stored; 0: never.
             input_format: channel order of the input images, ``BGR`` or ``RGB``.
+            gradient_checkpointing: training keeps less and computes it again in the backward pass.
         """
         super().__init__()
+        fold_frozen_norms(backbone)
         self.backbone = backbone
         self.head = head
         if head_in_features is None:
@@ -113,6 +121,8 @@ class FocalRetinaNet(nn.Module):
                 f"MODEL.RETINANET.NORMALIZER is {normalizer!r}; legal values: {', '.join(sorted(NORMALIZERS))}"
             )
         self.loss_normalizer = NORMALIZERS[normalizer]()
+        # Targets and loss weights of micro-batches whose turn comes; see `as_one_batch`.
+        self._prepared: deque[tuple[DenseTargets, torch.Tensor]] = deque()
 
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
@@ -123,8 +133,13 @@ class FocalRetinaNet(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.vis_period = vis_period
         self.input_format = input_format
+        # Of the network, if it is another one than that of the images; see `fast_inference.py`.
+        self.compute_dtype: torch.dtype | None = None
         # Convolutions run faster, and logits (N, A*K, H, W) flatten to (N, H*W*A, K) without a copy.
         self.to(memory_format=torch.channels_last)
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            recompute_in_backward(self)
 
     @classmethod
     def from_config(cls, cfg):
@@ -157,6 +172,7 @@ class FocalRetinaNet(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
+            "gradient_checkpointing": cfg.MODEL.GRADIENT_CHECKPOINTING,
         }
 
     @property
@@ -183,18 +199,19 @@ class FocalRetinaNet(nn.Module):
         if self.training:
             check_ground_truth(batched_inputs, self.num_classes)
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        features = [features[name] for name in self.head_in_features]
+        features, logits, deltas = self.network(images.tensor)
         anchors = self.anchor_generator(features)
-        logits, deltas = (self._flatten(outputs) for outputs in self.head(features))
         if not self.training:
             return self._postprocess(self.inference(logits, deltas, anchors, images), batched_inputs)
 
         instances = [x["instances"].to(self.device) for x in batched_inputs]
+        # Under the same names, so that the levels need not be kept beside what they are joined to.
+        logits, deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         losses = self.losses(logits, deltas, anchors, instances)
         if self._is_time_for_a_picture():
+            levels = [len(level) for level in anchors]
             with torch.no_grad():
-                detections = self.inference(logits, deltas, anchors, images)
+                detections = self.inference(logits.split(levels, dim=1), deltas.split(levels, dim=1), anchors, images)
             draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
         return losses
 
@@ -208,40 +225,78 @@ class FocalRetinaNet(nn.Module):
         images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
         return images
 
+    def network(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Args:
+            pixels: ``(N, C, H, W)``, normalised, of a size that the backbone can divide.
+
+        Returns:
+            Per level the feature map ``(N, C, H, W)``, logits ``(N, H*W*A, K)`` and deltas ``(N, H*W*A, 4)``.
+        """
+        features = self.backbone(pixels if self.compute_dtype is None else pixels.to(self.compute_dtype))
+        features = [features[name] for name in self.head_in_features]
+        logits, deltas = self.head(features)
+        return features, self._flatten(logits), self._flatten(deltas)
+
     def losses(
         self,
-        logits: Sequence[torch.Tensor],
-        deltas: Sequence[torch.Tensor],
+        logits: torch.Tensor,
+        deltas: torch.Tensor,
         anchors: Sequence[Boxes],
         instances: Sequence[Instances],
     ) -> dict[str, torch.Tensor]:
         """
         Args:
-            logits, deltas: per level ``(N, H*W*A, K)`` and ``(N, H*W*A, 4)``.
+            logits, deltas: ``(N, R, K)`` and ``(N, R, 4)``.
             anchors: per level, H*W*A boxes.
             instances: N, with ``gt_boxes`` and ``gt_classes``.
         """
         all_anchors = torch.cat([level.tensor for level in anchors])
-        targets = label_anchors(
-            all_anchors,
-            [x.gt_boxes.tensor for x in instances],
-            [x.gt_classes for x in instances],
-            self.anchor_matcher,
-            self.num_classes,
-        )
+        if self._prepared:
+            targets, weights = self._prepared.popleft()
+            check_prepared(targets, len(instances), len(all_anchors))
+        else:
+            targets = self._label(all_anchors, instances)
+            weights = self._weigh([targets])
         predictions = DensePredictions(
-            logits=torch.cat(logits, dim=1),
-            deltas=torch.cat(deltas, dim=1),
+            logits=logits,
+            # Boxes need more digits than half precision has. The logits are raised by the losses, which may do better.
+            deltas=deltas.to(torch.promote_types(deltas.dtype, torch.float32)),
             anchors=all_anchors,
             encode=self.box2box_transform.get_deltas,
             decode=self.box2box_transform.apply_deltas,
         )
-        self._report(targets)
-        weights = self.loss_normalizer(targets.num_foreground)
         return {
             "loss_cls": (self.cls_loss(predictions, targets) * weights).sum(),
             "loss_box_reg": (self.box_loss(predictions, targets) * weights).sum(),
         }
+
+    @contextmanager
+    def as_one_batch(self, micro_batches: Sequence[list[dict]]) -> Iterator[None]:
+        """Within this context the losses of the micro-batches add up to those of all their images as one batch.
+
+        Anchors are matched first, so that the normaliser is asked once, about all images.
+
+        Args:
+            micro_batches: inputs as of :meth:`forward`, at least one image each. The model is called with each of
+                them once, in this order.
+
+        Raises:
+            ValueError: as :meth:`forward`; also for a backbone with feature maps of another size than
+                ``ceil(input / stride)``, which must be known before they are there.
+        """
+        targets = []
+        for batch in micro_batches:
+            check_ground_truth(batch, self.num_classes)
+            maps = expected_maps(batch, self.backbone, self.head_in_features, self.device)
+            anchors = torch.cat([level.tensor for level in self.anchor_generator(maps)])
+            targets.append(self._label(anchors, [x["instances"].to(self.device) for x in batch]))
+        weights = self._weigh(targets).split([len(batch) for batch in micro_batches])
+        self._prepared.extend(zip(targets, weights))
+        try:
+            yield
+        finally:
+            self._prepared.clear()
 
     def inference(
         self,
@@ -250,26 +305,42 @@ class FocalRetinaNet(nn.Module):
         anchors: Sequence[Boxes],
         images: ImageList,
     ) -> list[Instances]:
-        """Detections of each image in pixels of the network's input; arguments as :meth:`losses`."""
-        level_anchors = [level.tensor for level in anchors]
+        """Detections of each image in pixels of the network's input.
+
+        Args:
+            logits, deltas: per level ``(N, H*W*A, K)`` and ``(N, H*W*A, 4)``.
+            anchors: per level, H*W*A boxes.
+            images: N, with the size of each before padding.
+        """
+        batch = decode_batch(
+            logits,
+            deltas,
+            [level.tensor for level in anchors],
+            self.box2box_transform.apply_deltas,
+            score_thresh=self.test_score_thresh,
+            topk=self.test_topk_candidates,
+            nms_thresh=self.test_nms_thresh,
+            max_detections=self.max_detections_per_image,
+        )
         results = []
-        for index, image_size in enumerate(images.image_sizes):
-            detections = decode_image(
-                [level[index] for level in logits],
-                [level[index] for level in deltas],
-                level_anchors,
-                self.box2box_transform.apply_deltas,
-                score_thresh=self.test_score_thresh,
-                topk=self.test_topk_candidates,
-                nms_thresh=self.test_nms_thresh,
-                max_detections=self.max_detections_per_image,
-            )
+        for image_size, detections in zip(images.image_sizes, batch):
             result = Instances(image_size)
             result.pred_boxes = Boxes(detections.boxes)
             result.scores = detections.scores
             result.pred_classes = detections.classes
             results.append(result)
         return results
+
+    def _label(self, anchors: torch.Tensor, instances: Sequence[Instances]) -> DenseTargets:
+        gt_boxes, gt_classes = [x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances]
+        return label_anchors(anchors, gt_boxes, gt_classes, self.anchor_matcher, self.num_classes)
+
+    def _weigh(self, targets: Sequence[DenseTargets]) -> torch.Tensor:
+        """The weight of each image's losses, given the targets of all images of a step."""
+        if has_event_storage():
+            foreground, images = sum(len(x.image_index) for x in targets), sum(len(x.labels) for x in targets)
+            get_event_storage().put_scalar("num_pos_anchors", foreground / images)
+        return self.loss_normalizer(torch.cat([x.num_foreground for x in targets]))
 
     def _flatten(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Per level ``(N, A*D, H, W) -> (N, H*W*A, D)``: a view, when the outputs are channels-last in memory."""
@@ -302,11 +373,6 @@ class FocalRetinaNet(nn.Module):
             and has_event_storage()
             and get_event_storage().iter % self.vis_period == 0
         )
-
-    def _report(self, targets: DenseTargets) -> None:
-        if has_event_storage():
-            foreground, images = len(targets.image_index), len(targets.labels)
-            get_event_storage().put_scalar("num_pos_anchors", foreground / images)
 
 
 def _check_in_features(names: Sequence[str], backbone_shape: dict) -> None:

@@ -1,0 +1,106 @@
+"""Batch norms with fixed statistics, folded into the convolutions before them.
+
+Such a norm is ``y = x * scale + shift`` for each channel, so ``norm(conv(x, w)) = conv(x, w * scale) + shift``: a pass
+over the weights replaces one over the whole map, and in training another one over its gradient.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from retinanet_ext.d2 import Conv2d, FrozenBatchNorm2d
+
+
+def fold_frozen_norms(module: nn.Module) -> None:
+    """Let every convolution of ``module`` that a frozen batch norm follows compute both at once, in place.
+
+    Parameters, buffers and their names stay, and so do results and gradients up to rounding.
+    """
+    for conv in module.modules():
+        # Not of subclasses: they may compute something else.
+        if type(conv) is Conv2d and isinstance(conv.norm, FrozenBatchNorm2d) and conv.bias is None:
+            conv.__class__ = _FoldedConv2d
+
+
+def fuse_norms(module: nn.Module) -> None:
+    """Replace the convolutions of ``module`` that a batch norm follows by convolutions that do without, in place.
+
+    For inference: the norms' running statistics are taken as they are now.
+    """
+    for parent in list(module.modules()):
+        for name, conv in list(parent.named_children()):
+            if isinstance(conv, Conv2d) and isinstance(conv.norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+                setattr(parent, name, _fused(conv))
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a batch norm with fixed statistics multiplies each channel by, and adds then: ``(C,)`` each."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+class _FoldedConv2d(Conv2d):
+    """What an existing convolution becomes; see :func:`fold_frozen_norms`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale, shift = scale_and_shift(self.norm)
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        x = _ScaledConvolution.apply(x, self.weight, scale, shift, geometry)
+        return x if self.activation is None else self.activation(x)
+
+
+class _ScaledConvolution(torch.autograd.Function):
+    """``conv(x, weight * scale) + shift`` for a constant scale and shift.
+
+    Autograd alone would keep all scaled weights until the backward pass, a second copy of the backbone's; here they are
+    computed again.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, scale, shift, geometry):
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        ctx.input_dtype, ctx.geometry = x.dtype, geometry
+        x = x.to(dtype)
+        ctx.save_for_backward(x, weight, scale)
+        with torch.autocast(device, enabled=False):
+            return F.conv2d(x, _scaled(weight, scale, dtype), shift.to(dtype), *geometry)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, scale = ctx.saved_tensors
+        wants_input, wants_weight = ctx.needs_input_grad[:2]
+        stride, padding, dilation, groups = ctx.geometry
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, _scaled(weight, scale, x.dtype), None, stride, padding, dilation, False, [0, 0], groups,
+            [wants_input, wants_weight, False],
+        )  # fmt: skip
+        if wants_input:
+            grad_x = grad_x.to(ctx.input_dtype)
+        if wants_weight:
+            grad_weight = grad_weight.to(weight.dtype).mul_(scale.view(-1, 1, 1, 1))
+        return grad_x, grad_weight, None, None, None
+
+
+def _scaled(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return (weight * scale.view(-1, 1, 1, 1)).to(dtype)
+
+
+@torch.no_grad()
+def _fused(conv: Conv2d) -> Conv2d:
+    scale, shift = scale_and_shift(conv.norm)
+    fused = Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        activation=conv.activation,
+    )
+    fused.weight = nn.Parameter(_scaled(conv.weight, scale, conv.weight.dtype), requires_grad=False)
+    bias = shift if conv.bias is None else shift + conv.bias * scale
+    fused.bias = nn.Parameter(bias, requires_grad=False)
+    return fused.train(conv.training)

@@ -1,0 +1,29 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Page faults of touching 64 MiB anew, the second time; before and after.
+COUNT_FAULTS = """
+import resource, torch
+from retinanet_ext.cpu_memory import keep_freed_memory
+
+def faults():
+    torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(), keep_freed_memory(), faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_memory_of_freed_tensors_is_used_again():
+    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
+    before, is_kept, after = done.stdout.split()
+    pages = 2**26 / 2**12
+    assert is_kept == "True"
+    assert int(before) > 0.01 * pages  # huge pages, where they are on, are 512 pages each
+    assert int(after) < 0.001 * pages
