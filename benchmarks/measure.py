@@ -1,5 +1,6 @@
 """Timing of functions that compute the same thing: in turns, with spread, peak memory and differences, in one table."""
 
+import ctypes
 import datetime
 import gc
 import importlib.metadata
@@ -68,6 +69,8 @@ def _peak_mib(run: Callable[[], Any], device: str) -> float | None:
     """CUDA: of PyTorch's tensors. CPU: growth of the resident set while it runs, on Linux only."""
     run()  # what is allocated once for all, and code that is loaded on first use
     gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used again, and count as nothing
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

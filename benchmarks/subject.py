@@ -1,5 +1,6 @@
 """The model under measurement, on the engine of this process, and the steps that are timed."""
 
+import contextlib
 import math
 import resource
 import sys
@@ -8,42 +9,64 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
 import retinanet_ext
-from retinanet_ext.d2 import Boxes, DefaultTrainer, EventStorage, Instances, build_model
+from benchmarks.workers import Row
+from retinanet_ext.cpu_memory import keep_freed_memory
+from retinanet_ext.d2 import (
+    Boxes,
+    DefaultTrainer,
+    EventStorage,
+    FrozenBatchNorm2d,
+    Instances,
+    build_backbone,
+    build_model,
+)
+from retinanet_ext.detection.fast_inference import optimize_for_inference
 
 CONFIG = Path(__file__).parents[1] / "configs" / "detection" / "retinanet_R_50_FPN_1x.yaml"
 
 
 class Subject:
-    """One model with its optimizer and its fixed inputs; ``settings``: see ``train_step.parse_arguments``."""
+    """One model with its optimizer and its fixed inputs."""
 
-    def __init__(self, model_name: str, settings):
+    def __init__(self, row: Row, settings):
+        """
+        Args:
+            row: the model and what it computes in.
+            settings: see :func:`benchmarks.workers.add_model_options`.
+        """
+        self.row, model_name, self.device = row, row.model, torch.device(settings.device)
         torch.set_num_threads(settings.threads)
         torch.backends.cudnn.allow_tf32 = False  # float32 is what the table says
         torch.manual_seed(0)
         opts = ["MODEL.META_ARCHITECTURE", model_name, "MODEL.DEVICE", settings.device, "MODEL.WEIGHTS", ""]
-        opts += ["MODEL.RESNETS.DEPTH", str(settings.depth)]
+        opts += ["MODEL.RESNETS.DEPTH", str(settings.depth), "MODEL.RETINANET.NUM_CLASSES", str(settings.classes)]
         opts += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"] if settings.depth < 50 else []
         # The optimizer does all its work, but the weights stay: every round measures the same computation.
         opts += ["SOLVER.BASE_LR", "0.0"]
-        cfg = retinanet_ext.load_config(str(CONFIG), opts, datasets=False)
-        self.cuda = settings.device == "cuda"
+        self.cfg = cfg = retinanet_ext.load_config(str(CONFIG), opts, datasets=False)
         self.model = build_model(cfg).train()
+        if model_name == "FocalRetinaNet" and self.device.type == "cpu":
+            keep_freed_memory()  # as the trainer and the predictor of this package do
+        self.scaler = torch.amp.GradScaler(settings.device, enabled=row.dtype == "float16")
+        self._inference_model = None
         self.optimizer = DefaultTrainer.build_optimizer(cfg, self.model)
-        self.inputs = make_inputs(settings, cfg.MODEL.RETINANET.NUM_CLASSES)
+        self.inputs = make_inputs(settings)
 
     @torch.no_grad()
     def make_weights(self, path: Path) -> None:
         """Make the random weights behave like trained ones, and save them for the other workers."""
         # Without statistics in its frozen norms, the features of a random network explode.
         pixels = 75 * torch.randn(4, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-        norms = [m for m in self.model.modules() if type(m).__name__ == "FrozenBatchNorm2d"]
-        hooks = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
-        self.model.backbone(pixels.to(self.model.device))
-        for hook in hooks:
-            hook.remove()
+        # A backbone of its own: that of the model folds its norms and never calls them.
+        backbone = build_backbone(self.cfg).to(self.model.device)
+        backbone.load_state_dict(self.model.backbone.state_dict())
+        for module in backbone.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.register_forward_pre_hook(_take_statistics)
+        backbone(pixels.to(self.model.device))
+        self.model.backbone.load_state_dict(backbone.state_dict())
         features = self.model.backbone(self.model.preprocess_image(self.inputs).tensor)
         outputs = self.model.head([features[name] for name in self.model.head_in_features])
         logits, deltas = (torch.cat([level.flatten() for level in levels]) for levels in outputs)
@@ -59,29 +82,37 @@ class Subject:
     def load_weights(self, path: Path) -> None:
         self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
-    def outputs(self) -> dict:
-        """Losses, norm of their gradient, per image detections: rows (class, score, box / longer side)."""
-        with EventStorage(0):
+    def train_step_outputs(self) -> dict:
+        """Losses, norm of their gradient, and a sample of the network's outputs."""
+        self.model.train()
+        with EventStorage(0), self._precision(), sampled_outputs(self.model.head) as network:
             losses = self.model(self.inputs)
         sum(losses.values()).backward()
         gradients = [p.grad.double().norm() for p in self.model.parameters() if p.grad is not None]
         self.optimizer.zero_grad()
-        detections = [
-            np.column_stack([x.pred_classes, x.scores, x.pred_boxes.tensor / max(x.image_size)])
-            for x in (result["instances"].to("cpu") for result in self._infer())
-        ]
         scalars = {**losses, "gradient": torch.stack(gradients).norm()}
-        return {**{name: value.item() for name, value in scalars.items()}, "detections": detections}
+        return {name: value.item() for name, value in scalars.items()} | {"network": network[0]}
+
+    def inference_outputs(self) -> dict:
+        """Detections of each image, rows (class, score, box / longer side), and a sample of the network's outputs."""
+        model = self._model_for_inference()
+        with sampled_outputs(model.head) as network:
+            results = [result["instances"].to("cpu") for result in self._infer(model)]
+        detections = [
+            np.column_stack([x.pred_classes, x.scores, x.pred_boxes.tensor / max(x.image_size)]) for x in results
+        ]
+        return {"detections": detections, "network": network[0]}
 
     def train_step(self) -> dict[str, float]:
         """Seconds of one training step and its parts."""
         times = [self._now()]
-        with EventStorage(0):
-            loss = sum(self.model(self.inputs).values())
+        with self._precision():
+            loss = self._loss()
         times.append(self._now())
-        loss.backward()
+        self.scaler.scale(loss).backward()
         times.append(self._now())
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         times.append(self._now())
         parts = dict(zip(("forward", "backward", "optimizer"), np.diff(times).tolist()))
@@ -89,32 +120,60 @@ class Subject:
 
     def inference(self) -> dict[str, float]:
         """Seconds from images to detections."""
+        model = self._model_for_inference()
         start = self._now()
-        self._infer()
+        self._infer(model)
         return {"inference": self._now() - start}
+
+    def _loss(self) -> torch.Tensor:
+        self.model.train()
+        with EventStorage(0):
+            return sum(self.model(self.inputs).values())
+
+    def _precision(self):
+        dtype = getattr(torch, self.row.dtype)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def _model_for_inference(self) -> torch.nn.Module:
+        """The model itself, or for this package in another dtype or mode what its predictor would make of it."""
+        if self._inference_model is None:
+            self._inference_model = self.model.eval()
+            if self.row.model == "FocalRetinaNet" and self.row[2:] != ("float32", ""):
+                modes = {"compile": self.row.mode == "compile", "cuda_graphs": self.row.mode == "CUDA graphs"}
+                self._inference_model = optimize_for_inference(self.model, dtype=self.row.dtype, **modes)
+        return self._inference_model
 
     def peak_mib(self) -> float:
         """Most CUDA memory allocated, or on CPU the high-water mark of the process's resident set."""
-        if self.cuda:
+        if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
-    def versions(self) -> dict[str, str]:
-        gpu = {"GPU": torch.cuda.get_device_name()} if self.cuda else {}
-        return {**gpu, **{m.__name__: m.__version__ for m in (torch, torchvision, retinanet_ext)}}
-
     @torch.no_grad()
-    def _infer(self) -> list[dict]:
-        self.model.eval()
-        results = self.model(self.inputs)
-        self.model.train()
-        return results
+    def _infer(self, model: torch.nn.Module) -> list[dict]:
+        with self._precision() if model is self.model else contextlib.nullcontext():
+            return model(self.inputs)
 
     def _now(self) -> float:
-        if self.cuda:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+@contextlib.contextmanager
+def sampled_outputs(head: torch.nn.Module):
+    """A list that gets a sample of what ``head`` computes: every 997th logit of each level, and every 97th delta."""
+    samples = []
+
+    def take(module, args, outputs):
+        logits, deltas = ([level.permute(0, 2, 3, 1).flatten() for level in levels] for levels in outputs)
+        parts = [level[::997] for level in logits] + [level[::97] for level in deltas]
+        samples.append(torch.cat([part.detach().float().cpu() for part in parts]).numpy())
+
+    handle = head.register_forward_hook(take)
+    yield samples
+    handle.remove()
 
 
 def _take_statistics(norm: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
@@ -122,9 +181,9 @@ def _take_statistics(norm: torch.nn.Module, arguments: tuple[torch.Tensor]) -> N
     norm.running_var.copy_(arguments[0].var((0, 2, 3)))
 
 
-def make_inputs(settings, num_classes: int) -> list[dict]:
-    """The same random images in every process, 8 boxes in each: 5 to 60 % of the shorter side, 1:2 to 2:1."""
-    random, num_boxes = np.random.default_rng(0), 8
+def make_inputs(settings) -> list[dict]:
+    """The same random images and boxes in every process; boxes of 5 to 60 % of the shorter side, 1:2 to 2:1."""
+    random, num_boxes = np.random.default_rng(0), settings.boxes
     image_size = np.array([settings.height, settings.width])
     inputs = []
     for _ in range(settings.images):
@@ -134,7 +193,7 @@ def make_inputs(settings, num_classes: int) -> list[dict]:
         corner = random.random((num_boxes, 2)) * (image_size[::-1] - size)
         instances = Instances(tuple(image_size.tolist()))
         instances.gt_boxes = Boxes(torch.from_numpy(np.hstack([corner, corner + size])))
-        instances.gt_classes = torch.from_numpy(random.integers(num_classes, size=num_boxes))
+        instances.gt_classes = torch.from_numpy(random.integers(settings.classes, size=num_boxes))
         image = torch.from_numpy(random.integers(256, size=(3, *image_size), dtype=np.uint8))
         inputs.append({"image": image, "instances": instances})
     return inputs

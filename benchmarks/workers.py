@@ -1,0 +1,180 @@
+"""Models under measurement, each in a process of its own: the engine of ``retinanet_ext`` is fixed per process.
+
+A worker computes only when its parent asks, and one at a time.
+"""
+
+import argparse
+import importlib.util
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tabulate import tabulate
+
+from .measure import WARMUP_ROUNDS, median
+
+# Largest differences between a row and the reference that count as rounding of the row's dtype: of losses and gradient
+# relative, of the network's outputs relative to the largest one. A ReLU whose input is almost zero may open in one row
+# and stay shut in another, which leaves the loss alone but not the gradient: in float32 its norm is off by 1e-3 in
+# every row, while in float64 the rows agree to 1e-7.
+TOLERANCES = {
+    "float32": {"loss_cls": 1e-4, "loss_box_reg": 1e-4, "gradient": 1e-2, "network": 1e-3},
+    "bfloat16": {"loss_cls": 0.1, "loss_box_reg": 0.1, "gradient": 0.3, "network": 0.2},
+    "float16": {"loss_cls": 0.02, "loss_box_reg": 0.02, "gradient": 0.1, "network": 0.02},
+}
+# Detections of float32 rows, absolute in score and in parts of the longer image side.
+DETECTION_TOLERANCE = 1e-4
+
+
+class Row(NamedTuple):
+    """A row of a table. ``mode``: nothing, or ``compile`` or ``CUDA graphs``."""
+
+    model: str
+    engine: str
+    dtype: str = "float32"
+    mode: str = ""
+
+    def __str__(self) -> str:
+        words = [self.model] if self.engine == "" else [self.model, "on", self.engine]
+        return " ".join([*words, self.dtype, self.mode]).strip()
+
+
+class Worker(ProcessPoolExecutor):
+    """A pool of one process, which holds one subject; see :mod:`benchmarks.subject`."""
+
+    def __init__(self, row: Row, settings: argparse.Namespace):
+        super().__init__(1, mp_context=get_context("spawn"))
+        self.row = row
+        self.submit(_build, row, settings).result()
+
+    def ask(self, method: str, *args):
+        """Call a method of the subject; what it returns or raises comes back here."""
+        return self.submit(_call, method, args).result()
+
+
+def _build(row: Row, settings: argparse.Namespace) -> None:
+    global _subject
+    os.environ["RETINANET_EXT_ENGINE"] = row.engine or "lite"
+    # Only now: the import chooses the engine.
+    if row.model == "torchvision":
+        from benchmarks.torchvision_subject import TorchvisionSubject
+
+        _subject = TorchvisionSubject(row, settings)
+    else:
+        from benchmarks.subject import Subject
+
+        _subject = Subject(row, settings)
+
+
+def _call(method: str, args: tuple):
+    return getattr(_subject, method)(*args)
+
+
+def has_detectron2() -> bool:
+    spec = importlib.util.find_spec("detectron2")
+    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=2, help="images a step")
+    parser.add_argument("--height", type=int, default=480, help="of each image, in pixels")
+    parser.add_argument("--width", type=int, default=640, help="of each image, in pixels")
+    parser.add_argument("--boxes", type=int, default=8, help="ground truth boxes of each image")
+    parser.add_argument("--classes", type=int, default=80, help="K, without background")
+    parser.add_argument("--depth", type=int, default=50, choices=[18, 34, 50, 101], help="of the ResNet")
+
+
+@contextmanager
+def open_workers(rows: Sequence[Row], settings: argparse.Namespace) -> Iterator[list[Worker]]:
+    """One worker a row, all with the weights of the first."""
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        weights, workers = Path(folder) / "weights.pth", []
+        for row in rows:
+            worker = stack.enter_context(Worker(row, settings))
+            worker.ask("load_weights" if workers else "make_weights", weights)
+            workers.append(worker)
+        yield workers
+
+
+def measure(workers: Sequence[Worker], step: str, repeats: int) -> list[dict]:
+    """Check that the rows agree with the last one, then time them in turns, so that a drift of the machine hits all.
+
+    Args:
+        step: ``train_step`` or ``inference``, a method of the subjects that returns the seconds of its parts.
+
+    Returns:
+        For each worker its ``row``, ``differences`` to the last worker (see ``TOLERANCES``), ``seconds``
+        (``repeats`` values for each part of a step) and ``peak_mib``.
+
+    Raises:
+        RuntimeError: a row differs from the last one by more than rounding; nothing is timed.
+    """
+    outputs = [worker.ask(f"{step}_outputs") for worker in workers]
+    differences = [_differences(output, outputs[-1]) for output in outputs]
+    for worker, difference in zip(workers, differences):
+        legal = TOLERANCES[worker.row.dtype] | {"detections": _detection_tolerance(worker.row)}
+        # Written so that NaN, which compares as false, is wrong too.
+        wrong = {name: value for name, value in difference.items() if not value <= legal[name]}
+        if wrong:
+            raise RuntimeError(f"{worker.row} differs from {workers[-1].row} by {wrong}; nothing was timed")
+
+    seconds = [defaultdict(list) for _ in workers]
+    for index in range(WARMUP_ROUNDS + repeats):
+        first = index % len(workers)
+        for i in [*range(first, len(workers)), *range(first)]:
+            for name, value in workers[i].ask(step).items():
+                if index >= WARMUP_ROUNDS:
+                    seconds[i][name].append(value)
+    return [
+        {"row": str(w.row), "differences": d, "seconds": s, "peak_mib": w.ask("peak_mib")}
+        for w, d, s in zip(workers, differences, seconds)
+    ]
+
+
+def _detection_tolerance(row: Row) -> float:
+    # torchvision clips boxes before NMS and Detectron2 after it; in half precision other boxes come out on top.
+    return DETECTION_TOLERANCE if row.dtype == "float32" and row.model != "torchvision" else np.inf
+
+
+def _differences(actual: dict, expected: dict) -> dict[str, float]:
+    scalars = [name for name in expected if name not in ("network", "detections") and name in actual]
+    found = {name: abs(actual[name] / expected[name] - 1) for name in scalars}
+    network, reference = actual["network"], expected["network"]
+    found["network"] = float(np.abs(network - reference).max() / np.abs(reference).max())
+    if "detections" in actual:
+        images = zip(actual["detections"], expected["detections"])
+        found["detections"] = max(max(_farthest(a, b), _farthest(b, a)) for a, b in images)
+    return found
+
+
+def _farthest(detections: np.ndarray, others: np.ndarray) -> float:
+    """Largest distance of a detection to the nearest of ``others`` of its class; rows (class, score, box)."""
+    distances = np.abs(detections[:, None, 1:] - others[:, 1:]).max(axis=2)
+    distances[detections[:, None, 0] != others[:, 0]] = np.inf
+    # Of almost equal scores, rounding decides which come last and are cut: they may have no counterpart.
+    safe = detections[:, 1] > detections[:, 1].min(initial=1) + DETECTION_TOLERANCE
+    # Without any detection the comparison would be void: infinitely wrong.
+    return float(distances.min(axis=1, initial=np.inf)[safe].max()) if safe.any() else np.inf
+
+
+def format_results(results: Sequence[dict], whole: str) -> str:
+    """Markdown: medians in milliseconds, interquartile ranges in brackets; how many times faster than the last row in
+    the same round, by the part ``whole``."""
+    lines, reference = [], results[-1]
+    for result in results:
+        seconds = {name: np.array(values) for name, values in result["seconds"].items()}
+        line = {"model": result["row"]} | {f"{name}, ms": median(1000 * seconds[name]) for name in seconds}
+        ratios = reference["seconds"][whole] / seconds[whole]
+        line["times faster"] = "1" if result is reference else median(ratios)
+        line["peak, MiB"] = f"{result['peak_mib']:.0f}"
+        line["peak, part"] = f"{result['peak_mib'] / reference['peak_mib']:.2f}"
+        line |= {f"diff. {name}": f"{value:.0e}" for name, value in result["differences"].items()}
+        lines.append(line)
+    return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
