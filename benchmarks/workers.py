@@ -117,9 +117,9 @@ def measure(workers: Sequence[Worker], step: str, repeats: int) -> list[dict]:
         RuntimeError: a row differs from the last one by more than rounding; nothing is timed.
     """
     outputs = [worker.ask(f"{step}_outputs") for worker in workers]
-    differences = [_differences(output, outputs[-1]) for output in outputs]
+    differences = [_differences(w.row, output, outputs[-1]) for w, output in zip(workers, outputs)]
     for worker, difference in zip(workers, differences):
-        legal = TOLERANCES[worker.row.dtype] | {"detections": _detection_tolerance(worker.row)}
+        legal = TOLERANCES[worker.row.dtype] | {"detections": DETECTION_TOLERANCE}
         # Written so that NaN, which compares as false, is wrong too.
         wrong = {name: value for name, value in difference.items() if not value <= legal[name]}
         if wrong:
@@ -138,17 +138,13 @@ def measure(workers: Sequence[Worker], step: str, repeats: int) -> list[dict]:
     ]
 
 
-def _detection_tolerance(row: Row) -> float:
-    # torchvision clips boxes before NMS and Detectron2 after it; in half precision other boxes come out on top.
-    return DETECTION_TOLERANCE if row.dtype == "float32" and row.model != "torchvision" else np.inf
-
-
-def _differences(actual: dict, expected: dict) -> dict[str, float]:
+def _differences(row: Row, actual: dict, expected: dict) -> dict[str, float]:
     scalars = [name for name in expected if name not in ("network", "detections") and name in actual]
     found = {name: abs(actual[name] / expected[name] - 1) for name in scalars}
     network, reference = actual["network"], expected["network"]
     found["network"] = float(np.abs(network - reference).max() / np.abs(reference).max())
-    if "detections" in actual:
+    # torchvision clips boxes before NMS and Detectron2 after it; in half precision other boxes come out on top.
+    if "detections" in actual and row.dtype == "float32":
         images = zip(actual["detections"], expected["detections"])
         found["detections"] = max(max(_farthest(a, b), _farthest(b, a)) for a, b in images)
     return found

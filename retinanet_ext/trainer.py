@@ -167,7 +167,7 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
             for name in cfg.DATASETS.TEST
         ]
-        results = super().test(cfg, DenseDetectorWithTTA(cfg, model), evaluators)
+        results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
         results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
         if comm.is_main_process():
             write_results(cfg.OUTPUT_DIR, results, add=True)

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from retinanet_ext.d2 import build_model, comm
+from retinanet_ext.d2 import EventStorage, build_model, comm
+from retinanet_ext.train_step import TrainStep
 from tests.builders import batch, small_config
 
 STEPS = 2
@@ -27,14 +28,7 @@ def images(case: str) -> list[dict]:
     return batch(generator, *sizes, num_objects=3) + batch(generator, *sizes, num_objects=0 if case == "empty" else 1)
 
 
-def run(rank: int, world_size: int, case: str) -> dict:
-    """Train for STEPS on this rank's share: losses averaged over ranks, gradients of the last step, buffers."""
-    torch.manual_seed(0)
-    model = build_model(small_config("MODEL.RETINANET.NORMALIZER", "foreground" if case == "foreground" else "ema"))
-    if world_size > 1:
-        model = DistributedDataParallel(model, broadcast_buffers=False)
-    share = images(case)[rank * 4 // world_size : (rank + 1) * 4 // world_size]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+def train_plainly(model, share: list[dict], optimizer, world_size: int) -> list:
     history = []
     for _ in range(STEPS):
         losses = model(share)
@@ -45,6 +39,31 @@ def run(rank: int, world_size: int, case: str) -> dict:
         if world_size > 1:
             dist.all_reduce(values)
         history.append((values / world_size).tolist())
+    return history
+
+
+def train_in_micro_batches(model, share: list[dict], optimizer, world_size: int) -> list:
+    """One micro-batch an image in each of two processes; the process that is alone takes all as one batch."""
+    step = TrainStep(model, [share] * STEPS, optimizer, accumulate=2 if world_size > 1 else 1)
+    history = []
+    with EventStorage(0) as storage:
+        for _ in range(STEPS):
+            step.run_step()
+            if comm.is_main_process():
+                history.append([storage.latest()[name][0] for name in ("loss_cls", "loss_box_reg")])
+    return history
+
+
+def run(rank: int, world_size: int, case: str) -> dict:
+    """Train for STEPS on this rank's share: losses averaged over ranks, gradients of the last step, buffers."""
+    torch.manual_seed(0)
+    model = build_model(small_config("MODEL.RETINANET.NORMALIZER", "foreground" if case == "foreground" else "ema"))
+    if world_size > 1:
+        model = DistributedDataParallel(model, broadcast_buffers=False)
+    share = images(case)[rank * 4 // world_size : (rank + 1) * 4 // world_size]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    train = train_in_micro_batches if case == "accumulated" else train_plainly
+    history = train(model, share, optimizer, world_size)
     bare = model.module if world_size > 1 else model
     gradients = {name: p.grad for name, p in bare.named_parameters() if p.grad is not None}
     buffers = {name: b for name, b in bare.state_dict().items() if "normalizer" in name}

@@ -17,7 +17,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("case", ["ema", "foreground", "empty", "nothing"])
+@pytest.mark.parametrize("case", ["ema", "foreground", "empty", "nothing", "accumulated"])
 def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
     port, output = str(free_port()), str(tmp_path / "result.pth")
     processes = [
