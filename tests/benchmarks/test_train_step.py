@@ -50,10 +50,10 @@ def test_wrong_weights_are_not_timed(workers, tmp_path, monkeypatch):
     state = torch.load(good, weights_only=True)
     torch.save({**state, "head.cls_score.bias": state["head.cls_score.bias"] + 1.0}, bad)
     for worker in workers:
-        worker.ask("load_weights", good if worker is not workers[1] else bad)
+        worker.ask("load_weights", good if worker is not workers[0] else bad)
     asked = []
     for worker in workers:
         monkeypatch.setattr(worker, "ask", lambda method, ask=worker.ask: asked.append(method) or ask(method))
-    with pytest.raises(RuntimeError, match=f"{workers[1].row} differs from .*network"):
+    with pytest.raises(RuntimeError, match=f"{workers[0].row} differs from .*network"):
         measure(workers, "train_step", repeats=1)
     assert set(asked) == {"train_step_outputs"}
