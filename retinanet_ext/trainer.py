@@ -71,6 +71,8 @@ class Trainer(DefaultTrainer):
             accumulate=cfg.SOLVER.ACCUMULATE,
             after_backward=lambda: outer.after_backward(),
         )
+        # Refused now, what TEST.DTYPE and its siblings may ask for in vain, and not at the first evaluation.
+        inference_model(cfg, self.model)
         if comm.is_main_process():
             write_run_record(cfg, comm.get_world_size())
 

@@ -22,15 +22,22 @@ def fold_frozen_norms(module: nn.Module) -> None:
             conv.__class__ = _FoldedConv2d
 
 
+@torch.no_grad()
 def fuse_norms(module: nn.Module) -> None:
-    """Replace the convolutions of ``module`` that a batch norm follows by convolutions that do without, in place.
+    """Make the batch norms that follow convolutions of ``module`` part of their weights and biases, in place.
 
-    For inference: the norms' running statistics are taken as they are now.
+    For inference: the norms' running statistics are taken as they are now, and the norms are gone.
     """
-    for parent in list(module.modules()):
-        for name, conv in list(parent.named_children()):
-            if isinstance(conv, Conv2d) and isinstance(conv.norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
-                setattr(parent, name, _fused(conv))
+    # The convolutions themselves are changed, not replaced: Detectron2's FPN has some in plain lists as well.
+    for conv in module.modules():
+        if isinstance(conv, Conv2d) and isinstance(conv.norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+            scale, shift = scale_and_shift(conv.norm)
+            bias = shift if conv.bias is None else shift + conv.bias * scale
+            conv.weight = nn.Parameter(_scaled(conv.weight, scale, conv.weight.dtype), requires_grad=False)
+            conv.bias = nn.Parameter(bias, requires_grad=False)
+            conv.norm = None
+            if isinstance(conv, _FoldedConv2d):
+                conv.__class__ = Conv2d
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,22 +92,3 @@ class _ScaledConvolution(torch.autograd.Function):
 
 def _scaled(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (weight * scale.view(-1, 1, 1, 1)).to(dtype)
-
-
-@torch.no_grad()
-def _fused(conv: Conv2d) -> Conv2d:
-    scale, shift = scale_and_shift(conv.norm)
-    fused = Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        activation=conv.activation,
-    )
-    fused.weight = nn.Parameter(_scaled(conv.weight, scale, conv.weight.dtype), requires_grad=False)
-    bias = shift if conv.bias is None else shift + conv.bias * scale
-    fused.bias = nn.Parameter(bias, requires_grad=False)
-    return fused.train(conv.training)

@@ -5,7 +5,8 @@ import torch
 
 from retinanet_ext.d2 import build_model
 from retinanet_ext.detection.fast_inference import MAX_GRAPHS, CudaGraphs, inference_model, optimize_for_inference
-from tests.builders import batch, small_config
+from retinanet_ext.trainer import Trainer
+from tests.builders import batch, shapes_config, small_config
 
 needs_cuda = "CUDA graphs need TEST_DEVICE=cuda"
 
@@ -131,3 +132,15 @@ def test_other_models_are_refused():
 
 def test_without_settings_the_model_itself_is_used(model):
     assert inference_model(small_config(), model) is model and model.training
+
+
+def test_training_refuses_at_once_what_its_evaluations_could_not_do(shapes, tmp_path):
+    with pytest.raises(ValueError, match="TEST.DTYPE is 'float16', which needs CUDA"):
+        Trainer(shapes_config(shapes, tmp_path, "TEST.DTYPE", "float16"))
+
+
+def test_evaluation_in_bfloat16_leaves_the_training_model_alone(shapes, tmp_path):
+    cfg = shapes_config(shapes, tmp_path, "TEST.DTYPE", "bfloat16")
+    trainer = Trainer(cfg)
+    assert "AP" in Trainer.test(cfg, trainer.model)["bbox"]
+    assert trainer.model.training and all(p.dtype == torch.float32 for p in trainer.model.parameters())
