@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from retinanet_ext.ops.dense_focal_reference import alpha_values, dense_focal_reference
+from tests.conftest import REPO_ROOT
 
 SHAPES = [(2, 700, 7), (1, 1, 1), (2, 2049, 1), (3, 0, 4), (0, 5, 2), (1, 64, 32)]  # the block has 2048 entries
 # Half precision: a unit in the last place, since the interpreter cuts off where a GPU rounds.
@@ -72,7 +73,11 @@ def test_kernel(device):
         assert check_kernel(device) == 360
         return
     result = subprocess.run(
-        [sys.executable, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+        [sys.executable, "-m", "tests.ops.test_dense_focal_triton"],
+        cwd=REPO_ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "360 cases"
