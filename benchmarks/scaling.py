@@ -104,9 +104,12 @@ def main() -> None:
     if settings.device == "cuda":
         settings.processes = [count for count in settings.processes if count <= torch.cuda.device_count()]
     header = print_header(settings)
-    lines = [line for factor in settings.factors for line in measure_factor(settings, factor)]
-    lines += measure_processes(settings, settings.processes)
-    print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))
+    lines = []
+    for factor in [*settings.factors, "processes"]:
+        is_model = factor != "processes"
+        found = measure_factor(settings, factor) if is_model else measure_processes(settings, settings.processes)
+        print(tabulate(found, headers="keys", tablefmt="github", disable_numparse=True), end="\n\n", flush=True)
+        lines += found
     if settings.json:
         Path(settings.json).write_text(json.dumps({"header": header, "lines": lines}, indent=1))
 
