@@ -1,7 +1,6 @@
 """COCO box evaluation from a model's outputs to metrics: lite's evaluator, Detectron2's and plain pycocotools."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import logging
@@ -16,7 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.measure import Case, format_cases, make_parser, now, print_header, write_json
+from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, now, print_header, write_json
 from retinanet_ext.lite.data import MetadataCatalog
 from retinanet_ext.lite.evaluation import COCOEvaluator, instances_to_coco_json
 from retinanet_ext.lite.structures import Boxes, Instances
@@ -147,14 +146,9 @@ def build_evaluators(coco: dict, predictions: Sequence[Arrays], folder: Path) ->
         "lite": (COCOEvaluator(NAME, output_dir=str(folder / "lite")), batches),
         "pycocotools": (PlainPycocotools(json_file), batches),
     }
-    if _detectron2_is_installed():
+    if has_detectron2():
         rows["Detectron2 with COCOeval_opt"] = _detectron2_evaluator(predictions, metadata, folder)
     return rows
-
-
-def _detectron2_is_installed() -> bool:
-    spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
 
 
 def _detectron2_evaluator(predictions: Sequence[Arrays], metadata: dict, folder: Path) -> tuple[Any, list]:

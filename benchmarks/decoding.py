@@ -8,7 +8,6 @@ that is a row of its own, "from its head's layout", and what decoding costs in D
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import NormalDist
@@ -18,7 +17,7 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks.measure import Case, format_cases, make_parser, print_header, time_in_turns, write_json
+from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, time_in_turns, write_json
 from retinanet_ext.detection import Box2BoxTransform, decode_image
 from retinanet_ext.detection.decoding import Detections, decode_batch
 
@@ -74,8 +73,7 @@ def make_cases(inputs: Inputs, settings: argparse.Namespace) -> list[Case]:
         Case("retinanet_ext, reference by image", partial(_by_image, inputs, settings.topk)),
         Case("torchvision", _torchvision(inputs, settings)),
     ]
-    spec = importlib.util.find_spec("detectron2")
-    if spec is not None and spec.origin is not None:  # a mere folder of that name has no origin
+    if has_detectron2():
         cases.append(Case("Detectron2, from its head's layout", _detectron2(inputs, settings, from_head=True)))
         cases.append(Case("Detectron2", _detectron2(inputs, settings, from_head=False)))
     return cases

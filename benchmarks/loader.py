@@ -3,7 +3,6 @@
 The engine of ``retinanet_ext`` is fixed per process, so each has a process of its own.
 """
 
-import importlib.util
 import itertools
 import os
 import tempfile
@@ -23,7 +22,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Sampler
 
-from benchmarks.measure import Case, format_cases, make_parser, print_header, write_json
+from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, write_json
 
 WIDTH, HEIGHT = 640, 480
 BOXES_PER_IMAGE = 7
@@ -181,9 +180,7 @@ def _call(method: str, args: tuple) -> Any:
 
 def available_engines() -> list[str]:
     """The last one is the reference."""
-    spec = importlib.util.find_spec("detectron2")
-    installed = spec is not None and spec.origin is not None  # a mere folder of that name has no origin
-    return list(ENGINES) if installed else ["lite"]
+    return list(ENGINES) if has_detectron2() else ["lite"]
 
 
 @contextmanager

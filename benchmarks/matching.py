@@ -5,14 +5,13 @@ python -m benchmarks.matching --boxes 8 --images 2 --height 480 --width 640
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torchvision
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 
-from benchmarks.measure import Case, format_cases, make_parser, print_header, time_in_turns, write_json
+from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, time_in_turns, write_json
 from retinanet_ext.detection import IoUMatcher
 from retinanet_ext.detection.matcher import FOREGROUND, IGNORE
 from retinanet_ext.ops import pairwise_iou
@@ -53,11 +52,6 @@ def matchers() -> dict[str, Match]:
     if has_detectron2():
         found["Detectron2"] = detectron2_matching()
     return found
-
-
-def has_detectron2() -> bool:
-    spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
 
 
 def plain_form(anchors: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ import ctypes
 import datetime
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import sys
@@ -137,6 +138,11 @@ def version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def has_detectron2() -> bool:
+    spec = importlib.util.find_spec("detectron2")
+    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
 
 
 def cpu_model() -> str:

@@ -15,8 +15,8 @@ from tabulate import tabulate
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from .measure import WARMUP_ROUNDS, make_parser, median, print_header
-from .workers import Row, add_model_options, has_detectron2, measure, open_workers
+from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_header
+from .workers import Row, add_model_options, measure, open_workers
 
 # What is varied, one at a time, and the option it is set by. Sizes are (height, width).
 FACTORS = {

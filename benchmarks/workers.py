@@ -4,7 +4,7 @@ A worker computes only when its parent asks, and one at a time.
 """
 
 import argparse
-import importlib.util
+import json
 import os
 import tempfile
 from collections import defaultdict
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from .measure import WARMUP_ROUNDS, median
+from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_header
 
 # Largest differences between a row and the reference that count as rounding of the row's dtype: of losses and gradient
 # relative, of the network's outputs relative to the largest one. A ReLU whose input is almost zero may open in one row
@@ -77,11 +77,6 @@ def _call(method: str, args: tuple):
     return getattr(_subject, method)(*args)
 
 
-def has_detectron2() -> bool:
-    spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
-
-
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=2, help="images a step")
     parser.add_argument("--height", type=int, default=480, help="of each image, in pixels")
@@ -89,6 +84,35 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--boxes", type=int, default=8, help="ground truth boxes of each image")
     parser.add_argument("--classes", type=int, default=80, help="K, without background")
     parser.add_argument("--depth", type=int, default=50, choices=[18, 34, 50, 101], help="of the ResNet")
+
+
+def available_rows(device: str, modes: Sequence[str] = ()) -> list[Row]:
+    """What can run here; the last is the reference of the others. ``modes``: of a further row in bfloat16 each."""
+    engines = ["lite", "detectron2"] if has_detectron2() else ["lite"]
+    found = [Row("FocalRetinaNet", engine, dtype) for dtype in ("float32", "bfloat16") for engine in engines]
+    found += [Row("FocalRetinaNet", engines[-1], "bfloat16", mode) for mode in modes]
+    found.append(Row("torchvision", ""))
+    if has_detectron2():
+        if device == "cuda":  # its mixed precision is for CUDA alone
+            found.append(Row("RetinaNet", "detectron2", "float16"))
+        found.append(Row("RetinaNet", "detectron2"))
+    return found
+
+
+def make_model_parser(description: str) -> argparse.ArgumentParser:
+    parser = make_parser(description)
+    add_model_options(parser)
+    return parser
+
+
+def report(settings: argparse.Namespace, rows: Sequence[Row], step: str, whole: str) -> None:
+    """Measure the rows and print their table; arguments as of :func:`measure` and :func:`format_results`."""
+    header = print_header(settings)
+    with open_workers(rows, settings) as workers:
+        results = measure(workers, step, settings.repeats)
+    print(format_results(results, whole))
+    if settings.json:
+        Path(settings.json).write_text(json.dumps({"header": header, "results": results}, indent=1))
 
 
 @contextmanager

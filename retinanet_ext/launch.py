@@ -1,5 +1,6 @@
 """Starts a run as one process or several, or joins the processes that torchrun or SLURM has started."""
 
+import gc
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -75,6 +76,8 @@ def launch(main: Callable, args) -> None:
         )
     _join(group)
     main(args)
+    # A model in a reference cycle would keep its group, and so the group's threads, past the end of the interpreter.
+    gc.collect()
     # Not after an error: closing connections would make the other processes fail first, and hide the cause.
     dist.destroy_process_group()
 

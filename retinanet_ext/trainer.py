@@ -27,7 +27,7 @@ from retinanet_ext.d2 import (
 from retinanet_ext.data.loading import dataset_for_evaluation, load_checked_dicts
 from retinanet_ext.data.mapper import CheckedMapper
 from retinanet_ext.detection import DenseDetectorWithTTA
-from retinanet_ext.detection.fast_inference import inference_model
+from retinanet_ext.detection.fast_inference import check_inference_model, inference_model
 from retinanet_ext.overlapped_evaluation import OverlappedEvaluator
 from retinanet_ext.progress import ProgressWriter
 from retinanet_ext.registry import check_registered
@@ -72,7 +72,7 @@ class Trainer(DefaultTrainer):
             after_backward=lambda: outer.after_backward(),
         )
         # Refused now, what TEST.DTYPE and its siblings may ask for in vain, and not at the first evaluation.
-        inference_model(cfg, self.model)
+        check_inference_model(cfg, self.model)
         if comm.is_main_process():
             write_run_record(cfg, comm.get_world_size())
 

@@ -43,6 +43,20 @@ def optimize_for_inference(
         ValueError: a ``dtype`` that there is not, or not on this device; CUDA graphs without CUDA.
         RuntimeError: at the first input, if a compiled or recorded network does not compute the same or fails.
     """
+    _check(model, dtype, cuda_graphs)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    fuse_norms(model)
+    _convert(model, DTYPES[dtype])
+    plain = model.network
+    if compile:
+        model.network = _Checked("TEST.COMPILE", torch.compile(plain), plain, TOLERANCES[DTYPES[dtype]])
+    if cuda_graphs:
+        graphs = CudaGraphs(model.network)
+        model.network = _Checked("TEST.CUDA_GRAPHS", graphs, plain, TOLERANCES[DTYPES[dtype]])
+    return model
+
+
+def _check(model: nn.Module, dtype: str, cuda_graphs: bool) -> None:
     if not isinstance(model, FocalRetinaNet):
         raise TypeError(
             f"optimize_for_inference takes a FocalRetinaNet, got {type(model).__name__}; for others leave TEST.DTYPE, "
@@ -56,26 +70,29 @@ def optimize_for_inference(
     if cuda_graphs and device != "cuda":
         raise ValueError(f"TEST.CUDA_GRAPHS is set, and the model is on {device}; there it has no effect to offer")
 
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    fuse_norms(model)
-    _convert(model, DTYPES[dtype])
-    plain = model.network
-    if compile:
-        model.network = _Checked("TEST.COMPILE", torch.compile(plain), plain, TOLERANCES[DTYPES[dtype]])
-    if cuda_graphs:
-        graphs = CudaGraphs(model.network)
-        model.network = _Checked("TEST.CUDA_GRAPHS", graphs, plain, TOLERANCES[DTYPES[dtype]])
-    return model
-
 
 def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """``model``, or the copy for inference that ``TEST.DTYPE``, ``TEST.COMPILE`` and ``TEST.CUDA_GRAPHS`` ask for."""
+    settings = _settings(cfg)
+    return optimize_for_inference(_unwrapped(model), **settings) if settings else model
+
+
+def check_inference_model(cfg: CfgNode, model: nn.Module) -> None:
+    """Raise what :func:`inference_model` would, without making the copy."""
+    settings = _settings(cfg)
+    if settings:
+        _check(_unwrapped(model), settings["dtype"], settings["cuda_graphs"])
+
+
+def _settings(cfg: CfgNode) -> dict:
+    """Keyword arguments of :func:`optimize_for_inference`; none, if the model is to be used as it is."""
+    plain = {"dtype": "float32", "compile": False, "cuda_graphs": False}
     settings = {"dtype": cfg.TEST.DTYPE, "compile": cfg.TEST.COMPILE, "cuda_graphs": cfg.TEST.CUDA_GRAPHS}
-    if settings == {"dtype": "float32", "compile": False, "cuda_graphs": False}:
-        return model
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    return optimize_for_inference(model, **settings)
+    return {} if settings == plain else settings
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _convert(model: FocalRetinaNet, dtype: torch.dtype) -> None:

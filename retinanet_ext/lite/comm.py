@@ -4,14 +4,19 @@ Everything here answers at once, without ``torch.distributed``, when the job is 
 objects, and the waiting for each other, go over gloo, also when tensors use NCCL: they need no GPU.
 """
 
-from functools import lru_cache
+import weakref
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
 
+# Groups are remembered weakly: torch keeps those in use, and one that is kept here after `destroy_process_group()`
+# would keep its threads, which can abort the process when they meet the interpreter's end.
 # The processes of this machine. Set once per process, by `launch`.
-_local_group: "dist.ProcessGroup | None" = None
+_local_group: "weakref.ref[dist.ProcessGroup] | None" = None
+# The group for objects and barriers of a group of all processes.
+_gloo_groups: "weakref.WeakKeyDictionary[dist.ProcessGroup, weakref.ref[dist.ProcessGroup]]"
+_gloo_groups = weakref.WeakKeyDictionary()
 
 
 def _in_a_group() -> bool:
@@ -48,19 +53,20 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         # Every process takes part in the creation of every group, and keeps its own.
         group = dist.new_group(ranks)
         if get_rank() in ranks:
-            _local_group = group
+            _local_group = weakref.ref(group)
 
 
 def get_local_rank() -> int:
     """Number of this process among those of its machine, from 0."""
     if not _in_a_group():
         return 0
-    if _local_group is None:
+    group = _local_group() if _local_group else None
+    if group is None:
         raise RuntimeError(
             "the processes of this machine are not known: start the job with launch(), or call "
             "comm.create_local_process_group(processes_per_machine) after init_process_group()"
         )
-    return dist.get_rank(group=_local_group)
+    return dist.get_rank(group=group)
 
 
 def is_main_process() -> bool:
@@ -74,11 +80,15 @@ def synchronize() -> None:
         dist.barrier(group=_gloo_group(dist.group.WORLD))
 
 
-@lru_cache(maxsize=1)
 def _gloo_group(world: "dist.ProcessGroup") -> "dist.ProcessGroup":
-    # `world` is the key: a group that was destroyed and made anew must not be answered from the cache.
     # With a backend per device, such as "cpu:gloo,cuda:nccl", torch takes that of the CPU for objects and barriers.
-    return world if "gloo" in dist.get_backend(world) else dist.new_group(backend="gloo")
+    if "gloo" in dist.get_backend(world):
+        return world
+    group = _gloo_groups[world]() if world in _gloo_groups else None
+    if group is None:
+        group = dist.new_group(backend="gloo")
+        _gloo_groups[world] = weakref.ref(group)
+    return group
 
 
 def _object_group(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from benchmarks import inference, train_step
-from benchmarks.workers import format_results, measure, open_workers
+from benchmarks.inference import modes
+from benchmarks.workers import available_rows, format_results, make_model_parser, measure, open_workers
 
 TINY = ["--height=64", "--width=96", "--depth=18", "--images=1", "--threads=1", "--classes=5", "--boxes=2"]
 PARTS = ("forward", "backward", "optimizer")
@@ -14,13 +14,13 @@ PARTS = ("forward", "backward", "optimizer")
 
 @pytest.fixture(scope="module")
 def workers():
-    with open_workers(train_step.rows("cpu"), train_step.parse_arguments(TINY)) as workers:
+    with open_workers(available_rows("cpu"), make_model_parser("").parse_args(TINY)) as workers:
         yield workers
 
 
 def test_rows_agree_and_their_training_steps_are_timed(workers):
     results = measure(workers, "train_step", repeats=1)
-    assert [result["row"] for result in results] == [str(row) for row in train_step.rows("cpu")]
+    assert [result["row"] for result in results] == [str(row) for row in available_rows("cpu")]
     for result in results:
         seconds = {name: values[0] for name, values in result["seconds"].items()}
         assert all(len(values) == 1 for values in result["seconds"].values())
@@ -40,7 +40,7 @@ def test_inference_of_the_same_rows(workers):
 
 def test_rows_of_inference_are_unique():
     for device in ("cpu", "cuda"):
-        names = [str(row) for row in inference.rows(device, compile=True)]
+        names = [str(row) for row in available_rows(device, modes(device, compile=True))]
         assert len(set(names)) == len(names)
 
 

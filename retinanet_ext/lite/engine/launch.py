@@ -1,6 +1,7 @@
 """Starts the processes of a job on this machine."""
 
 import datetime
+import gc
 import logging
 import os
 import socket
@@ -136,5 +137,7 @@ def _run_process(
     # A machine that cannot talk to the others is found here, not in the middle of the first iteration.
     comm.synchronize()
     main_func(*args)
+    # A model in a reference cycle would keep its group, and so the group's threads, past the end of the interpreter.
+    gc.collect()
     # Not after an error: closing connections would make the others fail first, and hide the cause.
     dist.destroy_process_group()
