@@ -44,9 +44,11 @@ def _add_model_keys(cfg: CN) -> None:
     # Anchors that are the best for some box although IOU_THRESHOLDS does not make them foreground: "always"
     # foreground (Detectron2), only "above_low", the first threshold (the authors' code), or "never" (the paper).
     cfg.MODEL.RETINANET.MATCHER.LOW_QUALITY = "always"
-    # The classification loss, by its name in CLS_LOSS_REGISTRY. FOCAL_LOSS_ALPHA and FOCAL_LOSS_GAMMA are its knobs.
-    cfg.MODEL.RETINANET.CLS_LOSS = CN()
-    cfg.MODEL.RETINANET.CLS_LOSS.NAME = "focal"
+    # ATSSMatcher only: how many anchors near a box's centre are candidates, on each level and for each of the anchors
+    # that a position has.
+    cfg.MODEL.RETINANET.MATCHER.ATSS = CN()
+    cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK = 9
+    _add_cls_loss_keys(cfg.MODEL.RETINANET)
     # The box loss, by its name in BOX_LOSS_REGISTRY; empty: Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
@@ -56,6 +58,30 @@ def _add_model_keys(cfg: CN) -> None:
     # Less memory for more time: training keeps only the inputs of the residual blocks and of the head's subnets, and
     # computes what lies between again in the backward pass. Losses and gradients stay the same.
     cfg.MODEL.GRADIENT_CHECKPOINTING = False
+
+
+def _add_cls_loss_keys(retinanet: CN) -> None:
+    # The classification loss, by its name in CLS_LOSS_REGISTRY. Detectron2's FOCAL_LOSS_ALPHA is the alpha of focal,
+    # focal_star and balanced_cross_entropy, FOCAL_LOSS_GAMMA the gamma of all that have one.
+    retinanet.CLS_LOSS = CN()
+    retinanet.CLS_LOSS.NAME = "focal"
+    # In place of FOCAL_LOSS_ALPHA, one alpha in [0, 1] for each class, in class-id order; empty: one for all.
+    retinanet.CLS_LOSS.CLASS_ALPHAS = []
+    # focal_star: the shift of its steepness (paper, eq. 7).
+    retinanet.CLS_LOSS.FOCAL_STAR = CN()
+    retinanet.CLS_LOSS.FOCAL_STAR.BETA = 1.0
+    # hinge: the p_t from which on the loss is 0.
+    retinanet.CLS_LOSS.HINGE = CN()
+    retinanet.CLS_LOSS.HINGE.MARGIN = 0.5
+    # ohem: anchors kept in an image, the IoU of the NMS before, and background anchors for each foreground anchor
+    # (the paper's 1:3 is 3; 0: whatever the losses give).
+    retinanet.CLS_LOSS.OHEM = CN()
+    retinanet.CLS_LOSS.OHEM.BATCH = 128
+    retinanet.CLS_LOSS.OHEM.NMS_THRESH = 0.5
+    retinanet.CLS_LOSS.OHEM.NEGATIVES_PER_POSITIVE = 0
+    # varifocal: the weight of background entries.
+    retinanet.CLS_LOSS.VARIFOCAL = CN()
+    retinanet.CLS_LOSS.VARIFOCAL.ALPHA = 0.75
 
 
 def _add_run_keys(cfg: CN) -> None:

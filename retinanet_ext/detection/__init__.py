@@ -1,6 +1,7 @@
 """RetinaNet: box coding, matching, targets, head, decoding, and the meta-architecture that runs them."""
 
 from . import backbone  # noqa: F401  (registers a backbone builder)
+from .atss_matcher import ATSSMatcher
 from .box_coding import Box2BoxTransform
 from .decoding import decode_batch, decode_image
 from .head import DENSE_HEAD_REGISTRY, RetinaNetHead
@@ -13,6 +14,7 @@ from .tta import DenseDetectorWithTTA
 __all__ = [
     "ANCHOR_MATCHER_REGISTRY",
     "DENSE_HEAD_REGISTRY",
+    "ATSSMatcher",
     "Box2BoxTransform",
     "DenseDetectorWithTTA",
     "EMANormalizer",

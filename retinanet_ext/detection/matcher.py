@@ -23,6 +23,9 @@ something only where the state is FOREGROUND.
 A matcher may also have ``match_batch(anchors, gt_boxes, counts)`` for all N images of a batch at once, which is then
 called instead: ``gt_boxes`` ``(N, G, 4)``, the boxes of an image first, behind them zeros; ``counts``, N Python
 integers, how many are boxes (0 to G). It returns the index and the state as ``(N, R)``.
+
+A matcher with an attribute ``per_level`` that is true gets, in place of the anchors, a list of those of each level,
+``(R_l, 4)``, finest first; what it returns is still for all of them, joined.
 """
 
 FOREGROUND, BACKGROUND, IGNORE = 1, 0, -1

@@ -256,7 +256,7 @@ class FocalRetinaNet(nn.Module):
             targets, weights = self._prepared.popleft()
             check_prepared(targets, len(instances), len(all_anchors))
         else:
-            targets = self._label(all_anchors, instances)
+            targets = self._label(anchors, instances)
             weights = self._weigh([targets])
         predictions = DensePredictions(
             logits=logits,
@@ -289,8 +289,8 @@ class FocalRetinaNet(nn.Module):
         for batch in micro_batches:
             check_ground_truth(batch, self.num_classes)
             maps = expected_maps(batch, self.backbone, self.head_in_features, self.device)
-            anchors = torch.cat([level.tensor for level in self.anchor_generator(maps)])
-            targets.append(self._label(anchors, [x["instances"].to(self.device) for x in batch]))
+            instances = [x["instances"].to(self.device) for x in batch]
+            targets.append(self._label(self.anchor_generator(maps), instances))
         weights = self._weigh(targets).split([len(batch) for batch in micro_batches])
         self._prepared.extend(zip(targets, weights))
         try:
@@ -331,9 +331,10 @@ class FocalRetinaNet(nn.Module):
             results.append(result)
         return results
 
-    def _label(self, anchors: torch.Tensor, instances: Sequence[Instances]) -> DenseTargets:
+    def _label(self, anchors: Sequence[Boxes], instances: Sequence[Instances]) -> DenseTargets:
         gt_boxes, gt_classes = [x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances]
-        return label_anchors(anchors, gt_boxes, gt_classes, self.anchor_matcher, self.num_classes)
+        levels = [level.tensor for level in anchors]
+        return label_anchors(levels, gt_boxes, gt_classes, self.anchor_matcher, self.num_classes)
 
     def _weigh(self, targets: Sequence[DenseTargets]) -> torch.Tensor:
         """The weight of each image's losses, given the targets of all images of a step."""

@@ -11,16 +11,16 @@ from .matcher import FOREGROUND, IGNORE
 
 @torch.no_grad()
 def label_anchors(
-    anchors: torch.Tensor,
+    levels: Sequence[torch.Tensor],
     gt_boxes: Sequence[torch.Tensor],
     gt_classes: Sequence[torch.Tensor],
-    matcher: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    matcher: Callable,
     num_classes: int,
 ) -> DenseTargets:
     """Match the anchors to the ground truth of each of N images.
 
     Args:
-        anchors: ``(R, 4)``, xyxy in pixels, the same for all images.
+        levels: per level the anchors ``(R_l, 4)``, xyxy in pixels, the same for all images.
         gt_boxes: N tensors ``(G_i, 4)``, xyxy in pixels of the network's input; G_i may be 0.
         gt_classes: N tensors ``(G_i,)`` int64 in 0..num_classes-1.
         matcher: see ``ANCHOR_MATCHER_REGISTRY``.
@@ -30,8 +30,8 @@ def label_anchors(
         ValueError: on CPU, the matcher points a foreground anchor at a box that its image does not have.
     """
     boxes, classes, counts = _pad(gt_boxes), _pad(gt_classes), [len(boxes) for boxes in gt_boxes]
-    matched, state = _match(matcher, anchors, boxes, counts)
-    labels = torch.full(state.shape, num_classes, dtype=torch.int64, device=anchors.device)
+    matched, state = _match(matcher, levels, boxes, counts)
+    labels = torch.full(state.shape, num_classes, dtype=torch.int64, device=state.device)
     labels.masked_fill_(state == IGNORE, IGNORE)
     # The one place that waits for the device: nothing before knows how many anchors are foreground.
     image_index, anchor_index = torch.nonzero(state == FOREGROUND, as_tuple=True)
@@ -47,8 +47,9 @@ def label_anchors(
     )
 
 
-def _match(matcher, anchors: torch.Tensor, boxes: torch.Tensor, counts: Sequence[int]):
+def _match(matcher, levels: Sequence[torch.Tensor], boxes: torch.Tensor, counts: Sequence[int]):
     """Index and state of every anchor of every image, both ``(N, R)``; ``boxes`` ``(N, G, 4)`` are padded."""
+    anchors = levels if getattr(matcher, "per_level", False) else torch.cat(list(levels))
     if hasattr(matcher, "match_batch"):
         return matcher.match_batch(anchors, boxes, counts)
     found = [matcher(anchors, of_image[:count]) for of_image, count in zip(boxes, counts, strict=True)]

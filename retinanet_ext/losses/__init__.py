@@ -5,6 +5,7 @@ from .box_regression import DeltaLoss, OverlapLoss
 from .classification import DenseFocalLoss
 from .dense import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DensePredictions, DenseTargets, sum_per_image
 from .focal import sigmoid_focal_loss
+from .ohem import OHEMLoss
 from .reduction import reduce_loss
 from .smooth_l1 import l1_loss, smooth_l1_loss
 
@@ -15,6 +16,7 @@ __all__ = [
     "DenseFocalLoss",
     "DensePredictions",
     "DenseTargets",
+    "OHEMLoss",
     "OverlapLoss",
     "ciou_loss",
     "diou_loss",

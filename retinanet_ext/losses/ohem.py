@@ -1,0 +1,114 @@
+"""Online hard example mining for a dense detector (Shrivastava et al., CVPR 2016, as the RetinaNet paper compares
+with it: section 5.1 "OHEM", table 1d)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from retinanet_ext.ops import batched_nms, dense_focal_loss
+
+from .dense import CLS_LOSS_REGISTRY, DensePredictions, DenseTargets
+from .reduction import upcast
+
+IGNORED = -1
+
+
+class OHEMLoss(nn.Module):
+    """Cross entropy over the anchors that are hardest in each image; all others have no loss.
+
+    Every anchor that is not ignored is scored by its cross entropy, summed over the K classes. NMS over the anchors,
+    by this score, leaves one of those that show nearly the same; the ``batch`` of highest score are kept. The 1:3
+    variant then keeps that many background anchors for each foreground one, as SSD does.
+
+    What the paper leaves open is chosen so: a batch is that of one image; NMS compares anchors, as the original
+    compares the regions it is given, not predicted boxes; and the sum is divided by the same normaliser as that of
+    every other loss, the foreground anchors assigned, so that two arms of a study differ in nothing else.
+    """
+
+    def __init__(self, *, batch: int = 128, nms_thresh: float = 0.5, negatives_per_positive: int = 0):
+        """
+        Args:
+            batch: anchors kept in an image; at most.
+            nms_thresh: IoU above which an anchor is dropped for one of higher loss.
+            negatives_per_positive: 0: the hardest, whatever they are. r > 0: at most ``batch // (1 + r)`` foreground
+                anchors, and r times as many background anchors as there are of these, or r in an image without.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+        super().__init__()
+        if negatives_per_positive < 0:
+            raise ValueError(
+                f"CLS_LOSS.OHEM.NEGATIVES_PER_POSITIVE is {negatives_per_positive}; it must be 0 (off) or more"
+            )
+        if batch <= negatives_per_positive:
+            raise ValueError(
+                f"CLS_LOSS.OHEM.BATCH is {batch}; it must hold at least {negatives_per_positive + 1}: one foreground "
+                f"anchor and its {negatives_per_positive} background anchors (NEGATIVES_PER_POSITIVE)"
+            )
+        if not 0 <= nms_thresh <= 1:
+            raise ValueError(f"CLS_LOSS.OHEM.NMS_THRESH is {nms_thresh}; an IoU lies in [0, 1]")
+        self.batch = batch
+        self.nms_thresh = nms_thresh
+        self.negatives_per_positive = negatives_per_positive
+
+    def forward(self, predictions: DensePredictions, targets: DenseTargets) -> torch.Tensor:
+        labels = torch.full_like(targets.labels, IGNORED)
+        for logits, all_labels, kept_labels in zip(predictions.logits, targets.labels, labels):
+            hard = self.hard_anchors(logits, all_labels, predictions.anchors)
+            kept_labels[hard] = all_labels[hard]
+        return dense_focal_loss(predictions.logits, labels, alpha=-1, gamma=0, reduction="per_image")
+
+    @torch.no_grad()
+    def hard_anchors(self, logits: torch.Tensor, labels: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        """The anchors that are kept in one image, ``(B,)`` int64, B <= ``batch``, by descending loss.
+
+        Only as many anchors go through NMS as decide the outcome: of greedy NMS, those of higher score decide. Where
+        the ratio is on and foreground anchors are among the easiest, that can be all of them.
+
+        Args:
+            logits: ``(R, K)``. Their cross entropies exist once as ``(R, K)`` in float32.
+            labels: ``(R,)``: -1 ignored, 0..K-1 a class, K background.
+            anchors: ``(R, 4)``, xyxy.
+        """
+        order = _by_descending_loss(logits, labels)
+        is_foreground = labels[order] < logits.shape[1]
+        last_foreground = int(is_foreground.nonzero().max()) if is_foreground.any() else -1
+        count = 16 * self.batch
+        while True:
+            first = order[:count]
+            # Ranks instead of losses: equal losses keep their order.
+            score = torch.arange(len(first), 0, -1, device=first.device)
+            kept = batched_nms(anchors[first], score, torch.zeros_like(first), self.nms_thresh)
+            hard, is_complete = self._select(kept, is_foreground, all_foreground_seen=count > last_foreground)
+            if is_complete or count >= len(order):
+                return first[hard]
+            count *= 4
+
+    def _select(self, kept: torch.Tensor, is_foreground: torch.Tensor, all_foreground_seen: bool):
+        """Of the ranks that NMS kept, ascending, those to train on; and whether more candidates could change them."""
+        if not self.negatives_per_positive:
+            return kept[: self.batch], len(kept) >= self.batch
+        most = self.batch // (1 + self.negatives_per_positive)
+        positives = kept[is_foreground[kept]][:most]
+        wanted = self.negatives_per_positive * max(1, len(positives))
+        negatives = kept[~is_foreground[kept]][:wanted]
+        is_complete = len(negatives) == wanted and (len(positives) == most or all_foreground_seen)
+        return torch.cat([positives, negatives]).sort().values, is_complete
+
+
+def _by_descending_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The anchors that are not ignored, ``(R',)``, by descending cross entropy over all classes."""
+    considered = (labels != IGNORED).nonzero().squeeze(1)
+    logits, labels = upcast(logits[considered]), labels[considered]
+    # -log(1 - p) for each class, which differs from -log(p), the loss of the own class, by the logit.
+    loss = F.softplus(logits).sum(dim=1)
+    own = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None]).squeeze(1)
+    loss = loss - torch.where(labels < logits.shape[1], own, 0.0)
+    return considered[loss.argsort(descending=True, stable=True)]
+
+
+@CLS_LOSS_REGISTRY.register(name="ohem")
+def _build_ohem(cfg) -> OHEMLoss:
+    ohem = cfg.MODEL.RETINANET.CLS_LOSS.OHEM
+    return OHEMLoss(batch=ohem.BATCH, nms_thresh=ohem.NMS_THRESH, negatives_per_positive=ohem.NEGATIVES_PER_POSITIVE)
