@@ -48,7 +48,7 @@ def _add_model_keys(cfg: CN) -> None:
     # that a position has.
     cfg.MODEL.RETINANET.MATCHER.ATSS = CN()
     cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK = 9
-    _add_cls_loss_keys(cfg.MODEL.RETINANET)
+    _add_cls_loss_keys(cfg)
     # The box loss, by its name in BOX_LOSS_REGISTRY; empty: Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
@@ -60,28 +60,29 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.GRADIENT_CHECKPOINTING = False
 
 
-def _add_cls_loss_keys(retinanet: CN) -> None:
+def _add_cls_loss_keys(cfg: CN) -> None:
     # The classification loss, by its name in CLS_LOSS_REGISTRY. Detectron2's FOCAL_LOSS_ALPHA is the alpha of focal,
     # focal_star and balanced_cross_entropy, FOCAL_LOSS_GAMMA the gamma of all that have one.
-    retinanet.CLS_LOSS = CN()
-    retinanet.CLS_LOSS.NAME = "focal"
+    cfg.MODEL.RETINANET.CLS_LOSS = CN()
+    cfg.MODEL.RETINANET.CLS_LOSS.NAME = "focal"
     # In place of FOCAL_LOSS_ALPHA, one alpha in [0, 1] for each class, in class-id order; empty: one for all.
-    retinanet.CLS_LOSS.CLASS_ALPHAS = []
+    cfg.MODEL.RETINANET.CLS_LOSS.CLASS_ALPHAS = []
     # focal_star: the shift of its steepness (paper, eq. 7).
-    retinanet.CLS_LOSS.FOCAL_STAR = CN()
-    retinanet.CLS_LOSS.FOCAL_STAR.BETA = 1.0
+    cfg.MODEL.RETINANET.CLS_LOSS.FOCAL_STAR = CN()
+    cfg.MODEL.RETINANET.CLS_LOSS.FOCAL_STAR.BETA = 1.0
     # hinge: the p_t from which on the loss is 0.
-    retinanet.CLS_LOSS.HINGE = CN()
-    retinanet.CLS_LOSS.HINGE.MARGIN = 0.5
-    # ohem: anchors kept in an image, the IoU of the NMS before, and background anchors for each foreground anchor
-    # (the paper's 1:3 is 3; 0: whatever the losses give).
-    retinanet.CLS_LOSS.OHEM = CN()
-    retinanet.CLS_LOSS.OHEM.BATCH = 128
-    retinanet.CLS_LOSS.OHEM.NMS_THRESH = 0.5
-    retinanet.CLS_LOSS.OHEM.NEGATIVES_PER_POSITIVE = 0
+    cfg.MODEL.RETINANET.CLS_LOSS.HINGE = CN()
+    cfg.MODEL.RETINANET.CLS_LOSS.HINGE.MARGIN = 0.5
+    # ohem: anchors kept in an image.
+    cfg.MODEL.RETINANET.CLS_LOSS.OHEM = CN()
+    cfg.MODEL.RETINANET.CLS_LOSS.OHEM.BATCH = 128
+    # ohem: the IoU above which an anchor is dropped for one of higher loss.
+    cfg.MODEL.RETINANET.CLS_LOSS.OHEM.NMS_THRESH = 0.5
+    # ohem: background anchors for each foreground anchor, 3 for the paper's 1:3; 0: whatever the losses give.
+    cfg.MODEL.RETINANET.CLS_LOSS.OHEM.NEGATIVES_PER_POSITIVE = 0
     # varifocal: the weight of background entries.
-    retinanet.CLS_LOSS.VARIFOCAL = CN()
-    retinanet.CLS_LOSS.VARIFOCAL.ALPHA = 0.75
+    cfg.MODEL.RETINANET.CLS_LOSS.VARIFOCAL = CN()
+    cfg.MODEL.RETINANET.CLS_LOSS.VARIFOCAL.ALPHA = 0.75
 
 
 def _add_run_keys(cfg: CN) -> None:

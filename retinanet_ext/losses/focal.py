@@ -37,12 +37,26 @@ def sigmoid_focal_loss(
     Raises:
         ValueError: shapes differ, ``gamma`` is negative, ``alpha`` exceeds 1, or ``reduction`` is unknown.
     """
-    if logits.shape != targets.shape:
-        raise ValueError(f"targets have shape {tuple(targets.shape)}, logits {tuple(logits.shape)}; they must agree")
     check_alpha_gamma(alpha, gamma)
+    margins, weights = margins_and_weights(logits, targets, alpha)
+    return reduce_loss(focal_of_margin(margins, gamma) * weights, reduction)
+
+
+def margins_and_weights(
+    logits: torch.Tensor, targets: torch.Tensor, alpha: float
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """``x_t = y x`` (eq. 6) and ``alpha_t`` (eq. 3; 1 for a negative alpha), for losses of the margin.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    check_shapes(logits, targets)
     logits = upcast(logits)
     targets = targets.to(logits.dtype)
-    loss = focal_of_margin(logits * (2 * targets - 1), gamma)
-    if alpha >= 0:
-        loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
-    return reduce_loss(loss, reduction)
+    weights = alpha * targets + (1 - alpha) * (1 - targets) if alpha >= 0 else 1.0
+    return logits * (2 * targets - 1), weights
+
+
+def check_shapes(logits: torch.Tensor, targets: torch.Tensor) -> None:
+    if logits.shape != targets.shape:
+        raise ValueError(f"targets have shape {tuple(targets.shape)}, logits {tuple(logits.shape)}; they must agree")

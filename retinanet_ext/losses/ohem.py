@@ -110,5 +110,9 @@ def _by_descending_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 @CLS_LOSS_REGISTRY.register(name="ohem")
 def _build_ohem(cfg) -> OHEMLoss:
-    ohem = cfg.MODEL.RETINANET.CLS_LOSS.OHEM
-    return OHEMLoss(batch=ohem.BATCH, nms_thresh=ohem.NMS_THRESH, negatives_per_positive=ohem.NEGATIVES_PER_POSITIVE)
+    loss = cfg.MODEL.RETINANET.CLS_LOSS
+    return OHEMLoss(
+        batch=loss.OHEM.BATCH,
+        nms_thresh=loss.OHEM.NMS_THRESH,
+        negatives_per_positive=loss.OHEM.NEGATIVES_PER_POSITIVE,
+    )

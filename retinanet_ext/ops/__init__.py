@@ -5,8 +5,28 @@ Boxes are ``(x1, y1, x2, y2)`` in continuous pixel coordinates: a box from pixel
 """
 
 from .boxes import box_areas, pairwise_iou
-from .dense_focal import check_alpha_gamma, dense_focal_loss
 from .dense_focal_reference import focal_of_margin
+from .dense_margin import (
+    check_alpha_gamma,
+    check_focal_star,
+    check_margin,
+    dense_background_focal_loss,
+    dense_focal_loss,
+    dense_focal_star_loss,
+    dense_hinge_loss,
+)
 from .nms import batched_nms
 
-__all__ = ["batched_nms", "box_areas", "check_alpha_gamma", "dense_focal_loss", "focal_of_margin", "pairwise_iou"]
+__all__ = [
+    "batched_nms",
+    "box_areas",
+    "check_alpha_gamma",
+    "check_focal_star",
+    "check_margin",
+    "dense_background_focal_loss",
+    "dense_focal_loss",
+    "dense_focal_star_loss",
+    "dense_hinge_loss",
+    "focal_of_margin",
+    "pairwise_iou",
+]

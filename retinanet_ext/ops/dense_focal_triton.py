@@ -15,8 +15,8 @@ def loss_and_gradient(
     want_gradient: bool,
     gradient_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As ``dense_focal_blocked.loss_and_gradient``, for float32 and half precision; logits whose entries do not follow
-    each other in memory are copied first."""
+    """As ``dense_blocked.loss_and_gradient`` with the formula ``focal``, for float32 and half precision; logits whose
+    entries do not follow each other in memory are copied first."""
     num_images, num_anchors, num_classes = logits.shape
     num_entries = num_anchors * num_classes
     num_blocks = triton.cdiv(num_entries, BLOCK)
@@ -60,7 +60,7 @@ def _focal_kernel(
     WANT_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a block of an image's entries; the formulas are those of ``dense_focal_blocked``."""
+    """One program a block of an image's entries; the formulas are those of ``dense_formulas.focal``."""
     image = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)

@@ -1,10 +1,10 @@
-"""The focal loss and its gradient in one pass over blocks that fit the cache: on any device, without a compiler.
+"""A loss of the margin and its gradient in one pass over blocks that fit the cache: on any device, without a compiler.
 
 Almost all entries are background. So every entry is taken for one, except one for each anchor, its own: that of its
 class, or any where it has no class. Own entries are computed apart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -17,7 +17,8 @@ def loss_and_gradient(
     logits: torch.Tensor,
     labels: torch.Tensor,
     alpha: torch.Tensor | None,
-    gamma: float,
+    formula: Callable,
+    knobs: Sequence[float],
     want_gradient: bool,
     gradient_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -26,7 +27,7 @@ def loss_and_gradient(
         logits: ``(N, R, K)``, any strides; half precision is raised to float32 a block at a time.
         labels: ``(N, R)`` int64: negative ignored, 0..K-1 a class, else background.
         alpha: weight of the foreground, ``(1,)`` or ``(K,)`` in the dtype of the sums; None: no weighting.
-        gamma: focusing exponent, >= 0.
+        formula, knobs: called as ``formula(u, weight, scratch, *knobs)``; see ``dense_formulas``.
         want_gradient: whether the gradient is needed.
         gradient_scale: what the gradient is multiplied by before it is rounded to the logits' dtype.
 
@@ -53,8 +54,10 @@ def loss_and_gradient(
         own_class = part_labels.clamp(0, num_classes - 1).unsqueeze(2)
         own_x = x.gather(2, own_class)
         x.scatter_(2, own_class, -torch.inf)
-        own_loss, own_gradient = _own_entries(own_x, part_labels.unsqueeze(2), own_class, alpha, gamma, num_classes)
-        loss, derivative = _weighted_focal(x, None if alpha is None else 1 - alpha, gamma, scratch)
+        own_loss, own_gradient = _own_entries(
+            own_x, part_labels.unsqueeze(2), own_class, alpha, formula, knobs, num_classes
+        )
+        loss, derivative = formula(x, None if alpha is None else 1 - alpha, scratch, *knobs)
         total[images] += loss.sum(dim=(1, 2)) + own_loss.sum(dim=(1, 2))
         if gradient is not None:
             derivative.scatter_(2, own_class, own_gradient)
@@ -72,7 +75,7 @@ def _blocks(shape: torch.Size, num_entries: int) -> Iterator[tuple[slice, slice]
             yield slice(image, image + images), slice(anchor, anchor + anchors)
 
 
-def _own_entries(x, labels, own_class, alpha, gamma, num_classes):
+def _own_entries(x, labels, own_class, alpha, formula, knobs, num_classes):
     """Weighted loss and gradient by ``x`` of one entry an anchor; all of shape (images, anchors, 1)."""
     is_foreground = (labels >= 0) & (labels < num_classes)
     sign = 1 - 2 * is_foreground.to(x.dtype)
@@ -81,31 +84,5 @@ def _own_entries(x, labels, own_class, alpha, gamma, num_classes):
         own_alpha = alpha.expand(num_classes)[own_class]
         weight = torch.where(is_foreground, own_alpha, 1 - own_alpha)
     # An ignored anchor has x = -inf and label -1.
-    loss, derivative = _weighted_focal(x * sign, weight, gamma, list(x.new_empty((4, *x.shape))))
+    loss, derivative = formula(x * sign, weight, list(x.new_empty((4, *x.shape))), *knobs)
     return loss, derivative.mul_(sign)
-
-
-def _weighted_focal(u, weight, gamma, scratch):
-    """Focal loss of entries with ``p_t = sigmoid(-u)``, and its derivative by ``u``. Overwrites ``u``.
-
-    With ``q = sigmoid(u) = 1 - p_t`` and ``s = softplus(u) = -log(p_t)``, the loss is ``q^gamma s`` and its derivative
-    ``q^gamma (q + gamma (1 - q) s)``: no power below gamma, so finite for every gamma.
-    """
-    q, rest, s, power = scratch
-    torch.sigmoid(u, out=q)
-    torch.sub(1.0, q, out=rest)
-    # -log(1 + exp(-|u|)): one sigmoid and one logarithm are all that a gamma of 2 needs.
-    torch.minimum(q, rest, out=s).neg_().log1p_()
-    if gamma == 0:
-        power.fill_(1.0)
-    elif gamma == 1:
-        power.copy_(q)
-    elif gamma == 2:
-        torch.mul(q, q, out=power)
-    else:  # log(q) = min(u, 0) + s; twice as fast as pow
-        torch.clamp(u, max=0.0, out=power).add_(s).mul_(gamma).exp_()
-    if weight is not None:
-        power.mul_(weight)
-    torch.sub(u.clamp_(min=0.0), s, out=s)
-    derivative = torch.addcmul(q, rest, s, value=gamma, out=rest).mul_(power)
-    return s.mul_(power), derivative

@@ -1,0 +1,136 @@
+"""One run of a study in a process of its own, so that no crash of it ends the study."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .status import FAILED, RUNNING, Status, read_status, steps_done, write_atomically, write_status
+
+CONSOLE_FILE = "console.txt"
+WORKER = (sys.executable, "-m", "retinanet_ext.ablation.worker")
+_TAIL_LINES = 15
+_POLL_SECONDS = 0.2
+# A run that is told to stop has this long, in seconds, before it is killed.
+_PATIENCE = 20.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to do one run; it can be sent to another machine that has the same folders.
+
+    Args:
+        arm, seed: which run it is.
+        folder: of the run, absolute.
+        config: YAML of the whole config.
+        metric: that the run must have.
+        on_gpu: whether it wants one.
+        working_directory: that relative paths in the config start from.
+        environment: variables that the process has to have.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    config: str
+    metric: str
+    on_gpu: bool
+    working_directory: Path
+    environment: Mapping[str, str]
+
+
+def execute(
+    job: Job,
+    environment: Mapping[str, str] | None = None,
+    *,
+    stopping: threading.Event | None = None,
+    keep_open: tuple[int, ...] = (),
+) -> Status:
+    """Do a run, or go on with one that was interrupted, and wait for its end.
+
+    Args:
+        environment: more variables of the process.
+        stopping: when it is set, the process is ended. The state is then still "running", and calling this again goes
+            on with the run; so it is after a KeyboardInterrupt.
+        keep_open: file descriptors that the process inherits.
+
+    Returns:
+        The status, also in the run's ``status.json``.
+    """
+    stopping = stopping or threading.Event()
+    earlier = _seconds_so_far(job.folder)
+    write_atomically(job.folder / "config.yaml", job.config)
+    write_status(job.folder, Status(RUNNING, seconds=earlier))
+    start = time.monotonic()
+    process = _start(job, environment or {}, keep_open)
+    try:
+        while process.poll() is None and not stopping.wait(_POLL_SECONDS):
+            pass
+    except KeyboardInterrupt:
+        stopping.set()
+        raise
+    finally:
+        _end(process)
+        status = read_status(job.folder)
+        if status.state == RUNNING:
+            seconds = earlier + time.monotonic() - start
+            status = replace(status, seconds=seconds, iterations=steps_done(job.folder))
+            if not stopping.is_set():
+                status = replace(status, state=FAILED, reason=_death(process.returncode, job.folder))
+            write_status(job.folder, status)
+    return status
+
+
+def _start(job: Job, environment: Mapping[str, str], keep_open: tuple[int, ...]) -> subprocess.Popen:
+    with open(job.folder / CONSOLE_FILE, "a", encoding="utf-8") as console:
+        return subprocess.Popen(
+            [*WORKER, str(job.folder), "--metric", job.metric],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            cwd=job.working_directory,
+            # Colours would be noise in the file.
+            env={**os.environ, "NO_COLOR": "1", **job.environment, **environment},
+            pass_fds=keep_open,
+            # A signal of the terminal is for the study, which then stops its runs.
+            start_new_session=True,
+        )
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Nothing if it has ended; else end it and the processes that load its data."""
+    for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, number)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _seconds_so_far(folder: Path) -> float:
+    """Wall time of earlier starts. That of one that was killed with its study is taken from its last line of output."""
+    status = read_status(folder)
+    if status is None:
+        return 0.0
+    console = folder / CONSOLE_FILE
+    if status.state != RUNNING or not console.exists():
+        return status.seconds
+    return status.seconds + max(0.0, console.stat().st_mtime - (folder / "status.json").stat().st_mtime)
+
+
+def _death(code: int, folder: Path) -> str:
+    try:
+        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    except ValueError:
+        cause = f"killed by signal {-code}"
+    if code == -signal.SIGKILL:
+        cause += " (often by the system, for want of memory)"
+    lines = (folder / CONSOLE_FILE).read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    return "\n".join([f"the process was {cause}; its last lines:", *lines])

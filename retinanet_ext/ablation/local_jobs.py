@@ -1,0 +1,76 @@
+"""Runs on this machine, several at a time, each with its share of it."""
+
+import functools
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import torch
+
+from .jobs import Job, execute
+from .status import Status
+
+
+def local_runner(
+    at_a_time: int | None, *, keep_open: tuple[int, ...] = ()
+) -> Callable[[Sequence[Job], Callable[[Job, Status], None]], None]:
+    """A function ``run(jobs, record)`` that does the jobs in order.
+
+    ``record`` is called, in the caller's thread, with each job that has ended.
+
+    Args:
+        at_a_time: how many at most; None: one for each GPU, or one on a CPU.
+        keep_open: file descriptors that their processes inherit.
+
+    Raises:
+        ValueError: ``at_a_time`` is below 1.
+    """
+    if at_a_time is not None and at_a_time < 1:
+        raise ValueError(f"the number of runs at a time is {at_a_time}; it must be 1 or more")
+    return functools.partial(_run_locally, at_a_time=at_a_time, keep_open=keep_open)
+
+
+def _run_locally(jobs, record, *, at_a_time, keep_open):
+    slots: queue.Queue[dict[str, str]] = queue.Queue()
+    for share in shares_of_the_machine(at_a_time, on_gpu=any(job.on_gpu for job in jobs)):
+        slots.put(share)
+    stopping = threading.Event()
+
+    def do(job: Job) -> Status | None:
+        share = slots.get()
+        try:
+            return execute(job, share, stopping=stopping, keep_open=keep_open)
+        finally:
+            slots.put(share)
+
+    with ThreadPoolExecutor(slots.qsize()) as pool:
+        futures = {pool.submit(do, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                record(futures[future], future.result())
+        except BaseException:
+            stopping.set()  # the pool waits for its threads, and they for their processes
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def shares_of_the_machine(at_a_time: int | None, on_gpu: bool) -> list[dict[str, str]]:
+    """Environment variables for each of the runs that go on at a time."""
+    if on_gpu:
+        gpus = _visible_gpus()
+        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(at_a_time or len(gpus))]
+    at_a_time = at_a_time or 1
+    threads = max(1, _cores() // at_a_time)
+    # Who has set it knows better.
+    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} for _ in range(at_a_time)]
+
+
+def _visible_gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,214 @@
+"""Runs the arms of a study, and keeps what is there already."""
+
+import fcntl
+import json
+import logging
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from retinanet_ext.config_files import read_config_file
+from retinanet_ext.run_checks import check_device
+
+from .jobs import Job
+from .local_jobs import local_runner
+from .status import DIVERGED, DONE, RUNNING, Status, read_status, write_atomically
+from .study import Arm, Study, arm_config, study_from_dict, study_to_dict
+from .unread_keys import check_overrides_are_read
+
+STUDY_FILE = "study.json"
+_REASON_WIDTH = 200  # characters in the log; status.json has all
+# What a process on another machine must have as it is here.
+_ENVIRONMENT_PREFIXES = ("RETINANET_EXT_", "DETECTRON2_", "PYTHONPATH")
+
+logger = logging.getLogger(__name__)
+
+Results = dict[tuple[str, int], Status]
+"""By arm and seed."""
+
+
+def run_folder(output_dir: Path, arm: str, seed: int) -> Path:
+    return Path(output_dir) / arm / f"seed_{seed}"
+
+
+def run_study(study: Study, output_dir: str | Path, **options) -> Results:
+    """Run every arm with every seed, each in a folder and a process of its own; all arms of a seed before the next.
+
+    Finished runs are not repeated, interrupted ones go on from their last checkpoint, and failed ones are tried again.
+    A run that diverges or fails, even by a crash of its process, is recorded as that, and the study goes on. On a
+    KeyboardInterrupt the runs are stopped; calling this again goes on with them.
+
+    Args:
+        study, output_dir, options: see `prepare_study`.
+
+    Returns:
+        The status of every run.
+
+    Raises:
+        As `prepare_study`, before anything runs.
+    """
+    with prepare_study(study, output_dir, **options) as prepared:
+        return prepared.run()
+
+
+@dataclass(frozen=True)
+class PreparedStudy:
+    """A study that was found fit to run.
+
+    Args:
+        todo: the runs that are not there yet, in order.
+        results: the others.
+    """
+
+    study: Study
+    todo: list[Job]
+    results: Results
+    start: Callable[[list[Job], Callable[[Job, Status], None]], None]
+
+    def run(self) -> Results:
+        """See `run_study`."""
+        self.start(self.todo, self._record)
+        return {(arm.name, seed): self.results[arm.name, seed] for seed in self.study.seeds for arm in self.study.arms}
+
+    def _record(self, job: Job, status: Status) -> None:
+        self.results[job.arm, job.seed] = status
+        outcome = f"{job.metric} {_show(status.metrics[job.metric])}" if status.state == DONE else status.reason
+        logger.info(
+            "[%d/%d] %s, seed %d: %s after %.0f s: %s",
+            len(self.results), len(self.study.arms) * len(self.study.seeds),
+            job.arm, job.seed, status.state, status.seconds, textwrap.shorten(outcome, _REASON_WIDTH),
+        )  # fmt: skip
+
+
+@contextmanager
+def prepare_study(
+    study: Study,
+    output_dir: str | Path,
+    *,
+    jobs: int | None = None,
+    ray_address: str | None = None,
+    retry: bool = False,
+) -> Iterator[PreparedStudy]:
+    """Check all that can be checked before a study is run. Within the context the output folder is its own.
+
+    Args:
+        study: with the seeds and overrides to use, see `with_changes`.
+        output_dir: gets ``study.json`` and a folder ``ARM/seed_S`` for each run.
+        jobs: runs at a time on this machine; None: one for each GPU, or one on a CPU. Each gets a GPU of its own, if
+            there are so many, or its share of the CPU cores.
+        ray_address: instead of on this machine, run on the Ray cluster there ("auto", "local", HOST:PORT), as many at
+            a time as it has room for. Its machines must see the same folders.
+        retry: repeat runs that diverged as well.
+
+    Raises:
+        ModuleNotFoundError: ``ray_address``, and Ray is not installed.
+        OSError: another process runs a study in that folder.
+        KeyError, TypeError, ValueError: configs that cannot be run; overrides that no code reads; or the folder holds
+            another study, or a run with another config.
+    """
+    output_dir = Path(output_dir).absolute()
+    with _locked(output_dir) as lock:
+        if ray_address is None:
+            check_device(arm_config(study, study.arms[0], datasets=False).MODEL.DEVICE)
+            start = local_runner(jobs, keep_open=(lock,))
+        else:
+            from .ray_jobs import ray_runner  # needs an optional package
+
+            start = ray_runner(ray_address)
+        check_overrides_are_read(study)
+        todo, results = _plan(study, output_dir, retry)
+        _write_study(study, output_dir)
+        total = len(todo) + len(results)
+        logger.info("%s: %d runs, of which %d have ended; results in %s", study.name, total, len(results), output_dir)
+        yield PreparedStudy(study, todo, results, start)
+
+
+def _show(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _plan(study: Study, output_dir: Path, retry: bool) -> tuple[list[Job], Results]:
+    """What is to be run, in order, and what is there already."""
+    jobs, results = [], {}
+    for seed in study.seeds:
+        for arm in study.arms:
+            job = _job(study, arm, seed, run_folder(output_dir, arm.name, seed))
+            _refuse_other_config(job)
+            status = read_status(job.folder)
+            if status is not None and (status.state == DONE or (status.state == DIVERGED and not retry)):
+                results[arm.name, seed] = status
+            else:
+                jobs.append(job)
+                if status is not None and status.state == RUNNING:
+                    logger.info("%s, seed %d was interrupted; it goes on from its last checkpoint", arm.name, seed)
+    return jobs, results
+
+
+def _job(study: Study, arm: Arm, seed: int, folder: Path) -> Job:
+    cfg = arm_config(study, arm, ["SEED", str(seed)])
+    cfg.OUTPUT_DIR = str(folder)  # not as an override: the text may look like a number or a list
+    return Job(
+        arm=arm.name,
+        seed=seed,
+        folder=folder,
+        config=cfg.dump(),
+        metric=study.metric,
+        on_gpu=cfg.MODEL.DEVICE.startswith("cuda"),
+        working_directory=Path.cwd(),
+        environment={key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT_PREFIXES)},
+    )
+
+
+def _refuse_other_config(job: Job) -> None:
+    path = job.folder / "config.yaml"
+    if not path.exists():
+        return
+    there, wanted = _flat(read_config_file(str(path))), _flat(yaml.safe_load(job.config))
+    # A folder may have been moved.
+    keys = [key for key in {**there, **wanted} if key != "OUTPUT_DIR" and there.get(key) != wanted.get(key)]
+    if keys:
+        lines = "\n".join(f"  {key}: {there.get(key)!r} -> {wanted.get(key)!r}" for key in keys)
+        raise ValueError(
+            f"{path} is of a run with another config (there -> asked for):\n{lines}\n"
+            "Choose another output folder, or remove that of the run."
+        )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _write_study(study: Study, output_dir: Path) -> None:
+    path = output_dir / STUDY_FILE
+    if path.exists():
+        earlier = study_from_dict(json.loads(path.read_text()))
+        if earlier.name != study.name:
+            raise ValueError(
+                f"{output_dir} holds the study {earlier.name!r}, not {study.name!r}; choose another output folder"
+            )
+        # A report is on all runs, also on those of other seeds that were asked for before.
+        study = replace(study, seeds=tuple(sorted({*earlier.seeds, *study.seeds})))
+    write_atomically(path, json.dumps(study_to_dict(study), indent=2) + "\n")
+
+
+@contextmanager
+def _locked(output_dir: Path) -> Iterator[int]:
+    """Nobody else runs studies in that folder. Runs inherit the lock: one may have outlived a study that was killed."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with open(output_dir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"{output_dir} is in use: another study runs there, or a run that has outlived its study. Wait, or end "
+                f"that process (`fuser {output_dir / '.lock'}` names it)."
+            ) from None
+        yield file.fileno()

@@ -1,0 +1,280 @@
+"""Studies: YAML files that name a base config, arms as overrides of it, seeds, a metric and the paper's numbers."""
+
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from retinanet_ext.config import load_config
+from retinanet_ext.config_files import read_config_file
+from retinanet_ext.d2 import CfgNode
+
+BUILT_IN_STUDIES = Path(__file__).parents[2] / "configs" / "ablations"
+ARM_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9._=+-]+")
+PAPER_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ms")
+"""What a paper may state of an arm: AP in 0-100, and milliseconds per image."""
+
+_REQUIRED = ("TITLE", "SOURCE", "BASE", "METRIC", "SEEDS", "BASELINE", "ARMS")
+_OPTIONAL = ("NOTE", "OVERRIDES")
+_ARM_REQUIRED = ("NAME", "OVERRIDES")
+_ARM_OPTIONAL = ("PAPER", "NOTE")
+# Of each run by itself; an arm cannot have them.
+_SET_BY_RUNNER = ("SEED", "OUTPUT_DIR")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting that a study compares.
+
+    Args:
+        name: also the name of its folder.
+        overrides: full config key -> value, as on the command line: a number, text or list.
+        paper: the paper's values for it, by `PAPER_COLUMNS` or the last part of the study's metric; may be empty.
+        note: what differs from the paper; may be empty.
+    """
+
+    name: str
+    overrides: dict[str, Any]
+    paper: dict[str, float]
+    note: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms, each to be run with every seed.
+
+    Args:
+        name: that of the file.
+        base: the config that all overrides are applied to; an absolute path.
+        metric: what arms are compared by, "task/metric" of the evaluator.
+        baseline: name of the arm that the others are compared with.
+        overrides: of all arms; where an arm sets the same key, the arm's value counts.
+    """
+
+    name: str
+    title: str
+    source: str
+    note: str
+    base: Path
+    metric: str
+    seeds: tuple[int, ...]
+    baseline: str
+    overrides: dict[str, Any]
+    arms: tuple[Arm, ...]
+
+
+def built_in_studies() -> list[str]:
+    """Names of the studies in ``configs/ablations``; empty where the package was installed without its checkout."""
+    return sorted(path.stem for path in BUILT_IN_STUDIES.glob("*.yaml"))
+
+
+def load_study(name_or_path: str | Path) -> Study:
+    """Read a study and load the config of each of its arms, so that whatever is wrong in it shows now.
+
+    Args:
+        name_or_path: a built-in study, or a file (``.yaml`` or ``.yml``) of one's own.
+
+    Raises:
+        FileNotFoundError: no such study or file, or no base config; lists the built-in studies, the nearest first.
+        KeyError: an unknown key, in the study or in an override.
+        TypeError, ValueError: a missing or ill-typed entry, an illegal value, or arms or seeds that collide.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        names = built_in_studies()
+        if str(name_or_path) not in names:
+            near = difflib.get_close_matches(str(name_or_path), names, n=max(1, len(names)), cutoff=0.0)
+            raise FileNotFoundError(
+                f"there is no built-in study {str(name_or_path)!r}; there are: "
+                f"{', '.join(near) or f'none in {BUILT_IN_STUDIES}'}. A study of your own is given as its .yaml file."
+            )
+        path = BUILT_IN_STUDIES / f"{name_or_path}.yaml"
+    study = _parse(read_config_file(str(path)), path)
+    check_arms(study)
+    return study
+
+
+def with_changes(
+    study: Study, *, base: str | Path | None = None, seeds: Sequence[int] = (), overrides: Sequence[str] = ()
+) -> Study:
+    """The study with another base config, other seeds, and overrides for all arms.
+
+    Args:
+        base: config file; None: the study's own.
+        seeds: empty: the study's own.
+        overrides: alternating keys and values, as on the command line.
+
+    Raises:
+        As `load_study`; ValueError also for an override that an arm sets too: the two collide.
+    """
+    if len(overrides) % 2:
+        raise ValueError(f"overrides come as KEY VALUE pairs, but there are {len(overrides)} words: {overrides}")
+    keys = list(overrides[::2])
+    _refuse_repeated("the overrides", keys)
+    _check_override_keys("the overrides", keys)
+    collisions = [f"arm {arm.name!r} sets {key}" for arm in study.arms for key in arm.overrides if key in keys]
+    if collisions:
+        raise ValueError(
+            f"study {study.name}: an override for all arms collides with those of the arms, which are what the study "
+            f"compares: {'; '.join(collisions)}. Leave it out, or write a study of your own."
+        )
+    changed = replace(
+        study,
+        base=Path(base).absolute() if base else study.base,
+        seeds=_checked_seeds(list(seeds), "--seeds") if seeds else study.seeds,
+        overrides={**study.overrides, **dict(zip(keys, overrides[1::2]))},
+    )
+    check_arms(changed)
+    return changed
+
+
+def arm_options(study: Study, arm: Arm) -> list[str]:
+    """Overrides of an arm, with those of the study, as words of a command line: KEY VALUE KEY VALUE ..."""
+    merged = {**study.overrides, **arm.overrides}
+    return [word for key, value in merged.items() for word in (key, value if isinstance(value, str) else repr(value))]
+
+
+def arm_config(study: Study, arm: Arm, options: Sequence[str] = (), *, datasets: bool = True) -> CfgNode:
+    """The config of an arm; ``options`` come last. Errors as `load_config`, with study and arm named."""
+    try:
+        return load_config(str(study.base), [*arm_options(study, arm), *options], datasets=datasets)
+    except (KeyError, TypeError, ValueError) as error:
+        raise type(error)(f"study {study.name}, arm {arm.name!r}: {error.args[0]}") from error
+
+
+def check_arms(study: Study) -> None:
+    """Load the config of every arm, from the base config without its data.
+
+    Raises:
+        FileNotFoundError: no base config.
+        KeyError, TypeError, ValueError: overrides that do not fit the config; two arms with one and the same config.
+    """
+    seen: dict[str, str] = {}
+    for arm in study.arms:
+        content = arm_config(study, arm, datasets=False).dump()
+        if content in seen:
+            raise ValueError(
+                f"study {study.name}: the arms {seen[content]!r} and {arm.name!r} have the same config, so that they "
+                "would be compared with themselves; remove one, or correct its OVERRIDES"
+            )
+        seen[content] = arm.name
+
+
+def study_to_dict(study: Study) -> dict[str, Any]:
+    """For ``study.json``; `study_from_dict` takes it back."""
+    return {**asdict(study), "base": str(study.base)}
+
+
+def study_from_dict(content: Mapping[str, Any]) -> Study:
+    """What `study_to_dict` gave. Configs are not loaded: they may be elsewhere.
+
+    Raises:
+        KeyError, TypeError: not such a dictionary.
+    """
+    fields = dict(content)
+    fields["base"] = Path(fields["base"])
+    fields["seeds"] = tuple(fields["seeds"])
+    fields["arms"] = tuple(Arm(**arm) for arm in fields["arms"])
+    return Study(**fields)
+
+
+def _parse(content: dict[str, Any], path: Path) -> Study:
+    where = str(path)
+    _check_keys(content, _REQUIRED, _OPTIONAL, where)
+    for key in ("TITLE", "SOURCE", "BASE", "METRIC", "BASELINE", "NOTE"):
+        _check_text(content.get(key, ""), f"{where}: {key}")
+    if not re.fullmatch(r"[^/]+(/[^/]+)+", content["METRIC"]):
+        raise ValueError(f"{where}: METRIC is {content['METRIC']!r}; it must be 'task/metric', such as 'bbox/AP'")
+    seeds = _checked_seeds(content["SEEDS"], f"{where}: SEEDS")
+    if not isinstance(content["ARMS"], list) or not content["ARMS"]:
+        raise TypeError(f"{where}: ARMS must be a list of arms, at least one, found {content['ARMS']!r}")
+    columns = dict.fromkeys([*PAPER_COLUMNS, content["METRIC"].split("/")[-1]])
+    arms = tuple(_parse_arm(arm, f"{where}: ARMS[{i}]", columns) for i, arm in enumerate(content["ARMS"]))
+    # Names of folders, some of which do not know upper from lower case.
+    _refuse_repeated(f"{where}: ARMS", [arm.name.lower() for arm in arms])
+    names = [arm.name for arm in arms]
+    if content["BASELINE"] not in names:
+        raise ValueError(f"{where}: BASELINE is {content['BASELINE']!r}, but the arms are {', '.join(names)}")
+    return Study(
+        name=path.stem,
+        title=content["TITLE"],
+        source=content["SOURCE"],
+        note=content.get("NOTE", ""),
+        base=(path.absolute().parent / content["BASE"]).resolve(),
+        metric=content["METRIC"],
+        seeds=seeds,
+        baseline=content["BASELINE"],
+        overrides=_checked_overrides(content.get("OVERRIDES", {}), f"{where}: OVERRIDES"),
+        arms=arms,
+    )
+
+
+def _parse_arm(arm: Any, where: str, columns: Iterable[str]) -> Arm:
+    if not isinstance(arm, dict):
+        raise TypeError(f"{where} must be {{NAME: ..., OVERRIDES: {{KEY: value}}}}, found {arm!r}")
+    _check_keys(arm, _ARM_REQUIRED, _ARM_OPTIONAL, where)
+    name = arm["NAME"]
+    _check_text(name, f"{where}: NAME")
+    if not ARM_NAME.fullmatch(name):
+        raise ValueError(f"{where}: NAME is {name!r}; it names a folder and may hold A-Z a-z 0-9 . _ = + - only")
+    where = f"{where} ({name})"
+    _check_text(arm.get("NOTE", ""), f"{where}: NOTE")
+    paper = arm.get("PAPER", {})
+    if not isinstance(paper, dict):
+        raise TypeError(f"{where}: PAPER must be {{METRIC: number}}, found {paper!r}")
+    for column, value in paper.items():
+        if column not in columns:
+            raise KeyError(f"{where}: PAPER has no column {column!r}; legal: {', '.join(columns)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise TypeError(f"{where}: PAPER {column} must be a number, found {value!r}")
+    return Arm(name, _checked_overrides(arm["OVERRIDES"], f"{where}: OVERRIDES"), dict(paper), arm.get("NOTE", ""))
+
+
+def _check_keys(content: Mapping, required: Sequence[str], optional: Sequence[str], where: str) -> None:
+    legal = (*required, *optional)
+    for key in content:
+        if key not in legal:
+            near = difflib.get_close_matches(str(key).upper(), legal, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise KeyError(f"{where}: unknown key {key!r}; legal: {', '.join(legal)}{hint}")
+    missing = [key for key in required if key not in content]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}; a study needs {', '.join(required)}")
+
+
+def _check_text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{where} must be text, found {value!r}; put it into quotes")
+
+
+def _checked_seeds(seeds: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(f"{where} must be integers from 0 on, at least one, found {seeds!r}")
+    _refuse_repeated(where, seeds)
+    return tuple(seeds)
+
+
+def _checked_overrides(overrides: Any, where: str) -> dict[str, Any]:
+    if not isinstance(overrides, dict):
+        raise TypeError(f"{where} must be {{KEY: value}}, {{}} for none, found {overrides!r}")
+    _check_override_keys(where, overrides)
+    for key, value in overrides.items():
+        if isinstance(value, dict):
+            raise TypeError(f"{where}: {key} holds a section; write the full key of each value, such as {key}.NAME")
+    return dict(overrides)
+
+
+def _check_override_keys(where: str, keys: Iterable[str]) -> None:
+    reserved = [key for key in keys if key in _SET_BY_RUNNER]
+    if reserved:
+        raise ValueError(f"{where}: {', '.join(reserved)} cannot be set there; each run gets its own from the runner")
+
+
+def _refuse_repeated(where: str, values: Iterable) -> None:
+    repeated = [str(value) for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{where}: {', '.join(repeated)} occurs more than once")

@@ -1,0 +1,83 @@
+"""Finds overrides that change nothing, because no code reads them."""
+
+from collections.abc import Iterator
+
+from retinanet_ext.d2 import CfgNode, build_model
+
+from .study import Study, arm_config
+
+# Read outside of the model, by whoever trains or evaluates it.
+_READ_ELSEWHERE = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CLASS_NAMES")
+
+
+class _RecordingNode(CfgNode):
+    """A copy of a config that notes the full names of the values that are read from it, by whichever way."""
+
+    def __init__(self, node: CfgNode, read: set[str], prefix: str = ""):
+        super().__init__()
+        self.__dict__["_read"], self.__dict__["_prefix"] = read, prefix
+        for key, value in node.items():
+            is_section = isinstance(value, CfgNode)
+            super().__setitem__(key, _RecordingNode(value, read, f"{prefix}{key}.") if is_section else value)
+
+    def __getitem__(self, key):  # attribute access comes here too
+        self._note(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        self._note(key)
+        return super().get(key, default)
+
+    def items(self):
+        return [(key, self[key]) for key in self]
+
+    def values(self):
+        return [self[key] for key in self]
+
+    def __iter__(self) -> Iterator[str]:
+        # Its being here makes `dict(node)` and `**node` ask for each value, instead of copying them unseen.
+        return super().__iter__()
+
+    def _note(self, key: str) -> None:
+        self.__dict__["_read"].add(self.__dict__["_prefix"] + key)
+
+
+def keys_read_by_model(cfg: CfgNode) -> set[str]:
+    """Full names of the values, and the sections, that building the model of a config reads. No weights are loaded."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    read: set[str] = set()
+    build_model(_RecordingNode(cfg, read))
+    return read
+
+
+def check_overrides_are_read(study: Study) -> None:
+    """Build the model of every arm once, and refuse overrides of ``MODEL`` that this did not read.
+
+    Each key of an arm must be read by its own model, each key for all arms by that of at least one. Keys of other
+    sections are not checked: they are read by loaders, solver and evaluators, during the run.
+
+    Raises:
+        ValueError: names arm and keys.
+    """
+    unread_by_all = set(study.overrides)
+    for arm in study.arms:
+        read = keys_read_by_model(arm_config(study, arm, datasets=False))
+        unread = [key for key in arm.overrides if _is_checked(key) and key not in read]
+        if unread:
+            raise ValueError(
+                f"study {study.name}, arm {arm.name!r}: nothing reads {', '.join(unread)} in the model of this arm, so "
+                "the override changes nothing; remove it, or select the part that it belongs to (CLS_LOSS.NAME, "
+                "MATCHER.NAME and so on)"
+            )
+        unread_by_all -= read
+    unread = [key for key in study.overrides if key in unread_by_all and _is_checked(key)]
+    if unread:
+        raise ValueError(
+            f"study {study.name}: nothing reads {', '.join(unread)} in the model of any arm, so the override changes "
+            "nothing; remove it"
+        )
+
+
+def _is_checked(key: str) -> bool:
+    return key.startswith("MODEL.") and key not in _READ_ELSEWHERE

@@ -1,0 +1,53 @@
+"""The process of one run: ``python -m retinanet_ext.ablation.worker FOLDER --metric bbox/AP``.
+
+Trains and evaluates by the ``config.yaml`` in the folder, and leaves the outcome in its ``status.json``.
+"""
+
+import argparse
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from retinanet_ext.ablation.run import DivergedError, run
+from retinanet_ext.ablation.status import DIVERGED, DONE, FAILED, RUNNING, Status, read_status, steps_done, write_status
+from retinanet_ext.config import load_config
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 if the run is done, 1 if it diverged or failed."""
+    parser = argparse.ArgumentParser(description="One run of an ablation study.")
+    parser.add_argument("folder", type=Path, help="holds config.yaml")
+    parser.add_argument("--metric", required=True, help="must be among the metrics of the run")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    start = time.monotonic()
+    earlier = read_status(args.folder) or Status(RUNNING)
+    outcome = _outcome(args.folder, args.metric)
+    write_status(args.folder, replace(outcome, seconds=earlier.seconds + time.monotonic() - start))
+    return 0 if outcome.state == DONE else 1
+
+
+def _outcome(folder: Path, metric: str) -> Status:
+    try:
+        cfg = load_config(str(folder / "config.yaml"))
+        metrics = run(cfg)
+        if metric not in metrics:
+            raise ValueError(f"METRIC {metric!r} is none of the metrics of the run: {', '.join(metrics)}")
+    except DivergedError as error:
+        logger.exception("diverged")
+        return Status(DIVERGED, str(error), iterations=error.iteration)
+    except Exception as error:  # of any type: the study goes on, whatever happens to one run
+        logger.exception("failed")
+        return Status(FAILED, f"{type(error).__name__}: {error}", iterations=steps_done(folder))
+    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return Status(DONE, metrics=values, iterations=cfg.SOLVER.MAX_ITER)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
