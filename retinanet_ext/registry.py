@@ -8,6 +8,15 @@ from fvcore.common.registry import Registry as _FvcoreRegistry
 class Registry(_FvcoreRegistry):
     """fvcore's registry with names of one's choice, and errors that say what would have been right."""
 
+    def __init__(self, name: str, config_key: str | None = None):
+        """
+        Args:
+            name: of the registry.
+            config_key: the key that chooses one of its objects; the error for an unknown name begins with it.
+        """
+        super().__init__(name)
+        self._config_key = config_key
+
     def register(self, obj=None, *, name: str | None = None):
         """Register ``obj`` as ``name`` (default: its ``__name__``); without ``obj``, a decorator that does so.
 
@@ -31,6 +40,8 @@ class Registry(_FvcoreRegistry):
         Raises:
             KeyError: no such name; lists the registered ones, the nearest first.
         """
+        if self._config_key:
+            check_registered(self._config_key, name, self)
         if name not in self:
             raise KeyError(f"no object named {name!r} in registry {self._name}; registered: {_registered(self, name)}")
         return super().get(name)

@@ -20,6 +20,10 @@ def test_unknown_name_lists_the_legal_ones_nearest_first():
         registry.register(type(name, (), {}))
     with pytest.raises(KeyError, match="'Weel' in registry PART; registered: Wheel, Axle"):
         registry.get("Weel")
+    keyed = Registry("PART", config_key="MODEL.PART.NAME")
+    keyed.register(type("Wheel", (), {}))
+    with pytest.raises(KeyError, match="MODEL.PART.NAME is 'Weel', which is not registered; registered: Wheel"):
+        keyed.get("Weel")
 
 
 def test_taken_name_is_refused():

@@ -10,7 +10,7 @@ from torch import nn
 from retinanet_ext.d2 import ShapeSpec, build_anchor_generator, configurable, get_norm
 from retinanet_ext.registry import Registry
 
-DENSE_HEAD_REGISTRY = Registry("DENSE_HEAD")
+DENSE_HEAD_REGISTRY = Registry("DENSE_HEAD", config_key="MODEL.RETINANET.HEAD.NAME")
 DENSE_HEAD_REGISTRY.__doc__ = """
 Heads of dense detectors, named by ``MODEL.RETINANET.HEAD.NAME``.
 

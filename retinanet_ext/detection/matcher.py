@@ -11,7 +11,7 @@ from retinanet_ext.ops import pairwise_iou
 from retinanet_ext.ops.boxes import box_columns, iou_of_columns
 from retinanet_ext.registry import Registry
 
-ANCHOR_MATCHER_REGISTRY = Registry("ANCHOR_MATCHER")
+ANCHOR_MATCHER_REGISTRY = Registry("ANCHOR_MATCHER", config_key="MODEL.RETINANET.MATCHER.NAME")
 ANCHOR_MATCHER_REGISTRY.__doc__ = """
 Matchers, named by ``MODEL.RETINANET.MATCHER.NAME``.
 

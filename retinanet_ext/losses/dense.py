@@ -10,7 +10,7 @@ import torch
 
 from retinanet_ext.registry import Registry
 
-CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
+CLS_LOSS_REGISTRY = Registry("CLS_LOSS", config_key="MODEL.RETINANET.CLS_LOSS.NAME")
 CLS_LOSS_REGISTRY.__doc__ = """
 Classification losses, named by ``MODEL.RETINANET.CLS_LOSS.NAME``.
 
@@ -19,7 +19,7 @@ A registered object is called as ``obj(cfg)`` and returns a module that is calle
 over the anchors of each image, ``(N,)``.
 """
 
-BOX_LOSS_REGISTRY = Registry("BOX_LOSS")
+BOX_LOSS_REGISTRY = Registry("BOX_LOSS", config_key="MODEL.RETINANET.BOX_LOSS.NAME")
 BOX_LOSS_REGISTRY.__doc__ = """
 Box regression losses, named by ``MODEL.RETINANET.BOX_LOSS.NAME``; called and returning as in CLS_LOSS_REGISTRY.
 """
