@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from retinanet_ext.d2 import EventStorage, build_model, get_cfg, get_event_storage
+from retinanet_ext.losses import CLS_LOSS_REGISTRY, giou_loss, sum_per_image
 from tests.builders import batch, ground_truth, small_config
 
 
@@ -93,6 +94,26 @@ def test_detections_are_scaled_to_the_size_asked_for(model, generator):
     assert plain.image_size == (64, 96) and doubled.image_size == (128, 192)
     assert len(plain) == 100 and (plain.scores.diff() <= 0).all()
     torch.testing.assert_close(doubled.pred_boxes.tensor, 2 * plain.pred_boxes.tensor)
+
+
+def test_a_loss_of_somebody_else_sees_boxes_and_anchors(generator, monkeypatch):
+    class ScoreIsOverlap(torch.nn.Module):
+        """The score of each foreground anchor should be the GIoU of its box; nothing for background."""
+
+        def forward(self, predictions, targets):
+            anchors = predictions.anchors[targets.anchor_index]
+            boxes = predictions.decode(predictions.deltas[targets.image_index, targets.anchor_index], anchors)
+            classes = targets.labels[targets.image_index, targets.anchor_index]
+            scores = predictions.logits[targets.image_index, targets.anchor_index, classes].sigmoid()
+            return sum_per_image((scores - (1 - giou_loss(boxes, targets.gt_boxes))).abs(), targets)
+
+    monkeypatch.setitem(CLS_LOSS_REGISTRY._obj_map, "score_is_overlap", lambda cfg: ScoreIsOverlap())
+    torch.manual_seed(0)
+    theirs = build_model(small_config("MODEL.RETINANET.CLS_LOSS.NAME", "score_is_overlap"))
+    inputs = batch(generator, (64, 96), (96, 64))
+    losses = theirs(inputs)
+    losses["loss_cls"].backward()
+    assert 0 < losses["loss_cls"] < 20 and theirs.head.bbox_pred.weight.grad.any()
 
 
 def test_images_of_a_batch_do_not_influence_each_other(model, generator):

@@ -3,47 +3,25 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retinanet_ext.losses import sigmoid_focal_loss
-from retinanet_ext.ops import dense_focal, dense_focal_blocked, dense_focal_loss
+from retinanet_ext.ops import dense_blocked, dense_focal_loss, dense_margin
 from retinanet_ext.ops.dense_focal_reference import dense_focal_reference
+from retinanet_ext.ops.dense_formulas import focal
+from tests.ops.dense_inputs import loss_and_gradient, random_input, sum_over_one_hot_targets
 
 PER_CLASS = [0.0, 0.2, 0.5, 1.0]  # for four classes
 ALPHAS = [-1, 0.0, 0.25, 1.0, PER_CLASS]
 GAMMAS = [0, 0.5, 1, 2, 5]
 
 
-def random_input(shape, generator, device, scale=1.0, dtype=torch.float32):
-    logits = (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(device, dtype).requires_grad_()
-    return logits, torch.randint(-1, shape[2] + 1, shape[:2], generator=generator).to(device)
-
-
-def loss_and_gradient(function, logits, labels, *args, **kwargs):
-    """Losses of the images and the gradient of their sum with the weights 1, 2, 3, ..."""
-    per_image = function(logits, labels, *args, **kwargs)
-    weights = torch.arange(1.0, len(logits) + 1, device=logits.device)
-    return per_image.detach(), torch.autograd.grad((per_image * weights).sum(), logits)[0]
-
-
 def ours(*args):
     return dense_focal_loss(*args, reduction="per_image")
 
 
-def by_one_hot(logits, labels, alpha, gamma):
-    """The definition, written out: one-hot targets, ignored rows left out."""
-    num_classes = logits.shape[2]
-    targets = F.one_hot(labels.clamp(min=0), num_classes + 1)[..., :num_classes].to(logits.dtype)
-    loss = sigmoid_focal_loss(logits, targets, alpha, gamma)
-    return (loss * (labels >= 0)[..., None]).sum(dim=(1, 2))
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Several blocks an image, the last of them smaller: 12 anchors of 4 classes."""
-    monkeypatch.setattr(dense_focal_blocked, "CPU_BLOCK", 50)
-    monkeypatch.setattr(dense_focal_blocked, "GPU_BLOCK", 50)
+def by_one_hot(*args):
+    return sum_over_one_hot_targets(sigmoid_focal_loss, *args)
 
 
 @pytest.mark.parametrize("function", [ours, dense_focal_reference])
@@ -80,8 +58,8 @@ def test_alpha_of_each_class_by_hand(function, device):
 @pytest.mark.parametrize("block", [1, 20, 90, 10**6])
 @pytest.mark.parametrize("shape", [(5, 7, 4), (3, 11, 1)])
 def test_blocks_of_any_size(block, shape, generator, monkeypatch, device):
-    monkeypatch.setattr(dense_focal_blocked, "CPU_BLOCK", block)
-    monkeypatch.setattr(dense_focal_blocked, "GPU_BLOCK", block)
+    monkeypatch.setattr(dense_blocked, "CPU_BLOCK", block)
+    monkeypatch.setattr(dense_blocked, "GPU_BLOCK", block)
     logits, labels = random_input(shape, generator, device, dtype=torch.float64)
     actual = loss_and_gradient(ours, logits, labels, 0.3, 2.0)
     torch.testing.assert_close(actual, loss_and_gradient(dense_focal_reference, logits, labels, 0.3, 2.0))
@@ -128,7 +106,7 @@ def test_gradients_too_small_for_float16_survive_a_loss_scaler(device):
 
 def test_half_precision_is_never_copied_whole(generator, monkeypatch):
     logits, labels = random_input((2, 5000, 100), generator, "cpu", dtype=torch.bfloat16)
-    monkeypatch.setattr(dense_focal_blocked, "CPU_BLOCK", 2**12)
+    monkeypatch.setattr(dense_blocked, "CPU_BLOCK", 2**12)
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -140,7 +118,7 @@ def test_half_precision_is_never_copied_whole(generator, monkeypatch):
             return result
 
     with Watch(), torch.no_grad():
-        dense_focal_blocked.loss_and_gradient(logits, labels, None, 1.7, True, 1.0)
+        dense_blocked.loss_and_gradient(logits, labels, None, focal, [1.7], True, 1.0)
     assert 2**12 - 100 < largest <= 5 * 2**12  # the buffers
 
 
@@ -189,7 +167,7 @@ def test_without_gradient(generator, device):
     expected = dense_focal_loss(logits, labels)
     for loss in (dense_focal_loss(logits.detach(), labels), torch.no_grad()(dense_focal_loss)(logits, labels)):
         assert not loss.requires_grad and torch.equal(loss, expected)
-    _, gradient = dense_focal_blocked.loss_and_gradient(logits.detach(), labels, None, 2.0, False, 1.0)
+    _, gradient = dense_blocked.loss_and_gradient(logits.detach(), labels, None, focal, [2.0], False, 1.0)
     assert gradient is None
 
 
@@ -234,8 +212,8 @@ def test_under_torch_compile(generator, device):
 def test_the_operator_keeps_its_promises(dtype, want_gradient, generator, device):
     logits, labels = random_input((2, 30, 4), generator, device, dtype=dtype)
     torch.library.opcheck(
-        dense_focal._dense_focal,
-        (logits.detach(), labels, torch.tensor([0.25], device=device), 2.0, want_gradient),
+        dense_margin._dense_margin,
+        (logits.detach(), labels, torch.tensor([0.25], device=device), "focal", [2.0], want_gradient),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -243,11 +221,11 @@ def test_the_operator_keeps_its_promises(dtype, want_gradient, generator, device
 def test_without_triton_blocks_are_used_and_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "retinanet_ext.ops.dense_focal_triton", None)  # cannot be imported
     monkeypatch.delattr("retinanet_ext.ops.dense_focal_triton", raising=False)
-    implementation = dense_focal._implementation.__wrapped__
+    triton_kernel = dense_margin._triton_kernel.__wrapped__
     with pytest.warns(UserWarning, match="without its Triton kernel"):
-        assert implementation(torch.device("cuda"), torch.float32) is dense_focal_blocked.loss_and_gradient
-    assert implementation(torch.device("cuda"), torch.float64) is dense_focal_blocked.loss_and_gradient
-    assert implementation(torch.device("cpu"), torch.float32) is dense_focal_blocked.loss_and_gradient
+        assert triton_kernel(torch.device("cuda"), torch.float32) is None
+    assert triton_kernel(torch.device("cuda"), torch.float64) is None
+    assert triton_kernel(torch.device("cpu"), torch.float32) is None
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ def test_cuda_uses_the_kernel(device, generator):
     if device.type != "cuda":
         pytest.skip("needs TEST_DEVICE=cuda")
     pytest.importorskip("triton", reason="the kernel needs Triton")
-    from retinanet_ext.ops import dense_focal, dense_focal_triton
+    from retinanet_ext.ops import dense_focal_triton, dense_margin
 
-    assert dense_focal._implementation(device, torch.float32) is dense_focal_triton.loss_and_gradient
+    assert dense_margin._triton_kernel(device, torch.float32) is dense_focal_triton.loss_and_gradient
 
 
 def test_cuda_graph_and_no_wait(device, generator):

@@ -1,0 +1,143 @@
+"""The classification losses, each in its dense form and by its plain formula on one-hot targets: time and memory of
+loss and gradient.
+
+The inputs are those of ``benchmarks.focal_loss``, which compares the focal loss with other projects'. For quality
+focal and varifocal the plain form gets the IoUs, its targets, for nothing; the dense form computes them.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks.focal_loss import FOREGROUND, IGNORED, TOLERANCES, make_inputs
+from benchmarks.measure import Case, format_cases, make_parser, print_header, time_in_turns, write_json
+from retinanet_ext.detection.box_coding import Box2BoxTransform
+from retinanet_ext.losses import (
+    DenseFocalLoss,
+    DenseFocalStarLoss,
+    DenseHingeLoss,
+    DensePredictions,
+    DenseQualityFocalLoss,
+    DenseTargets,
+    DenseVarifocalLoss,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+    sigmoid_focal_star_loss,
+    sigmoid_hinge_loss,
+    varifocal_loss,
+)
+from retinanet_ext.ops import pairwise_iou
+
+# Names of CLS_LOSS_REGISTRY, with module and plain function for one setting of the knobs.
+ONE_HOT = {
+    "focal": (DenseFocalLoss(), sigmoid_focal_loss),
+    "cross_entropy": (DenseFocalLoss(alpha=-1, gamma=0), partial(sigmoid_focal_loss, alpha=-1, gamma=0)),
+    "balanced_cross_entropy": (
+        DenseFocalLoss(alpha=0.75, gamma=0), partial(sigmoid_focal_loss, alpha=0.75, gamma=0),
+    ),
+    "focal_star": (DenseFocalStarLoss(), sigmoid_focal_star_loss),
+    "hinge": (DenseHingeLoss(), sigmoid_hinge_loss),
+}  # fmt: skip
+OF_QUALITY = {
+    "quality_focal": (DenseQualityFocalLoss(), quality_focal_loss),
+    "varifocal": (DenseVarifocalLoss(), varifocal_loss),
+}
+LOSSES = {**ONE_HOT, **OF_QUALITY}
+
+
+def make_batch(logits: torch.Tensor, labels: torch.Tensor) -> tuple[DensePredictions, DenseTargets]:
+    """Predictions with these logits, and targets with these labels, whose boxes fit by about a half."""
+    generator, coding = torch.Generator().manual_seed(0), Box2BoxTransform()
+    centers = torch.rand(labels.shape[1], 2, generator=generator) * 600
+    sizes = 32 + torch.rand(labels.shape[1], 2, generator=generator) * 200
+    anchors = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=1).to(logits.device)
+    deltas = (0.3 * torch.randn(*labels.shape, 4, generator=generator)).to(logits.device)
+    image, anchor = ((labels >= 0) & (labels < logits.shape[2])).nonzero(as_tuple=True)
+    predictions = DensePredictions(logits, deltas, anchors, coding.get_deltas, coding.apply_deltas)
+    return predictions, DenseTargets(labels, image, anchor, gt_boxes=anchors[anchor])
+
+
+def make_cases(name: str, predictions: DensePredictions, targets: DenseTargets) -> list[Case]:
+    """The dense form and, as the last, the plain one. Each returns the loss and its gradient."""
+    module, function = LOSSES[name]
+    logits, entries = predictions.logits, foreground_targets(name, predictions, targets)
+
+    def plain():
+        return plain_form(function, logits, targets, entries)
+
+    functions = {"dense": lambda: module(predictions, targets).sum(), "plain formula": plain}
+    return [Case(row, lambda f=f: with_gradient(f, logits)) for row, f in functions.items()]
+
+
+def foreground_targets(name: str, predictions: DensePredictions, targets: DenseTargets) -> torch.Tensor:
+    """What the foreground anchors should predict for their classes, ``(M,)``: 1, or the IoU of their boxes."""
+    if name in ONE_HOT:
+        return torch.ones_like(targets.gt_boxes[:, 0])
+    deltas = predictions.deltas[targets.image_index, targets.anchor_index]
+    boxes = predictions.decode(deltas, predictions.anchors[targets.anchor_index])
+    return torch.cat([pairwise_iou(*pair)[0] for pair in zip(boxes.split(1), targets.gt_boxes.split(1))])
+
+
+def plain_form(function: Callable, logits: torch.Tensor, targets: DenseTargets, entries: torch.Tensor) -> torch.Tensor:
+    """Sum of an elementwise loss over the anchors that are not ignored, by a target for every entry."""
+    of_all = torch.zeros_like(logits, dtype=torch.float32)
+    image, anchor = targets.image_index, targets.anchor_index
+    of_all[image, anchor, targets.labels[image, anchor]] = entries
+    return function(logits, of_all).masked_fill((targets.labels < 0)[..., None], 0.0).sum()
+
+
+def with_gradient(function: Callable, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    loss = function()
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
+def check(name: str, cases: Sequence[Case], predictions: DensePredictions, targets: DenseTargets, dtype: str) -> None:
+    """Fill in the differences to the plain form in float64.
+
+    Raises:
+        RuntimeError: one exceeds the tolerance.
+    """
+    exact = predictions.logits.detach().double().requires_grad_()
+    entries = foreground_targets(name, predictions, targets)
+    expected = with_gradient(lambda: plain_form(LOSSES[name][1], exact, targets, entries), exact)
+    for case in cases:
+        loss, gradient = case.run()
+        of_loss = abs(loss.double() / expected[0] - 1).item()
+        of_gradient = (gradient.double() - expected[1]).abs().max().item()
+        case.difference = float(np.max([of_loss, of_gradient]))  # NaN, if one of them is
+        # Written so that NaN, which compares as false, is wrong too.
+        if not case.difference <= TOLERANCES[dtype]:
+            raise RuntimeError(
+                f"{name}, {case.name}, differs from the plain formula in float64: loss by {of_loss:.1e} of it, "
+                f"gradient by {of_gradient:.1e}; it was not timed"
+            )
+
+
+def make_arguments() -> ArgumentParser:
+    parser = make_parser("Classification losses, forward and backward")
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--anchors", type=int, default=57600, help="for each image; default: those of 480x640 pixels")
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--dtype", default="float32", choices=sorted(TOLERANCES))
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), metavar="NAME")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    settings = make_arguments().parse_args(words)
+    torch.set_num_threads(settings.threads)
+    predictions, targets = make_batch(*make_inputs(settings))
+    header, tables = print_header(settings, foreground=FOREGROUND, ignored=IGNORED), {}
+    for name in settings.losses:
+        cases = tables[name] = make_cases(name, predictions, targets)
+        check(name, cases, predictions, targets, settings.dtype)
+        time_in_turns(cases, settings.repeats, settings.device)
+        print(format_cases(cases, reference=cases[-1], title=name), end="\n\n", flush=True)
+    write_json(settings.json, header, tables)
+
+
+if __name__ == "__main__":
+    main()
