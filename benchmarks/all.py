@@ -16,6 +16,7 @@ ON_CPU = [
     ["train_step"],
     ["inference"],
     ["focal_loss"],
+    ["losses"],
     ["matching"],
     ["decoding"],
     ["coco_eval"],
@@ -28,6 +29,7 @@ ON_CUDA = [
     ["inference", *COCO, "--images", "1", "--repeats", "50"],
     ["inference", *COCO, "--images", "16"],
     ["focal_loss", "--images", "16", "--anchors", "201600", "--dtype", "bfloat16"],
+    ["losses", "--images", "16", "--anchors", "201600", "--dtype", "bfloat16"],
     ["matching"],
     ["decoding", *COCO, "--images", "16"],
 ]

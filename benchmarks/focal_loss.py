@@ -65,10 +65,10 @@ def make_cases(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> list
         "torchvision": like_torchvision,
         "fvcore, as Detectron2 calls it": by_fvcore,
     }
-    return [Case(name, lambda f=f: _with_gradient(f, logits)) for name, f in functions.items()]
+    return [Case(name, lambda f=f: with_gradient(f, logits)) for name, f in functions.items()]
 
 
-def _with_gradient(function, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def with_gradient(function, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     loss = function()
     return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
@@ -80,17 +80,28 @@ def check(cases: Sequence[Case], logits: torch.Tensor, labels: torch.Tensor, gam
         RuntimeError: one exceeds the tolerance.
     """
     exact = logits.detach().double().requires_grad_()
-    expected = _with_gradient(lambda: dense_focal_reference(exact, labels, ALPHA, gamma).sum(), exact)
+    expected = with_gradient(lambda: dense_focal_reference(exact, labels, ALPHA, gamma).sum(), exact)
+    check_loss_and_gradient(cases, expected, TOLERANCES[dtype])
+
+
+def check_loss_and_gradient(
+    cases: Sequence[Case], expected: tuple[torch.Tensor, torch.Tensor], tolerance: float, subject: str = ""
+) -> None:
+    """Fill in the differences to a loss and its gradient in float64.
+
+    Raises:
+        RuntimeError: one exceeds the tolerance; names ``subject`` and the case.
+    """
     for case in cases:
         loss, gradient = case.run()
         of_loss = abs(loss.double() / expected[0] - 1).item()
         of_gradient = (gradient.double() - expected[1]).abs().max().item()
         case.difference = float(np.max([of_loss, of_gradient]))  # NaN, if one of them is
         # Written so that NaN, which compares as false, is wrong too.
-        if not case.difference <= TOLERANCES[dtype]:
+        if not case.difference <= tolerance:
             raise RuntimeError(
-                f"{case.name} differs from the plain formula in float64: loss by {of_loss:.1e} of it, gradient by "
-                f"{of_gradient:.1e}; nothing was timed"
+                f"{subject}{case.name} differs from the plain formula in float64: loss by {of_loss:.1e} of it, "
+                f"gradient by {of_gradient:.1e}; nothing was timed"
             )
 
 

@@ -9,10 +9,16 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 
-from benchmarks.focal_loss import FOREGROUND, IGNORED, TOLERANCES, make_inputs
+from benchmarks.focal_loss import (
+    FOREGROUND,
+    IGNORED,
+    TOLERANCES,
+    check_loss_and_gradient,
+    make_inputs,
+    with_gradient,
+)
 from benchmarks.measure import Case, format_cases, make_parser, print_header, time_in_turns, write_json
 from retinanet_ext.detection.box_coding import Box2BoxTransform
 from retinanet_ext.losses import (
@@ -89,11 +95,6 @@ def plain_form(function: Callable, logits: torch.Tensor, targets: DenseTargets, 
     return function(logits, of_all).masked_fill((targets.labels < 0)[..., None], 0.0).sum()
 
 
-def with_gradient(function: Callable, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    loss = function()
-    return loss.detach(), torch.autograd.grad(loss, logits)[0]
-
-
 def check(name: str, cases: Sequence[Case], predictions: DensePredictions, targets: DenseTargets, dtype: str) -> None:
     """Fill in the differences to the plain form in float64.
 
@@ -103,17 +104,7 @@ def check(name: str, cases: Sequence[Case], predictions: DensePredictions, targe
     exact = predictions.logits.detach().double().requires_grad_()
     entries = foreground_targets(name, predictions, targets)
     expected = with_gradient(lambda: plain_form(LOSSES[name][1], exact, targets, entries), exact)
-    for case in cases:
-        loss, gradient = case.run()
-        of_loss = abs(loss.double() / expected[0] - 1).item()
-        of_gradient = (gradient.double() - expected[1]).abs().max().item()
-        case.difference = float(np.max([of_loss, of_gradient]))  # NaN, if one of them is
-        # Written so that NaN, which compares as false, is wrong too.
-        if not case.difference <= TOLERANCES[dtype]:
-            raise RuntimeError(
-                f"{name}, {case.name}, differs from the plain formula in float64: loss by {of_loss:.1e} of it, "
-                f"gradient by {of_gradient:.1e}; it was not timed"
-            )
+    check_loss_and_gradient(cases, expected, TOLERANCES[dtype], f"{name}, ")
 
 
 def make_arguments() -> ArgumentParser:
