@@ -35,11 +35,12 @@ setup(
         "numpy>=1.26",
         "pillow>=10.0",
         "matplotlib>=3.8",
+        "scipy>=1.11",
         "tensorboard>=2.14",
         "tqdm>=4.64",
         "tabulate>=0.9",
         "safetensors>=0.4",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6"]},
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6"], "scale": ["ray>=2.9"]},
     entry_points={"console_scripts": ["retinanet-ext = retinanet_ext.cli.main:main"]},
 )

@@ -1,0 +1,166 @@
+"""The arms of a study side by side: what was measured, what differs between their configs, and what was not run."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .formats import shortened
+from .results import OUTCOMES, Run
+from .statistics import Summary, paired_difference, summarize
+from .status import DONE
+from .study import Arm, Study
+
+ABSENT = "absent"
+"""Shown in place of the value of a key that a config does not have."""
+_OWN_KEYS = ("SEED", "OUTPUT_DIR")  # of each run, whatever the arm
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What the runs of an arm gave.
+
+    Args:
+        values: seed -> the study's metric, of the runs that have one.
+        difference: to the baseline arm, over the common seeds; None for the baseline itself.
+        paper: the paper's value of the metric, None if it has none.
+        paper_difference: to the paper's value of the baseline.
+        changes: full key -> (the baseline's value, this arm's value), where their configs differ.
+    """
+
+    arm: Arm
+    runs: tuple[Run, ...]
+    values: dict[int, float]
+    summary: Summary
+    difference: Summary | None
+    paper: float | None
+    paper_difference: float | None
+    changes: dict[str, tuple[Any, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.arm.name
+
+    def count(self, *states: str) -> int:
+        return sum(run.state in states for run in self.runs)
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean wall time of the finished runs."""
+        return summarize(run.seconds for run in self.runs if run.state == DONE).mean
+
+
+def compare_arms(study: Study, runs: Sequence[Run]) -> tuple[ArmResult, ...]:
+    """The results of all arms, in the study's order. Runs that did not end with a metric enter no mean."""
+    runs_of = defaultdict(list)
+    for run in runs:
+        runs_of[run.arm].append(run)
+    by_name = {arm.name: arm for arm in study.arms}
+    paper_name = study.metric.rpartition("/")[2]
+    baseline = values_of(runs_of[study.baseline], study.metric)
+    paper_baseline = by_name[study.baseline].paper.get(paper_name)
+    results = []
+    for arm in study.arms:
+        values = values_of(runs_of[arm.name], study.metric)
+        paper = arm.paper.get(paper_name)
+        has_difference = None not in (paper, paper_baseline) and arm.name != study.baseline
+        results.append(
+            ArmResult(
+                arm, tuple(runs_of[arm.name]), values, summarize(values.values()),
+                difference=None if arm.name == study.baseline else paired_difference(values, baseline),
+                paper=paper,
+                paper_difference=paper - paper_baseline if has_difference else None,
+                changes=_changes(runs_of[study.baseline], runs_of[arm.name]),
+            )
+        )  # fmt: skip
+    return tuple(results)
+
+
+def values_of(runs: Iterable[Run], metric: str) -> dict[int, float]:
+    """Seed -> value, of the runs that finished and have it."""
+    values = {run.seed: run.metrics.get(metric) for run in runs if run.state == DONE}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def other_metrics(study: Study, runs: Iterable[Run]) -> list[str]:
+    """AP50, AP75, and what else the paper states: full names, of the same task as the study's metric."""
+    task = study.metric.rpartition("/")[0]
+    measured = {name for run in runs for name in run.metrics}
+    stated = [name for arm in study.arms for name in arm.paper]
+    names = dict.fromkeys(f"{task}/{name}" if task else name for name in ("AP50", "AP75", *stated))
+    in_paper = {f"{task}/{name}" if task else name for name in stated}
+    return [name for name in names if name != study.metric and (name in measured or name in in_paper)]
+
+
+def unfinished_runs(runs: Iterable[Run], metric: str) -> list[str]:
+    """A line for each run that has not come to an end: missing, running, failed, or done without the metric."""
+    lines = []
+    for run in runs:
+        if run.state not in OUTCOMES:
+            lines.append(
+                f"arm {run.arm}, seed {run.seed}: {run.state}" + (f" ({shortened(run.reason)})" if run.reason else "")
+            )
+        elif run.state == DONE and metric not in run.metrics:
+            there = ", ".join(run.metrics) or "none"
+            lines.append(f"arm {run.arm}, seed {run.seed}: done, but has no {metric} (its metrics: {there})")
+    return lines
+
+
+def differing_runs(runs: Sequence[Run]) -> list[str]:
+    """A line for each run that came to its end and differs from most in code, engine or torch, or from its arm's first.
+
+    All starts of a run count: resumed with other code, it was made with both.
+    """
+    runs = [run for run in runs if run.state in OUTCOMES]
+    lines = []
+    for name in ("code", "engine", "torch"):
+        lines += _unlike_most(runs, name)
+    by_arm = defaultdict(list)
+    for run in runs:
+        if run.config is not None:
+            by_arm[run.arm].append(run)
+    for first, *others in by_arm.values():
+        for run in others:
+            changes = _differences(first.config, run.config)
+            lines += [
+                f"arm {run.arm}, seed {run.seed}: {key} is {new}, but {old} with seed {first.seed}"
+                for key, (old, new) in changes.items()
+            ]
+    return lines
+
+
+def _unlike_most(runs: Sequence[Run], name: str) -> list[str]:
+    found = {(run.arm, run.seed): dict.fromkeys(getattr(start, name) for start in run.starts) for run in runs}
+    counts = Counter(value for values in found.values() for value in values)
+    if len(counts) < 2:
+        return []
+    usual = counts.most_common(1)[0][0]
+    return [
+        f"arm {arm}, seed {seed}: {name} is {', then '.join(values)}, but {usual} in most runs"
+        for (arm, seed), values in found.items()
+        if values and list(values) != [usual]
+    ]
+
+
+def short_keys(results: Iterable[ArmResult], keys: Iterable[str]) -> dict[str, str]:
+    """Full key -> the shortest end of it that no other of `keys` has, for the keys in which arms differ."""
+    ends = Counter(end for key in set(keys) for end in _ends(key))
+    changed = dict.fromkeys(key for result in results for key in result.changes)
+    return {key: next(end for end in _ends(key) if ends[end] == 1) for key in changed}
+
+
+def _ends(key: str) -> list[str]:
+    """ "C", "B.C", "A.B.C" of "A.B.C"."""
+    parts = key.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+
+
+def _changes(baseline: Sequence[Run], runs: Sequence[Run]) -> dict[str, tuple[Any, Any]]:
+    """Between the first configs that there are; whether seeds agree is checked by `differing_runs`."""
+    old, new = (next((run.config for run in of if run.config is not None), None) for of in (baseline, runs))
+    return {} if old is None or new is None else _differences(old, new)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in dict.fromkeys([*old, *new])}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and key not in _OWN_KEYS}

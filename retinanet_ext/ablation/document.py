@@ -1,0 +1,100 @@
+"""A report as a list of blocks, and how that is written as Markdown (as HTML: `page.py`)."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Warning:
+    """What a reader must know before the figures: a sentence, and the cases it is about."""
+
+    text: str
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Labelled lines."""
+
+    items: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text. `numbers`: the columns that hold numbers; None: all but the first."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[int] | None = None
+
+    @property
+    def holds_numbers(self) -> list[bool]:
+        numbers = range(1, len(self.header)) if self.numbers is None else self.numbers
+        return [column in numbers for column in range(len(self.header))]
+
+
+@dataclass(frozen=True)
+class Command:
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing of `plots.py`; `name` is that of its file beside the Markdown."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+Block = Heading | Paragraph | Warning | Facts | Bullets | Table | Command | Figure
+
+
+def to_markdown(title: str, blocks: Sequence[Block]) -> str:
+    return "\n\n".join([f"# {_escape(title)}", *map(_markdown, blocks)]) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"## {_escape(text)}"
+        case Paragraph(text):
+            return _escape(text)
+        case Warning(text, items):
+            return "\n".join([f"> **{_escape(text)}**", ">", *(f"> - {_escape(item)}" for item in items)])
+        case Facts(items):
+            return "\n".join(f"- {_escape(label)}: {_escape(text)}" for label, text in items)
+        case Bullets(items):
+            return "\n".join(f"- {_escape(item)}" for item in items)
+        case Table(header, rows):
+            rule = ["---:" if numbers else "---" for numbers in block.holds_numbers]
+            return "\n".join("| " + " | ".join(row) + " |" for row in _table_rows(header, rule, rows))
+        case Command(text):
+            return f"```bash\n{text}\n```"
+        case Figure(name, caption):
+            return f"![{_escape(caption)}]({name})"
+
+
+def _table_rows(header, rule, rows):
+    return [[_escape(cell) for cell in header], rule, *([_escape(cell) for cell in row] for row in rows)]
+
+
+def _escape(text: str) -> str:
+    """What Markdown would take for markup; line ends would break a table."""
+    return re.sub(r"([\\`*<|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

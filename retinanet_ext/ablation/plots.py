@@ -1,0 +1,213 @@
+"""The drawings of a report, as SVG: narrow enough for a phone, with colours that the page around them decides."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+# Colours that stand for roles, and what becomes of them: in a page its CSS variables, in a file of its own these.
+INK, QUIET, OURS, PAPER = "#010203", "#010204", "#010205", "#010206"
+_FILE_COLORS = {INK: "#1f2328", QUIET: "#9aa1a9", OURS: "#0b65c2", PAPER: "#b8500b"}
+_PAGE_COLORS = {INK: "var(--ink)", QUIET: "var(--quiet)", OURS: "var(--ours)", PAPER: "var(--paper)"}
+
+_WIDTH = 4.8  # inches; at 72 points an inch about the width of a phone
+_ROW = 0.46  # inches for an arm
+_STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "retinanet_ext",
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET, "xtick.color": INK, "ytick.color": INK,
+    "axes.facecolor": "none", "figure.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
+    "grid.color": QUIET, "grid.alpha": 0.35, "grid.linewidth": 0.6, "legend.frameon": False,
+}  # fmt: skip
+_CURVE_POINTS = 150
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm in a plot of rows: what is drawn is what is not None or empty.
+
+    Args:
+        label: the arm's name, and what must be known about it.
+        center: mean, or difference.
+        interval: around the center.
+        dots: values of single seeds.
+        paper: the paper's value.
+    """
+
+    label: str
+    center: float | None
+    interval: tuple[float, float] | None
+    dots: Sequence[float]
+    paper: float | None
+
+
+def draw_means(rows: Sequence[Row], name: str) -> str:
+    """Means with intervals and seeds on the left; the paper's values, on an axis of their own, on the right."""
+    has_paper = any(row.paper is not None for row in rows)
+    with matplotlib.rc_context(_STYLE):
+        figure = _row_figure(rows)
+        ours, paper = (
+            (*figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1)),) if has_paper else (_one(figure), None)
+        )
+        _draw_ours(ours, rows, f"{name} here")
+        if has_paper:
+            values = [row.paper for row in rows]
+            limits = zoom_limits(values)
+            for y, value in enumerate(values):
+                _mark(paper, y, value, limits, "D", PAPER)
+            _finish_rows(paper, rows, limits, f"{name} in the paper")
+        return _svg(figure)
+
+
+def draw_differences(rows: Sequence[Row], name: str, baseline: str) -> str:
+    """Differences to the baseline with their paired intervals, and the paper's differences below, on one axis."""
+    with matplotlib.rc_context(_STYLE):
+        figure = _row_figure(rows)
+        axes = _one(figure)
+        axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
+        _draw_ours(axes, rows, f"{name}, difference to {baseline}", paper=True)
+        return _svg(figure)
+
+
+def draw_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], reference: str | None, log: bool) -> str:
+    """A small panel for each arm, with a line for each of its runs.
+
+    Args:
+        curves: arm -> runs -> (iteration, value).
+        reference: the arm whose runs are drawn in grey in every panel; None: no such arm, and an axis of values for
+            each panel.
+        log: logarithmic values.
+    """
+    with matplotlib.rc_context({**_STYLE, "font.size": 7.5}):
+        count = math.ceil(len(curves) / 2)
+        figure = Figure(figsize=(_WIDTH, 1.25 * count + 0.3), layout="constrained")
+        panels = figure.subplots(count, 2, sharex=True, sharey=reference is not None, squeeze=False).ravel()
+        for panel, (arm, runs) in zip(panels, curves.items(), strict=False):
+            for run in curves[reference] if reference not in (None, arm) else ():
+                panel.plot(*_thinned(run), color=QUIET, linewidth=0.8)
+            for run in runs:
+                # A run that soon stopped may have one value only.
+                panel.plot(*_thinned(run), "." if len(run) == 1 else "-", color=OURS, linewidth=0.9, alpha=0.8)
+            panel.set_title(arm, fontsize=7.5, loc="left")
+            panel.grid(True)
+            panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            if log and any(value > 0 for run in runs for _, value in run):
+                panel.set_yscale("log")
+                panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
+                panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                panel.yaxis.set_minor_formatter(NullFormatter())
+        for panel in panels[len(curves) :]:
+            panel.axis("off")
+        for panel in panels[max(0, len(curves) - 2) : len(curves)]:
+            panel.set_xlabel("iteration")
+            panel.tick_params(labelbottom=True)
+        return _svg(figure)
+
+
+def zoom_limits(values: Sequence[float | None], ends: Sequence[tuple[float, float] | None] = ()) -> tuple[float, float]:
+    """Limits of an axis that shows `values`, and of the intervals as much as does not squeeze them.
+
+    Where a gap of more than half the range separates the values, the smaller group is left outside: an arm that
+    learned nothing would otherwise push all others into one spot. `ends` are drawn as far as they fit.
+    """
+    there = np.sort(np.asarray([value for value in values if value is not None], dtype=np.float64))
+    if not len(there):
+        return 0.0, 1.0
+    gaps = np.diff(there)
+    if len(gaps) > 2 and gaps.max() > (there[-1] - there[0]) / 2:
+        split = int(gaps.argmax()) + 1
+        there = there[split:] if len(there) >= 2 * split else there[:split]
+    middle, span = (there[0] + there[-1]) / 2, max(there[-1] - there[0], 0.02 * abs(there[-1]), 0.2)
+    low, high = middle - span / 2, middle + span / 2
+    inside = [interval for interval in ends if interval is not None and interval[0] <= high and interval[1] >= low]
+    low_end, high_end = min([low, *(ends[0] for ends in inside)]), max([high, *(ends[1] for ends in inside)])
+    return (max(low_end, low - span / 2) - 0.06 * span, min(high_end, high + span / 2) + 0.06 * span)
+
+
+def for_page(svg: str) -> str:
+    """The drawing for an HTML page that sets the CSS variables --ink, --quiet, --ours and --paper."""
+    return _recolor(svg[svg.index("<svg") :], _PAGE_COLORS)
+
+
+def for_file(svg: str) -> str:
+    """The drawing as a file of its own, on white."""
+    colored = _recolor(svg, _FILE_COLORS)
+    return re.sub(r"(<svg\b[^>]*>)", r'\1\n <rect width="100%" height="100%" fill="#ffffff"/>', colored, count=1)
+
+
+def _recolor(svg, colors):
+    for role, color in colors.items():
+        svg = svg.replace(role, color)
+    return svg
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    # No date: the same results give the same file.
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return text.getvalue()
+
+
+def _row_figure(rows):
+    return Figure(figsize=(_WIDTH, _ROW * len(rows) + 0.75), layout="constrained")
+
+
+def _one(figure):
+    return figure.subplots()
+
+
+def _draw_ours(axes, rows, label, paper=False):
+    values = [row.center for row in rows] + [dot for row in rows for dot in row.dots]
+    limits = zoom_limits(values + [row.paper for row in rows if paper], [row.interval for row in rows])
+    for y, row in enumerate(rows):
+        if row.interval is not None:
+            low, high = np.clip(row.interval, *limits)
+            for end, marker in zip((low, high), "<>"):
+                if end not in row.interval and limits[0] <= row.center <= limits[1]:  # goes on beyond the edge
+                    axes.plot(end, y, marker, color=OURS, markersize=3.5, alpha=0.75, clip_on=False)
+            axes.plot((low, high), (y, y), color=OURS, linewidth=1.6, alpha=0.75, solid_capstyle="butt", zorder=2)
+        axes.plot(row.dots, [y + 0.24] * len(row.dots), "o", color=OURS, markersize=2.8, alpha=0.6, zorder=2)
+        _mark(axes, y, row.center, limits, "o", OURS)
+        if paper:
+            _mark(axes, y + 0.24, row.paper, limits, "D", PAPER)
+        axes.text(0.0, y - 0.3, row.label, transform=axes.get_yaxis_transform(), fontsize=8.5, va="center")
+    _finish_rows(axes, rows, limits, label)
+
+
+def _mark(axes, y, value, limits, marker, color):
+    """The value, or an arrow with its number at the edge behind which it lies."""
+    if value is None:
+        return
+    if limits[0] <= value <= limits[1]:
+        axes.plot(value, y, marker, color=color, markersize=5 if marker == "o" else 4, zorder=3)
+        return
+    left = value < limits[0]
+    axes.plot(limits[0 if left else 1], y, "<" if left else ">", color=color, markersize=5, clip_on=False, zorder=3)
+    axes.annotate(
+        f"{value:.1f}", (limits[0 if left else 1], y), (7 if left else -7, 0), textcoords="offset points",
+        ha="left" if left else "right", va="center", fontsize=7.5, color=color,
+    )  # fmt: skip
+
+
+def _finish_rows(axes, rows, limits, label):
+    axes.set(xlim=limits, ylim=(len(rows) - 0.45, -0.6), yticks=[], xlabel=label)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5 if axes.get_position().width > 0.4 else 3))
+    axes.grid(True, axis="x")
+    axes.hlines(
+        np.arange(1, len(rows)) - 0.52, 0, 1, QUIET, linewidth=0.5, alpha=0.5, transform=axes.get_yaxis_transform()
+    )
+
+
+def _thinned(curve):
+    """(iterations, values), averaged over neighbours where there are more points than a panel can show."""
+    if not curve:
+        return [], []
+    points = np.asarray(curve, dtype=np.float64)
+    blocks = np.array_split(points, min(len(points), _CURVE_POINTS))
+    return zip(*(block.mean(axis=0) for block in blocks))
