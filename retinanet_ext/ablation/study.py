@@ -4,7 +4,8 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,15 @@ def arm_options(study: Study, arm: Arm) -> list[str]:
 
 def arm_config(study: Study, arm: Arm, options: Sequence[str] = (), *, datasets: bool = True) -> CfgNode:
     """The config of an arm; ``options`` come last. Errors as `load_config`, with study and arm named."""
-    try:
+    with errors_name_arm(study, arm):
         return load_config(str(study.base), [*arm_options(study, arm), *options], datasets=datasets)
+
+
+@contextmanager
+def errors_name_arm(study: Study, arm: Arm) -> Iterator[None]:
+    """Errors of a config or of a model then say which study and arm they are of."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError) as error:
         raise type(error)(f"study {study.name}, arm {arm.name!r}: {error.args[0]}") from error
 

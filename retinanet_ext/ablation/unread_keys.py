@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from retinanet_ext.d2 import CfgNode, build_model
 
-from .study import Study, arm_config
+from .study import Study, arm_config, errors_name_arm
 
 # Read outside of the model, by whoever trains or evaluates it.
 _READ_ELSEWHERE = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CLASS_NAMES")
@@ -44,8 +46,16 @@ class _RecordingNode(CfgNode):
 
 def keys_read_by_model(cfg: CfgNode) -> set[str]:
     """Full names of the values, and the sections, that building the model of a config reads. No weights are loaded."""
+    try:
+        with torch.device("meta"):  # nothing is allocated, and nothing drawn at random
+            return _keys_read_on("meta", cfg)
+    except Exception:  # of any type: some part looks at values, which there are none of
+        return _keys_read_on("cpu", cfg)
+
+
+def _keys_read_on(device: str, cfg: CfgNode) -> set[str]:
     cfg = cfg.clone()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device
     read: set[str] = set()
     build_model(_RecordingNode(cfg, read))
     return read
@@ -62,7 +72,9 @@ def check_overrides_are_read(study: Study) -> None:
     """
     unread_by_all = set(study.overrides)
     for arm in study.arms:
-        read = keys_read_by_model(arm_config(study, arm, datasets=False))
+        cfg = arm_config(study, arm, datasets=False)
+        with errors_name_arm(study, arm):
+            read = keys_read_by_model(cfg)
         unread = [key for key in arm.overrides if _is_checked(key) and key not in read]
         if unread:
             raise ValueError(

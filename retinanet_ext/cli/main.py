@@ -5,11 +5,18 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import predict, shapes
+from . import ablate, curves, imbalance, predict, shapes, speed_accuracy
 from .usage import UsageError
 
 # A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code.
-VERBS = {"predict": predict, "shapes": shapes}
+VERBS = {
+    "predict": predict,
+    "ablate": ablate,
+    "imbalance": imbalance,
+    "curves": curves,
+    "speed-accuracy": speed_accuracy,
+    "shapes": shapes,
+}
 USAGE_ERROR = 2
 
 

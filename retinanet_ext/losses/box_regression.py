@@ -57,8 +57,14 @@ def make_box_loss(name: str, smooth_l1_beta: float = 0.0) -> nn.Module:
 
 
 def _register(name: str) -> None:
-    BOX_LOSS_REGISTRY.register(lambda cfg: make_box_loss(name, cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA), name=name)
+    BOX_LOSS_REGISTRY.register(lambda cfg: make_box_loss(name), name=name)
 
 
-for _name in ("smooth_l1", "l1", *OVERLAP_LOSSES):
+for _name in ("l1", *OVERLAP_LOSSES):
     _register(_name)
+
+
+# The one builder that reads the key: keys that nothing reads are reported to the user.
+@BOX_LOSS_REGISTRY.register(name="smooth_l1")
+def _build_smooth_l1(cfg) -> nn.Module:
+    return make_box_loss("smooth_l1", cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA)

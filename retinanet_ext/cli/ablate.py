@@ -1,0 +1,145 @@
+"""``retinanet-ext ablate``: studies of several configs, listed, run and reported."""
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+from contextlib import ExitStack
+from itertools import takewhile
+from pathlib import Path
+
+from tabulate import tabulate
+
+from retinanet_ext.ablation.runner import Results, prepare_study, run_folder
+from retinanet_ext.ablation.status import DONE
+from retinanet_ext.ablation.study import Study, arm_config, arm_options, built_in_studies, load_study, with_changes
+from retinanet_ext.ablation.unread_keys import check_overrides_are_read
+
+from .usage import UsageError, usage_errors
+
+HELP = "List, run and report ablation studies: the arms of a YAML file, each with every seed."
+# What the paper's schedule, and so the base configs on COCO, are written for.
+_FULL_SCHEDULE_GPUS = 8
+_INTERRUPTED = 130
+
+logger = logging.getLogger(__name__)
+
+
+class _RunParser(argparse.ArgumentParser):
+    """Takes overrides wherever they stand: argparse looks for them before the first option only."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, rest = super().parse_known_args(args, namespace)
+        if hasattr(namespace, "opts"):
+            namespace.opts += [word for word in rest if not word.startswith("--")]
+            rest = [word for word in rest if word.startswith("--")]
+        return namespace, rest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_RunParser)
+    actions.add_parser("list", help="the built-in studies, and how many runs each needs")
+    _add_run_arguments(actions.add_parser("run", help="run a study, or go on with it"))
+    report = actions.add_parser("report", help="compare the arms of a study that was run")
+    report.add_argument("directory", metavar="DIR", help="output folder of the study")
+    report.add_argument("--output", metavar="DIR", help="folder for the report; default: that of the study")
+    report.add_argument("--allow-missing", action="store_true", help="report although runs are missing")
+    report.add_argument("--allow-mixed", action="store_true", help="report although runs are of different code")
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="name of a built-in study, or a .yaml file of your own")
+    parser.add_argument("--config-file", metavar="BASE", help="base config; default: that of the study")
+    parser.add_argument("--seeds", nargs="+", metavar="S", help="integers; default: those of the study")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: one per GPU, or one on a CPU")
+    where.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster: auto, local or HOST:PORT")
+    parser.add_argument("--output", metavar="DIR", help="default: output/ablations/STUDY")
+    parser.add_argument("--dry-run", action="store_true", help="print the training command of each run, on 8 GPUs")
+    parser.add_argument("--retry", action="store_true", help="repeat runs that diverged")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides for all arms")
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"list": _list, "run": _run, "report": _report}[args.action](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    with usage_errors():
+        studies = [load_study(name) for name in built_in_studies()]
+    rows = [(s.name, s.title, len(s.arms), len(s.seeds), len(s.arms) * len(s.seeds), s.source, s.note) for s in studies]
+    widths = [None, 36, None, None, None, 24, 40]
+    headers = ["study", "title", "arms", "seeds", "runs", "source", "note"]
+    print(tabulate(rows, headers, tablefmt="simple", maxcolwidths=widths))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    seeds, opts = _split_seeds(args.seeds or [], args.opts)
+    with ExitStack() as stack:
+        with usage_errors():
+            study = with_changes(load_study(args.study), base=args.config_file, seeds=seeds, overrides=opts)
+            output = Path(args.output or Path("output", "ablations", study.name))
+            if args.dry_run:
+                check_overrides_are_read(study)
+                print("\n".join(shlex.join(command) for command in full_schedule_commands(study, output)))
+                return 0
+            preparing = prepare_study(study, output, jobs=args.jobs, ray_address=args.ray, retry=args.retry)
+            try:
+                prepared = stack.enter_context(preparing)
+            except ModuleNotFoundError as error:
+                raise UsageError(error) from error
+        # What job schedulers send ends the runs in good order, too.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            results = prepared.run()
+        except KeyboardInterrupt:
+            logger.warning("Stopped. The same command goes on where it was.")
+            return _INTERRUPTED
+    print(_table(study, results))
+    return 0 if all(status.state == DONE for status in results.values()) else 1
+
+
+def _report(args: argparse.Namespace) -> int:
+    from retinanet_ext.ablation.report import write_report
+
+    with usage_errors():
+        files = write_report(
+            args.directory, args.output, allow_missing=args.allow_missing, allow_mixed=args.allow_mixed
+        )
+    for kind, path in files.items():
+        logger.info("%s: %s", kind, path)
+    return 0
+
+
+def full_schedule_commands(study: Study, output: Path) -> list[list[str]]:
+    """The command line of `train_net.py`, word by word, for each run, all arms of a seed before the next."""
+    commands = []
+    for seed in study.seeds:
+        for arm in study.arms:
+            command = ["python", "train_net.py"]
+            if arm_config(study, arm, datasets=False).MODEL.DEVICE.startswith("cuda"):
+                command += ["--num-gpus", str(_FULL_SCHEDULE_GPUS)]
+            command += ["--config-file", os.path.relpath(study.base), *arm_options(study, arm)]
+            commands.append([*command, "SEED", str(seed), "OUTPUT_DIR", str(run_folder(output, arm.name, seed))])
+    return commands
+
+
+def _split_seeds(words: list[str], opts: list[str]) -> tuple[list[int], list[str]]:
+    """`--seeds 0 1 KEY VALUE` takes all words that follow; only the numbers are seeds."""
+    seeds = [int(word) for word in takewhile(str.isdecimal, words)]
+    if words and not seeds:
+        raise UsageError(f"--seeds wants integers from 0 on, found {words[0]!r}.")
+    return seeds, [*words[len(seeds) :], *opts]
+
+
+def _table(study: Study, results: Results) -> str:
+    def cell(arm, seed):
+        status = results[arm.name, seed]
+        value = status.metrics.get(study.metric)
+        return status.state if status.state != DONE else "undefined" if value is None else f"{value:.2f}"
+
+    rows = [[arm.name, *(cell(arm, seed) for seed in study.seeds)] for arm in study.arms]
+    headers = [study.metric, *(f"seed {seed}" for seed in study.seeds)]
+    return tabulate(rows, headers, tablefmt="simple", disable_numparse=True)

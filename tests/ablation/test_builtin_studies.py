@@ -1,0 +1,145 @@
+"""Every built-in study: its arms say what the paper's rows say, load, build, and take a step."""
+
+import functools
+import math
+
+import pytest
+import torch
+import yaml
+
+from retinanet_ext import d2
+from retinanet_ext.ablation import study as studies
+from retinanet_ext.ablation.study import arm_config, built_in_studies, with_changes
+from retinanet_ext.ablation.unread_keys import check_overrides_are_read
+from retinanet_ext.train_step import TrainStep
+from tests.builders import batch
+
+# The narrowest network of the same depth; no key of an arm is among them. ResNet-18 knows one width only.
+SMALL_R18 = {
+    "MODEL.DEVICE": "cpu", "MODEL.BACKBONE.FREEZE_AT": "0", "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": "8", "MODEL.FPN.OUT_CHANNELS": "8", "MODEL.RETINANET.NUM_CONVS": "1",
+}  # fmt: skip
+SMALL = {**SMALL_R18, "MODEL.RESNETS.RES2_OUT_CHANNELS": "16", "MODEL.RESNETS.WIDTH_PER_GROUP": "4"}
+LOSS = "MODEL.RETINANET.CLS_LOSS"
+BASE = "retinanet_R_50_FPN_600_paper.yaml"
+load_study = functools.cache(studies.load_study)
+ON_COCO = [name for name in built_in_studies() if load_study(name).base.name == BASE]
+
+
+@pytest.fixture(scope="module")
+def tried() -> set[str]:
+    """Configs whose step was taken: several tables have the row of the default."""
+    return set()
+
+
+def test_every_table_is_there():
+    tables = {"table_1a": 7, "table_1b": 8, "table_1c": 7, "table_1d": 10, "table_1e": 10, "table_3": 4}
+    assert tables.items() <= {name: len(load_study(name).arms) for name in ON_COCO}.items()
+    assert {"prior", "hinge"} <= set(ON_COCO)
+
+
+@pytest.mark.parametrize("name", built_in_studies())
+def test_every_arm_trains(name, tried, generator):
+    study = load_study(name)
+    small = SMALL if name in ON_COCO else SMALL_R18
+    study = with_changes(study, overrides=[word for pair in small.items() for word in pair])
+    check_overrides_are_read(study)
+    inputs = batch(generator, (64, 96), (96, 64))
+    for arm in study.arms:
+        cfg = arm_config(study, arm, datasets=False)
+        model_keys = yaml.safe_load(cfg.dump())["MODEL"] | {"WEIGHTS": ""}
+        if str(model_keys) in tried:
+            continue
+        tried.add(str(model_keys))
+        _take_a_step(cfg, inputs, arm.name)
+
+
+def _take_a_step(cfg, inputs, name):
+    torch.manual_seed(0)
+    model = d2.build_model(cfg)
+    step = TrainStep(model, [inputs], torch.optim.SGD(model.parameters(), lr=0.01))
+    before = model.head.cls_score.bias.clone()
+    with d2.EventStorage() as storage:
+        step.run_step()
+    assert math.isfinite(storage.latest()["loss_cls"][0]) and storage.latest()["loss_cls"][0] > 0, name
+    assert not torch.equal(model.head.cls_score.bias, before), name
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters()), name
+
+
+def test_arms_are_the_rows_of_the_tables():
+    def settings(study, *keys):
+        loaded = load_study(study)
+        return [[_get(arm_config(loaded, arm, datasets=False), key) for key in keys] for arm in loaded.arms]
+
+    retinanet = "MODEL.RETINANET"
+    alphas = settings("table_1a", f"{LOSS}.NAME", f"{retinanet}.FOCAL_LOSS_ALPHA")
+    assert alphas == [["balanced_cross_entropy", a] for a in (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)]
+    gammas = settings("table_1b", f"{retinanet}.FOCAL_LOSS_GAMMA", f"{retinanet}.FOCAL_LOSS_ALPHA")
+    assert gammas[:7] == [
+        [0, 0.75], [0.1, 0.75], [0.2, 0.75], [0.5, 0.5], [1, 0.25], [2, 0.25], [5, 0.25],
+    ]  # fmt: skip
+    ohem_keys = [f"{LOSS}.OHEM.{key}" for key in ("NEGATIVES_PER_POSITIVE", "NMS_THRESH", "BATCH")]
+    ohem = settings("table_1d", f"{LOSS}.NAME", *ohem_keys)
+    rows = [(0, 0.7), (0, 0.5), (3, 0.5)]
+    assert ohem[:9] == [["ohem", ratio, nms, size] for ratio, nms in rows for size in (128, 256, 512)]
+    assert [row[0] for row in ohem[9:]] == ["focal"]
+    depths = settings("table_1d", "MODEL.RESNETS.DEPTH", "MODEL.WEIGHTS")
+    assert set(map(tuple, depths)) == {(101, "detectron2://ImageNetPretrained/MSRA/R-101.pkl")}
+    scales = settings("table_1e", "MODEL.RESNETS.DEPTH", "INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "MODEL.WEIGHTS")
+    assert scales == [
+        [depth, (size,), size, f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl"]
+        for depth in (50, 101)
+        for size in (400, 500, 600, 700, 800)
+    ]
+    stars = settings("table_3", f"{LOSS}.NAME", f"{retinanet}.FOCAL_LOSS_GAMMA", f"{LOSS}.FOCAL_STAR.BETA")
+    assert stars[1:] == [["focal", 2, 1], ["focal_star", 2, 1], ["focal_star", 4, 0]]
+
+
+def test_anchors_of_table_1c_are_the_octaves_of_the_paper():
+    study = load_study("table_1c")
+    rows = [(1, 1), (2, 1), (3, 1), (1, 3), (2, 3), (3, 3), (4, 3)]
+    for arm, (scales, ratios) in zip(study.arms, rows, strict=True):
+        anchors = arm_config(study, arm, datasets=False).MODEL.ANCHOR_GENERATOR
+        expected = [[base * 2 ** (k / scales) for k in range(scales)] for base in (32, 64, 128, 256, 512)]
+        torch.testing.assert_close(torch.tensor(anchors.SIZES), torch.tensor(expected))
+        shapes = [[1.0]] if ratios == 1 else [[0.5, 1.0, 2.0]]
+        assert shapes == anchors.ASPECT_RATIOS
+        assert arm.name.startswith(f"{scales}_scale") and f"_{ratios}_ratio" in arm.name
+
+
+@pytest.mark.parametrize(
+    ("study", "rows"),
+    [
+        ("table_1a", "0.0 0.0 0.0, 10.8 16.0 11.7, 30.2 46.7 32.8, 31.1 49.4 33.0, 30.8 49.7 32.3, 28.7 47.4 29.9, "
+         "25.1 41.7 26.1"),
+        ("table_1b", "31.1 49.4 33.0, 31.4 49.9 33.1, 31.9 50.7 33.4, 32.9 51.7 35.2, 33.7 52.0 36.2, 34.0 52.5 36.5, "
+         "32.2 49.6 34.8, 33.6"),
+        ("table_1c", "30.3 49.0 31.8, 31.9 50.0 34.0, 31.8 49.4 33.7, 32.4 52.3 33.9, 34.2 53.1 36.5, 34.0 52.5 36.5, "
+         "33.8 52.1 36.2"),
+        ("table_1d", "31.1 47.2 33.2, 31.8 48.8 33.9, 30.6 47.0 32.6, 32.8 50.3 35.1, 31.0 47.4 33.0, 27.6 42.0 29.2, "
+         "31.1 47.2 33.2, 28.3 42.4 30.3, 24.0 35.5 25.8, 36.0 54.9 38.7"),
+        ("table_1e", "30.5 47.8 32.7 11.2 33.8 46.1 64, 32.5 50.9 34.8 13.9 35.8 46.7 72, "
+         "34.3 53.2 36.9 16.2 37.4 47.4 98, 35.1 54.2 37.7 18.0 39.3 46.4 121, 35.7 55.0 38.5 18.9 38.9 46.3 153, "
+         "31.9 49.5 34.1 11.6 35.8 48.5 81, 34.4 53.1 36.8 14.7 38.5 49.1 90, 36.0 55.2 38.7 17.4 39.6 49.7 122, "
+         "37.1 56.6 39.8 19.1 40.6 49.4 154, 37.8 57.5 40.8 20.2 41.1 49.2 198"),
+        ("table_3", "31.1 49.4 33.0, 34.0 52.5 36.5, 33.8 52.7 36.3, 33.9 51.8 36.4"),
+    ],
+)  # fmt: skip
+def test_the_paper_s_numbers(study, rows):
+    columns = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ms")
+    expected = [dict(zip(columns, map(float, row.split()))) for row in rows.split(", ")]
+    assert [arm.paper for arm in load_study(study).arms] == expected
+
+
+def test_all_on_coco_train_as_the_paper_does():
+    for name in ON_COCO:
+        study = load_study(name)
+        cfg = arm_config(study, study.arms[0], datasets=False)
+        assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.IMS_PER_BATCH) == (90000, (60000, 80000), 16)
+        assert study.seeds == (0, 1, 2) and study.metric == "bbox/AP"
+
+
+def _get(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

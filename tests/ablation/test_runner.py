@@ -1,0 +1,171 @@
+"""Whole studies: what runs, in which order, what is kept, and what is refused. Most use a stand-in for the runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from retinanet_ext.ablation import jobs, local_jobs
+from retinanet_ext.ablation.runner import run_study
+from retinanet_ext.ablation.status import Status, read_status, write_status
+from retinanet_ext.ablation.study import load_study, study_from_dict, with_changes
+
+STUB = Path(__file__).with_name("stub_worker.py")
+BASE = """
+_BASE_: {root}/configs/Base-RetinaNet.yaml
+MODEL:
+  DEVICE: cpu
+  RESNETS: {{DEPTH: 18, RES2_OUT_CHANNELS: 64}}
+  FPN: {{OUT_CHANNELS: 16}}
+  RETINANET: {{NUM_CONVS: 2}}
+SOLVER: {{MAX_ITER: 1300}}
+"""
+FINE, DIVERGES, IS_KILLED, ENDS_EARLY, IS_INTERRUPTED = 1.0, 2.0, 3.0, 4.0, 5.0
+
+
+@pytest.fixture(autouse=True)
+def stub(monkeypatch):
+    monkeypatch.setattr(jobs, "WORKER", (sys.executable, str(STUB)))
+
+
+def study_of(tmp_path, **behaviours):
+    arms = [{"NAME": name, "OVERRIDES": {"SOLVER.BASE_LR": value}} for name, value in behaviours.items()]
+    (tmp_path / "base.yaml").write_text(BASE.format(root=Path.cwd()))
+    content = {
+        "TITLE": "t", "SOURCE": "s", "BASE": "base.yaml", "METRIC": "bbox/AP",
+        "SEEDS": [0, 1], "BASELINE": arms[0]["NAME"], "ARMS": arms,
+    }  # fmt: skip
+    path = tmp_path / "trial.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_study(path)
+
+
+def order_of_runs(folder) -> list[list[str]]:
+    return [line.split() for line in (folder / "order.txt").read_text().splitlines()]
+
+
+def states(results) -> dict:
+    return {f"{arm}/{seed}": status.state for (arm, seed), status in results.items()}
+
+
+def test_all_arms_of_a_seed_come_before_the_next_and_nothing_is_repeated(tmp_path):
+    study, out = study_of(tmp_path, a=FINE, b=1.5, c=1.25), tmp_path / "out"
+    results = run_study(study, out)
+    assert [run[:2] for run in order_of_runs(out)] == [[arm, seed] for seed in "01" for arm in "abc"]
+    assert list(results) == [(arm, seed) for seed in (0, 1) for arm in "abc"]
+    assert results["a", 1] == Status("done", None, 1.0, {"bbox/AP": 11.0}, 1300)
+    assert study_from_dict(json.loads((out / "study.json").read_text())) == study
+    assert run_study(study, out) == results
+    assert len(order_of_runs(out)) == 6
+
+
+def test_what_diverged_or_failed_is_recorded_and_the_study_goes_on(tmp_path):
+    study, out = study_of(tmp_path, nan=DIVERGES, killed=IS_KILLED, code=ENDS_EARLY, fine=FINE), tmp_path / "out"
+    results = run_study(with_changes(study, seeds=[0]), out, jobs=2)
+    assert states(results) == {"nan/0": "diverged", "killed/0": "failed", "code/0": "failed", "fine/0": "done"}
+    assert results["nan", 0].reason == "iteration 7: loss is not finite"
+    assert "killed by SIGKILL (often by the system, for want of memory)" in results["killed", 0].reason
+    assert results["killed", 0].reason.endswith("\nthe last words")
+    assert "ended with exit code 3" in results["code", 0].reason and results["code", 0].iterations == 20
+    for (arm, seed), status in results.items():
+        assert read_status(out / arm / f"seed_{seed}") == status
+
+    # Failed runs are tried again, diverged ones only if asked for.
+    for retry, again in ((False, {"killed", "code"}), (True, {"killed", "code", "nan"})):
+        (out / "order.txt").unlink()
+        run_study(with_changes(study, seeds=[0]), out, retry=retry)
+        assert {run[0] for run in order_of_runs(out)} == again
+
+
+def test_seeds_come_in_later_and_the_study_file_knows_all(tmp_path):
+    study, out = study_of(tmp_path, a=FINE), tmp_path / "out"
+    run_study(with_changes(study, seeds=[3]), out)
+    results = run_study(with_changes(study, seeds=[1]), out)
+    assert list(results) == [("a", 1)]
+    assert study_from_dict(json.loads((out / "study.json").read_text())).seeds == (1, 3)
+
+
+def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path):
+    study, out = study_of(tmp_path, long=IS_INTERRUPTED, fine=FINE), tmp_path / "out"
+    code = (
+        "import sys; from pathlib import Path; from retinanet_ext.ablation import jobs, runner, study\n"
+        f"jobs.WORKER = (sys.executable, {str(STUB)!r})\n"
+        f"runner.run_study(study.load_study({str(tmp_path / 'trial.yaml')!r}), {str(out)!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    pid_file = out / "long" / "seed_0" / "pid"
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    with pytest.raises(OSError, match="in use"):
+        run_study(study, out)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+    interrupted = read_status(out / "long" / "seed_0")
+    assert interrupted.state == "running" and interrupted.seconds > 0
+    assert [run[:2] for run in order_of_runs(out)] == [["long", "0"]]  # of what waited, nothing was begun
+
+    (out / "long" / "seed_1").mkdir()
+    (out / "long" / "seed_1" / "checkpoint").touch()
+    results = run_study(study, out)
+    assert set(states(results).values()) == {"done"}
+    assert results["long", 0].seconds == pytest.approx(interrupted.seconds + 1.0)
+
+
+def test_seconds_of_a_start_that_was_killed_with_its_study_count(tmp_path):
+    study, out = study_of(tmp_path, a=FINE), tmp_path / "out"
+    folder = out / "a" / "seed_0"
+    write_status(folder, Status("running", seconds=5.0))
+    (folder / "console.txt").write_text("iteration 20\n")
+    began = (folder / "status.json").stat().st_mtime
+    os.utime(folder / "console.txt", (began + 100, began + 100))
+    assert run_study(with_changes(study, seeds=[0]), out)["a", 0].seconds == pytest.approx(106.0)
+
+
+def test_another_config_in_the_folder_is_refused_with_its_keys(tmp_path):
+    study, out = study_of(tmp_path, a=FINE), tmp_path / "out"
+    run_study(study, out)
+    changed = with_changes(study, overrides=["SOLVER.MAX_ITER", "7", "MODEL.RETINANET.NUM_CONVS", "1"])
+    with pytest.raises(ValueError, match="another config(.|\n)*NUM_CONVS: 2 -> 1(.|\n)*SOLVER.MAX_ITER: 1300 -> 7"):
+        run_study(changed, out)
+    out.rename(tmp_path / "moved")
+    assert set(states(run_study(study, tmp_path / "moved")).values()) == {"done"}
+    assert len(order_of_runs(tmp_path / "moved")) == 2
+
+
+def test_another_study_in_the_folder_is_refused(tmp_path):
+    study, out = study_of(tmp_path, a=FINE), tmp_path / "out"
+    run_study(study, out)
+    (tmp_path / "trial.yaml").rename(tmp_path / "other.yaml")
+    with pytest.raises(ValueError, match="holds the study 'trial', not 'other'"):
+        run_study(load_study(tmp_path / "other.yaml"), out)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_a_device_that_is_not_here_is_refused_before_anything_runs(tmp_path):
+    study = with_changes(study_of(tmp_path, a=FINE), overrides=["MODEL.DEVICE", "cuda"])
+    with pytest.raises(ValueError, match="finds no CUDA device"):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out" / "a").exists()
+
+
+def test_cores_and_gpus_are_shared_out(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(local_jobs, "_cores", lambda: 8)
+    run_study(study_of(tmp_path, a=FINE, b=1.5), tmp_path / "out", jobs=3)
+    assert {threads for *_, threads in order_of_runs(tmp_path / "out")} == {"2"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    shares = [share["CUDA_VISIBLE_DEVICES"] for share in local_jobs.shares_of_the_machine(3, on_gpu=True)]
+    assert shares == ["4", "6", "4"]
+    assert len(local_jobs.shares_of_the_machine(None, on_gpu=True)) == 2
+    with pytest.raises(ValueError, match="at a time is 0"):
+        run_study(study_of(tmp_path, a=FINE), tmp_path / "out", jobs=0)
