@@ -23,7 +23,7 @@ def ray_runner(address: str) -> Callable[[Sequence[Job], Callable[[Job, Status],
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--ray needs Ray: pip install 'retinanet_ext[scale]', or use --jobs N") from error
+        raise ModuleNotFoundError("--ray needs Ray: pip install ray, or use --jobs N") from error
     if not ray.is_initialized():
         ray.init(address=address)
     return functools.partial(_run_on_cluster, ray)
