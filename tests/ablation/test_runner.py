@@ -95,7 +95,9 @@ def test_seeds_come_in_later_and_the_study_file_knows_all(tmp_path):
 def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path):
     study, out = study_of(tmp_path, long=IS_INTERRUPTED, fine=FINE), tmp_path / "out"
     code = (
-        "import sys; from pathlib import Path; from retinanet_ext.ablation import jobs, runner, study\n"
+        "import signal, sys; from retinanet_ext.ablation import jobs, runner, study\n"
+        # Where the tests run in the background, the signal is ignored, and a child inherits that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"jobs.WORKER = (sys.executable, {str(STUB)!r})\n"
         f"runner.run_study(study.load_study({str(tmp_path / 'trial.yaml')!r}), {str(out)!r})"
     )
