@@ -76,9 +76,19 @@ def launch(main: Callable, args) -> None:
         )
     _join(group)
     main(args)
-    # A model in a reference cycle would keep its group, and so the group's threads, past the end of the interpreter.
-    gc.collect()
     # Not after an error: closing connections would make the other processes fail first, and hide the cause.
+    _leave()
+
+
+def _leave() -> None:
+    """End the groups, with their threads: one that meets the end of the interpreter aborts the process."""
+    # Detectron2 remembers groups in variables and caches, which would keep them; so would a model in a cycle.
+    for name, value in list(vars(comm).items()):
+        if isinstance(value, dist.ProcessGroup):
+            setattr(comm, name, None)
+        elif hasattr(value, "cache_clear"):
+            value.cache_clear()
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
@@ -41,3 +44,21 @@ def test_flags_that_contradict_the_launcher(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="--num-gpus 2 starts processes"):
         launch(print, Namespace(num_gpus=2))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+def test_no_thread_of_a_group_outlives_it():
+    # One that does can abort the process at its end, after all work is done.
+    code = """
+import os
+from retinanet_ext import launch
+from retinanet_ext.d2 import comm
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count()
+launch._join(launch.ProcessGroup(0, 1, 0, 1))
+assert comm.get_local_rank() == 0 and count() > before
+launch._leave()
+assert count() == before, (before, count())
+"""
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
