@@ -1,6 +1,7 @@
 """The keys this extension adds to Detectron2's config, and how a config is loaded."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -132,13 +133,14 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         _drop_empty_sections(loaded, cfg)
         mentioned += flat_keys(loaded)
         _refuse_unknown(mentioned, legal, config_file)
+        _write_integers_as_floats(loaded, cfg)
         with _names_source(config_file):
             cfg.merge_from_other_cfg(CN(loaded))
     if len(opts) % 2:
         raise ValueError(f"overrides come as KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}")
     _refuse_unknown(opts[::2], legal, "the overrides")
     with _names_source("the overrides"):
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(_with_integers_as_floats(opts, cfg))
     mentioned += opts[::2]
     check_values(cfg)
     if datasets:
@@ -165,6 +167,26 @@ def _drop_empty_sections(loaded: dict, cfg: CN) -> None:
                 del loaded[name]
             elif isinstance(loaded[name], dict):
                 _drop_empty_sections(loaded[name], cfg[name])
+
+
+def _write_integers_as_floats(loaded: dict, cfg: CN) -> None:
+    """The engines refuse 2 where they want 2.0, which means the same to who writes it."""
+    for name, value in loaded.items():
+        if isinstance(value, dict):
+            _write_integers_as_floats(value, cfg[name])
+        elif type(value) is int and isinstance(cfg[name], float):
+            loaded[name] = float(value)
+
+
+def _with_integers_as_floats(opts: Sequence[str], cfg: CN) -> list[str]:
+    words = list(opts)
+    for place, key in enumerate(words[::2]):
+        current = cfg
+        for part in key.split("."):
+            current = current[part]
+        if isinstance(current, float) and re.fullmatch(r"[+-]?[0-9]+", str(words[2 * place + 1])):
+            words[2 * place + 1] = f"{words[2 * place + 1]}.0"
+    return words
 
 
 def _refuse_unknown(keys: Iterable[str], legal: set[str], where: str) -> None:

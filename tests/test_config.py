@@ -154,3 +154,12 @@ def test_number_of_classes_comes_from_the_data(shapes):
         load_config(None, [*opts, "MODEL.RETINANET.NUM_CLASSES", "80"])
     with pytest.raises(KeyError, match="num_clases_test"):
         load_config(None, [*opts, "DATASETS.TRAIN", "('num_clases_test',)"])
+
+
+def test_an_integer_is_good_enough_for_a_float(tmp_path):
+    (tmp_path / "c.yaml").write_text("MODEL:\n  RETINANET:\n    FOCAL_LOSS_GAMMA: 3\nSOLVER:\n  MAX_ITER: 7\n")
+    cfg = load_config(str(tmp_path / "c.yaml"), ["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1"], datasets=False)
+    assert (cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA) == (-1.0, 3.0)
+    assert cfg.SOLVER.MAX_ITER == 7 and isinstance(cfg.SOLVER.MAX_ITER, int)
+    with pytest.raises(ValueError, match="FOCAL_LOSS_GAMMA"):
+        load_config(None, ["MODEL.RETINANET.FOCAL_LOSS_GAMMA", "much"], datasets=False)
