@@ -61,4 +61,5 @@ launch._leave()
 assert count() == before, (before, count())
 """
     environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    environment["OMP_NUM_THREADS"] = "1"  # or setting their number would start PyTorch's own threads
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
