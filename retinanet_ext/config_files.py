@@ -108,11 +108,16 @@ def _unsafe_tag_message(filename: str, text: str, error: yaml.constructor.Constr
 
 def flat_keys(tree: dict, prefix: str = "") -> Iterator[str]:
     """Full names of the keys of nested dictionaries: `SOLVER.MAX_ITER`, ..."""
+    return (key for key, _ in flat_items(tree, prefix))
+
+
+def flat_items(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The same with their values."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from flat_keys(value, f"{prefix}{key}.")
+            yield from flat_items(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
 
 
 def unknown_key_message(full_key: str, legal: Iterable[str]) -> str:

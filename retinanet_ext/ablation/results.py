@@ -4,19 +4,17 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retinanet_ext.config_files import read_config_file
+from retinanet_ext.config_files import flat_items, read_config_file
 
 from .status import DIVERGED, DONE, FAILED, RUNNING, STATUS_FILE, read_status
-from .study import Study, study_from_dict
+from .study import STUDY_FILE, Study, run_folder, study_from_dict
 
 logger = logging.getLogger(__name__)
 
-STUDY_FILE = "study.json"
 STATES = (RUNNING, DONE, DIVERGED, FAILED)
 MISSING = "missing"
 """The state of a run that the study asks for and the folder does not have."""
@@ -83,7 +81,7 @@ def read_study_folder(directory: str | Path) -> tuple[Study, tuple[Run, ...]]:
         raise ValueError(f"{directory} is empty: no study has been run into it")
     study = _read_study(directory / STUDY_FILE)
     _refuse_foreign_runs(directory, study)
-    runs = (_read_run(directory / arm.name / f"seed_{s}", arm.name, s) for arm in study.arms for s in study.seeds)
+    runs = (_read_run(run_folder(directory, arm.name, s), arm.name, s) for arm in study.arms for s in study.seeds)
     return study, tuple(runs)
 
 
@@ -151,7 +149,7 @@ def _read_run(folder: Path, arm: str, seed: int) -> Run:
         iterations=status.iterations,
         metrics=status.metrics,
         starts=_read_starts(record) if record.exists() else (),
-        config=dict(_flat_items(read_config_file(str(config)))) if config.exists() else None,
+        config=dict(flat_items(read_config_file(str(config)))) if config.exists() else None,
     )  # fmt: skip
 
 
@@ -191,11 +189,3 @@ def _read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, found {type(content).__name__}")
     return content
-
-
-def _flat_items(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat_items(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

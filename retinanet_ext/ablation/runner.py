@@ -12,16 +12,15 @@ from pathlib import Path
 
 import yaml
 
-from retinanet_ext.config_files import read_config_file
+from retinanet_ext.config_files import flat_items, read_config_file
 from retinanet_ext.run_checks import check_device
 
 from .jobs import Job
 from .local_jobs import local_runner
 from .status import DIVERGED, DONE, RUNNING, Status, read_status, write_atomically
-from .study import Arm, Study, arm_config, study_from_dict, study_to_dict
+from .study import STUDY_FILE, Arm, Study, arm_config, run_folder, study_from_dict, study_to_dict
 from .unread_keys import check_overrides_are_read
 
-STUDY_FILE = "study.json"
 _REASON_WIDTH = 200  # characters in the log; status.json has all
 # What a process on another machine must have as it is here.
 _ENVIRONMENT_PREFIXES = ("RETINANET_EXT_", "DETECTRON2_", "PYTHONPATH")
@@ -30,10 +29,6 @@ logger = logging.getLogger(__name__)
 
 Results = dict[tuple[str, int], Status]
 """By arm and seed."""
-
-
-def run_folder(output_dir: Path, arm: str, seed: int) -> Path:
-    return Path(output_dir) / arm / f"seed_{seed}"
 
 
 def run_study(study: Study, output_dir: str | Path, **options) -> Results:
@@ -168,7 +163,7 @@ def _refuse_other_config(job: Job) -> None:
     path = job.folder / "config.yaml"
     if not path.exists():
         return
-    there, wanted = _flat(read_config_file(str(path))), _flat(yaml.safe_load(job.config))
+    there, wanted = dict(flat_items(read_config_file(str(path)))), dict(flat_items(yaml.safe_load(job.config)))
     # A folder may have been moved.
     keys = [key for key in {**there, **wanted} if key != "OUTPUT_DIR" and there.get(key) != wanted.get(key)]
     if keys:
@@ -177,13 +172,6 @@ def _refuse_other_config(job: Job) -> None:
             f"{path} is of a run with another config (there -> asked for):\n{lines}\n"
             "Choose another output folder, or remove that of the run."
         )
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _write_study(study: Study, output_dir: Path) -> None:

@@ -15,6 +15,7 @@ from retinanet_ext.config_files import read_config_file
 from retinanet_ext.d2 import CfgNode
 
 BUILT_IN_STUDIES = Path(__file__).parents[2] / "configs" / "ablations"
+STUDY_FILE = "study.json"
 ARM_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9._=+-]+")
 PAPER_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ms")
 """What a paper may state of an arm: AP in 0-100, and milliseconds per image."""
@@ -170,6 +171,10 @@ def check_arms(study: Study) -> None:
                 "would be compared with themselves; remove one, or correct its OVERRIDES"
             )
         seen[content] = arm.name
+
+
+def run_folder(output_dir: Path, arm: str, seed: int) -> Path:
+    return Path(output_dir) / arm / f"seed_{seed}"
 
 
 def study_to_dict(study: Study) -> dict[str, Any]:

@@ -11,9 +11,17 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from retinanet_ext.ablation.runner import Results, prepare_study, run_folder
+from retinanet_ext.ablation.runner import Results, prepare_study
 from retinanet_ext.ablation.status import DONE
-from retinanet_ext.ablation.study import Study, arm_config, arm_options, built_in_studies, load_study, with_changes
+from retinanet_ext.ablation.study import (
+    Study,
+    arm_config,
+    arm_options,
+    built_in_studies,
+    load_study,
+    run_folder,
+    with_changes,
+)
 from retinanet_ext.ablation.unread_keys import check_overrides_are_read
 
 from .usage import UsageError, usage_errors

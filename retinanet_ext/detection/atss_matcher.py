@@ -86,7 +86,7 @@ class ATSSMatcher:
 
 
 def _centers(boxes: torch.Tensor) -> torch.Tensor:
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
 def _claims(candidates: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,7 +94,7 @@ def _claims(candidates: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor
     iou = iou_of_columns(box_columns(candidates), box_columns(boxes)[:, :, None])
     # One candidate has no deviation, and is its own threshold.
     threshold = iou.mean(dim=1) + (iou.std(dim=1) if iou.shape[1] > 1 else 0.0)
-    centers = (candidates[..., :2] + candidates[..., 2:]) / 2
+    centers = _centers(candidates)
     inside = ((centers > boxes[:, None, :2]) & (centers < boxes[:, None, 2:])).all(dim=2)
     return iou, (iou >= threshold[:, None]) & inside & (iou > 0)
 
