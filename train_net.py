@@ -6,11 +6,11 @@ python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_bes
 torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
 
-from retinanet_ext.checkpoint import load_weights
-from retinanet_ext.config import load_config
+from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DetectionCheckpointer, comm, default_argument_parser, default_setup, setup_logger
-from retinanet_ext.launch import launch
-from retinanet_ext.trainer import Trainer
+from retinanet_ext.training.launch import launch
+from retinanet_ext.training.trainer import Trainer
 
 
 def setup(args):

@@ -17,7 +17,8 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, now, print_header, write_json
 from retinanet_ext.lite.data import MetadataCatalog
-from retinanet_ext.lite.evaluation import COCOEvaluator, instances_to_coco_json
+from retinanet_ext.lite.evaluation import COCOEvaluator
+from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.structures import Boxes, Instances
 
 HEIGHT, WIDTH = 480, 640
@@ -117,8 +118,8 @@ class PlainPycocotools:
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for record, output in zip(inputs, outputs):
-            for result in instances_to_coco_json(output["instances"], record["image_id"]):
-                self._results.append({**result, "category_id": result["category_id"] + 1})
+            found = ImagePredictions.of(output["instances"])
+            self._results += found.to_coco(record["image_id"], {k: k + 1 for k in found.classes.tolist()})
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         evaluation = COCOeval(self._truth, self._truth.loadRes(self._results), "bbox")

@@ -13,8 +13,8 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torchvision.ops import sigmoid_focal_loss as torchvision_loss
 
 from benchmarks.measure import Case, format_cases, make_parser, now, print_header, time_in_turns, write_json
-from retinanet_ext.ops import dense_focal_loss
-from retinanet_ext.ops.dense_focal_reference import dense_focal_reference
+from retinanet_ext.losses import dense_focal_loss
+from retinanet_ext.losses.focal import dense_focal_reference
 
 ALPHA = 0.25
 FOREGROUND, IGNORED = 0.001, 0.003  # shares of the anchors

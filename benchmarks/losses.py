@@ -20,7 +20,6 @@ from benchmarks.focal_loss import (
     with_gradient,
 )
 from benchmarks.measure import Case, format_cases, make_parser, print_header, time_in_turns, write_json
-from retinanet_ext.detection.box_coding import Box2BoxTransform
 from retinanet_ext.losses import (
     DenseFocalLoss,
     DenseFocalStarLoss,
@@ -35,7 +34,7 @@ from retinanet_ext.losses import (
     sigmoid_hinge_loss,
     varifocal_loss,
 )
-from retinanet_ext.ops import pairwise_iou
+from retinanet_ext.ops import Box2BoxTransform, pairwise_iou
 
 # Names of CLS_LOSS_REGISTRY, with module and plain function for one setting of the knobs.
 ONE_HOT = {

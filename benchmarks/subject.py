@@ -12,7 +12,6 @@ import torch
 
 import retinanet_ext
 from benchmarks.workers import Row
-from retinanet_ext.cpu_memory import keep_freed_memory
 from retinanet_ext.d2 import (
     Boxes,
     DefaultTrainer,
@@ -22,7 +21,8 @@ from retinanet_ext.d2 import (
     build_backbone,
     build_model,
 )
-from retinanet_ext.detection.fast_inference import optimize_for_inference
+from retinanet_ext.inference.fast_copy import optimize_for_inference
+from retinanet_ext.machine.cpu import keep_freed_memory
 
 CONFIG = Path(__file__).parents[1] / "configs" / "detection" / "retinanet_R_50_FPN_1x.yaml"
 

@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from benchmarks.subject import Subject, make_inputs
 from benchmarks.workers import Row
-from retinanet_ext.config import load_config
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import ShapeSpec, build_anchor_generator
 
 # Parts of parameter names, theirs after ours; applied in this order.

@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from . import detection  # noqa: F401  (registers FocalRetinaNet)
-from .config import add_retinanet_ext_config, load_config
+from .config.keys import add_retinanet_ext_config
+from .config.loading import load_config
 
 __all__ = ["add_retinanet_ext_config", "load_config"]

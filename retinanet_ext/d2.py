@@ -62,7 +62,6 @@ if ENGINE == "detectron2":
             default_argument_parser,
             default_setup,
             hooks,
-            launch,
         )
         from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
         from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
@@ -106,8 +105,8 @@ else:
         build_backbone,
         build_resnet_backbone,
     )
-    from retinanet_ext.lite.checkpoint import DetectionCheckpointer
-    from retinanet_ext.lite.config import CfgNode, configurable, get_cfg
+    from retinanet_ext.lite.cfg_node import CfgNode, configurable, get_cfg
+    from retinanet_ext.lite.checkpointer import DetectionCheckpointer
     from retinanet_ext.lite.data import (
         DatasetCatalog,
         DatasetMapper,
@@ -119,13 +118,13 @@ else:
     )
     from retinanet_ext.lite.data import transforms as T
     from retinanet_ext.lite.data.detection_utils import SizeMismatchError
+    from retinanet_ext.lite.data.tta_mapper import DatasetMapperTTA
     from retinanet_ext.lite.engine import (
         DefaultPredictor,
         DefaultTrainer,
         default_argument_parser,
         default_setup,
         hooks,
-        launch,
     )
     from retinanet_ext.lite.evaluation import COCOEvaluator, DatasetEvaluator
     from retinanet_ext.lite.events import (
@@ -140,7 +139,6 @@ else:
     from retinanet_ext.lite.logger import setup_logger
     from retinanet_ext.lite.meta_arch import META_ARCH_REGISTRY, build_model, detector_postprocess
     from retinanet_ext.lite.structures import Boxes, BoxMode, ImageList, Instances
-    from retinanet_ext.lite.tta import DatasetMapperTTA
     from retinanet_ext.lite.visualizer import ColorMode, Visualizer
 
 logging.getLogger(__name__).info("retinanet_ext runs on the engine %r", ENGINE)

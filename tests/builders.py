@@ -2,7 +2,7 @@
 
 import torch
 
-from retinanet_ext.config import load_config
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import Boxes, Instances
 
 

@@ -33,7 +33,7 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """A small generated detection set, 12 images for training and 6 for validation, 96 pixels a side."""
-    from retinanet_ext.data.shapes import write_shapes
+    from retinanet_ext.data.generated_shapes import write_shapes
 
     folder = tmp_path_factory.mktemp("data") / "tiny_shapes"
     write_shapes(folder, num_train=12, num_val=6, seed=0, image_size=96)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .formats import shortened
+from retinanet_ext.report.formats import shortened
+
 from .results import OUTCOMES, Run
 from .statistics import Summary, paired_difference, summarize
 from .status import DONE

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
+from retinanet_ext.machine.cpu import usable_cores
+
 from .jobs import Job, execute
 from .status import Status
 
@@ -62,7 +64,7 @@ def shares_of_the_machine(at_a_time: int | None, on_gpu: bool) -> list[dict[str,
         gpus = _visible_gpus()
         return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(at_a_time or len(gpus))]
     at_a_time = at_a_time or 1
-    threads = max(1, _cores() // at_a_time)
+    threads = max(1, usable_cores() // at_a_time)
     # Who has set it knows better.
     return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} for _ in range(at_a_time)]
 
@@ -70,7 +72,3 @@ def shares_of_the_machine(at_a_time: int | None, on_gpu: bool) -> list[dict[str,
 def _visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from .comparison import ArmResult, other_metrics, short_keys, values_of
-from .document import Block, Bullets, Command, Facts, Figure, Heading, Paragraph, Table
-from .formats import (
+from retinanet_ext.report.document import Block, Bullets, Command, Facts, Figure, Heading, Paragraph, Table
+from retinanet_ext.report.formats import (
     NOTHING,
     config_value,
     difference,
@@ -22,7 +21,9 @@ from .formats import (
     signed,
     total_duration,
 )
-from .plots import Row, draw_curves, draw_differences, draw_means
+from retinanet_ext.report.svg_plots import Row, draw_curves, draw_differences, draw_means
+
+from .comparison import ArmResult, other_metrics, short_keys, values_of
 from .results import Run, read_curve
 from .statistics import Pair, compare_order, summarize
 from .status import DIVERGED, DONE

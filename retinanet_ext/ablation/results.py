@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retinanet_ext.config_files import flat_items, read_config_file
+from retinanet_ext.config.yaml_files import flat_items, read_config_file
 
 from .status import DIVERGED, DONE, FAILED, RUNNING, STATUS_FILE, read_status
 from .study import STUDY_FILE, Study, run_folder, study_from_dict

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog, comm, default_setup, setup_logger
-from retinanet_ext.data.custom import register_custom_datasets
-from retinanet_ext.run_checks import check_device
-from retinanet_ext.trainer import Trainer
+from retinanet_ext.data.registration import register_custom_datasets
+from retinanet_ext.machine.devices import check_device
+from retinanet_ext.training.trainer import Trainer
 
 # Those that the engines and this package log to.
 _LOGGERS = ("detectron2", "fvcore", "retinanet_ext")

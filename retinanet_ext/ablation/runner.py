@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from retinanet_ext.config_files import flat_items, read_config_file
-from retinanet_ext.run_checks import check_device
+from retinanet_ext.config.yaml_files import flat_items, read_config_file
+from retinanet_ext.machine.devices import check_device
 
 from .jobs import Job
 from .local_jobs import local_runner

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retinanet_ext.config import load_config
-from retinanet_ext.config_files import read_config_file
+from retinanet_ext.config.loading import load_config
+from retinanet_ext.config.yaml_files import read_config_file
 from retinanet_ext.d2 import CfgNode
 
 BUILT_IN_STUDIES = Path(__file__).parents[2] / "configs" / "ablations"

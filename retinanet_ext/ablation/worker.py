@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from retinanet_ext.ablation.run import DivergedError, run
-from retinanet_ext.ablation.status import DIVERGED, DONE, FAILED, RUNNING, Status, read_status, steps_done, write_status
-from retinanet_ext.config import load_config
+from retinanet_ext.config.loading import load_config
+
+from .run import DivergedError, run
+from .status import DIVERGED, DONE, FAILED, RUNNING, Status, read_status, steps_done, write_status
 
 logger = logging.getLogger(__name__)
 

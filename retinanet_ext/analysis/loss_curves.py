@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from retinanet_ext.losses import sigmoid_focal_loss, sigmoid_focal_star_loss
 
-from .plots import COLORS, new_figure, ordered_colors
+from .picture_style import COLORS, new_figure, ordered_colors
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, targets) -> loss, all of one shape
 

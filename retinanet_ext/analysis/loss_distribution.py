@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from retinanet_ext.d2 import CfgNode, DatasetMapper, build_detection_test_loader, detection_utils
-from retinanet_ext.data.loading import load_checked_dicts
-from retinanet_ext.data.mapper import CheckedMapper
+from retinanet_ext.data.checked_mapper import CheckedMapper
+from retinanet_ext.data.checked_records import load_checked_dicts
 from retinanet_ext.detection import FocalRetinaNet
-from retinanet_ext.detection.ground_truth import check_ground_truth
-from retinanet_ext.detection.targets import label_anchors
-from retinanet_ext.ops import check_alpha_gamma, focal_of_margin
+from retinanet_ext.detection.targets import check_ground_truth, label_anchors
+from retinanet_ext.losses.focal import check_alpha_gamma, focal_of_margin
 
 NUM_BINS = 2**16
 MAX_MARGIN = 32.0

@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from retinanet_ext.ablation.report import write_report
+    from retinanet_ext.ablation.study_report import write_report
 
     with usage_errors():
         files = write_report(

@@ -5,7 +5,7 @@ import csv
 from pathlib import Path
 
 from retinanet_ext.analysis.loss_curves import figure_1, figure_5, figure_6
-from retinanet_ext.analysis.plots import save_figure
+from retinanet_ext.analysis.picture_style import save_figure
 
 from .usage import usage_errors
 

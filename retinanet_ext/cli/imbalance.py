@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from retinanet_ext.analysis.loss_distribution import LossDistribution, annotated_loader, loss_distribution
-from retinanet_ext.analysis.plots import new_figure, ordered_colors, save_figure
-from retinanet_ext.checkpoint import load_weights
-from retinanet_ext.config import load_config
+from retinanet_ext.analysis.picture_style import new_figure, ordered_colors, save_figure
+from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import ENGINE, build_model
-from retinanet_ext.run_checks import check_device
+from retinanet_ext.machine.devices import check_device
 
 from .usage import UsageError, usage_errors
 

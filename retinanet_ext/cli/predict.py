@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from retinanet_ext.config import load_config
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import Visualizer, detection_utils
-from retinanet_ext.data.image_probe import IMAGE_ERRORS
-from retinanet_ext.data.map_ahead import map_ahead
-from retinanet_ext.predictor import BatchPredictor
+from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
+from retinanet_ext.inference.predictor import BatchPredictor
+from retinanet_ext.inference.threaded_map import map_ahead
 
 from .predict_files import RESULTS_FILE, CocoResults, Source, find_sources
 from .usage import UsageError, usage_errors

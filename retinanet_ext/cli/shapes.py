@@ -2,7 +2,7 @@
 
 import argparse
 
-from retinanet_ext.data.shapes import write_shapes
+from retinanet_ext.data.generated_shapes import write_shapes
 
 from .usage import usage_errors
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from retinanet_ext.analysis.plots import save_figure
-from retinanet_ext.analysis.speed_accuracy import (
+from retinanet_ext.analysis.picture_style import save_figure
+from retinanet_ext.analysis.timed_models import (
     Row,
     conditions,
     draw,
@@ -19,8 +19,8 @@ from retinanet_ext.analysis.speed_accuracy import (
     read_images,
     time_in_turns,
 )
-from retinanet_ext.config import load_config
-from retinanet_ext.config_files import read_config_file
+from retinanet_ext.config.loading import load_config
+from retinanet_ext.config.yaml_files import read_config_file
 
 from .usage import UsageError, usage_errors
 

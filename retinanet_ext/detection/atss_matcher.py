@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from retinanet_ext.d2 import configurable
-from retinanet_ext.ops.boxes import box_columns, iou_of_columns
+from retinanet_ext.ops.box_math import box_columns, iou_of_columns
 
 from .matcher import ANCHOR_MATCHER_REGISTRY, BACKGROUND, BLOCK_ENTRIES, FOREGROUND
 

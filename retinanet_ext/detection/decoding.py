@@ -1,7 +1,12 @@
-"""From raw dense predictions to detections (RetinaNet paper, section 4.1 "Inference").
+"""Decoding: from raw dense predictions to detections (Focal Loss paper, section 4.1 "Inference").
 
-:func:`decode_image` is the method step by step; :func:`decode_batch` finds the same for a whole batch, without waiting
-for the device in between. N images a batch, K classes, R_l anchors on level l.
+The file goes from the method to what runs:
+
+1. :func:`decode_image` is the method step by step, for one image: a reference. Inference does not call it; tests
+   compare the fast form with it.
+2. :func:`decode_batch`, which runs, finds the same for a whole batch and waits for the device a fixed number of times.
+
+N images a batch, K classes, R_l anchors on level l.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from retinanet_ext.ops import batched_nms
 
-# Of the best so many candidates for each detection wanted, NMS nearly always leaves enough.
+# NMS is tried on this many candidates per requested detection first; that is nearly always enough.
 CANDIDATES_PER_DETECTION = 10
 
 
@@ -22,6 +27,59 @@ class Detections(NamedTuple):
     boxes: torch.Tensor
     scores: torch.Tensor
     classes: torch.Tensor
+
+
+def decode_image(
+    logits: Sequence[torch.Tensor],
+    deltas: Sequence[torch.Tensor],
+    anchors: Sequence[torch.Tensor],
+    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    score_thresh: float,
+    topk: int,
+    nms_thresh: float,
+    max_detections: int,
+) -> Detections:
+    """Detections of one image: the best candidates of each level, class-wise NMS over all levels, the best of the rest.
+
+    A reference; inference runs :func:`decode_batch`. Arguments as there, without the dimension of images: per level
+    logits ``(R_l, K)``, deltas ``(R_l, 4)`` and anchors ``(R_l, 4)``.
+    """
+    levels = [
+        decode_level(*level, decode, score_thresh=score_thresh, topk=topk) for level in zip(logits, deltas, anchors)
+    ]
+    boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels))
+    keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
+    return Detections(boxes[keep], scores[keep], classes[keep])
+
+
+def decode_level(
+    logits: torch.Tensor,
+    deltas: torch.Tensor,
+    anchors: torch.Tensor,
+    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    score_thresh: float,
+    topk: int,
+) -> Detections:
+    """The best candidates of one image on one feature level, by descending score. Part of the reference.
+
+    An anchor may yield several, one per class: the classifiers are independent.
+
+    Args:
+        logits: ``(R, K)``.
+        deltas: ``(R, 4)``.
+        anchors: ``(R, 4)``, xyxy in pixels.
+        decode, score_thresh, topk: see :func:`decode_batch`.
+    """
+    scores = logits.float().sigmoid().flatten()
+    candidates = torch.nonzero(scores > score_thresh).squeeze(1)
+    scores, order = scores[candidates].topk(min(topk, len(candidates)))
+    candidates = candidates[order]
+    num_classes = logits.shape[1]
+    anchor_index = torch.div(candidates, num_classes, rounding_mode="floor")
+    boxes = decode(deltas[anchor_index], anchors[anchor_index])
+    return Detections(boxes, scores, candidates % num_classes)
 
 
 def decode_batch(
@@ -37,8 +95,8 @@ def decode_batch(
 ) -> list[Detections]:
     """Detections of each image of a batch: what :func:`decode_image` finds, but of equal scores others may be chosen.
 
-    On CUDA all shapes but those of the result are known in advance. So it waits for the device twice, in NMS and for
-    the numbers of detections, whatever the numbers of images and levels; and twice more if the best
+    On CUDA all shapes but those of the result are known in advance. So the host waits for the device twice, in NMS and
+    for the numbers of detections, whatever the numbers of images and levels; and twice more if the best
     ``CANDIDATES_PER_DETECTION * max_detections`` candidates of an image leave too few detections and it has more.
 
     Args:
@@ -68,8 +126,8 @@ def decode_batch(
         *numbers, lacks_any = torch.cat([num_kept.clamp(max=max_detections), lacking.any()[None]]).tolist()
         if not lacks_any:
             break
-    position = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :max_detections]
-    found = [values[image, position] for values in candidates]
+    index = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :max_detections]
+    found = [values[image, index] for values in candidates]
     return [Detections(*(values[i, :number] for values in found)) for i, number in enumerate(numbers)]
 
 
@@ -87,9 +145,9 @@ def _best_entries(
     num_images, num_anchors, num_classes = logits.shape
     first_row = torch.arange(0, num_images * num_anchors, num_anchors, device=logits.device)[:, None]
     best = logits.amax(dim=2)
-    anchor = best.topk(min(topk, _num_of_use(best, score_thresh))).indices
-    of_anchors = _rows(logits.flatten(0, 1), first_row + anchor).flatten(1)
-    scores, entry = _best_scores(of_anchors, score_thresh, topk)
+    anchor = best.topk(min(topk, _num_candidates_needed(best, score_thresh))).indices
+    anchor_logits = _rows(logits.flatten(0, 1), first_row + anchor).flatten(1)
+    scores, entry = _best_scores(anchor_logits, score_thresh, topk)
     anchor = anchor.gather(1, torch.div(entry, num_classes, rounding_mode="floor"))
     return scores, entry % num_classes, _rows(deltas.flatten(0, 1), first_row + anchor), _rows(anchors, anchor)
 
@@ -99,9 +157,9 @@ def _rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
 
 
-def _num_of_use(logits: torch.Tensor, score_thresh: float) -> int:
-    """How many of the best of ``(N, M)`` logits an image can need: on CPU as many as pass the threshold, else M."""
-    if not _reads_at_once(logits):
+def _num_candidates_needed(logits: torch.Tensor, score_thresh: float) -> int:
+    """How many candidates among ``(N, M)`` logits an image can need: on CPU as many as pass the threshold, else M."""
+    if not _is_sync_free(logits):
         return logits.shape[1]
     return max((logits.float().sigmoid() > score_thresh).sum(dim=1).tolist(), default=0)
 
@@ -111,18 +169,18 @@ def _best_scores(logits: torch.Tensor, score_thresh: float, topk: int) -> tuple[
 
     On CPU only those above the threshold are sorted, which is much less work; -inf fills up where an image has fewer.
     """
-    if not _reads_at_once(logits) or not len(logits):
+    if not _is_sync_free(logits) or not len(logits):
         best, column = logits.topk(min(topk, logits.shape[1]))
         return best.float().sigmoid(), column
     scores = logits.float().sigmoid()
     columns = [torch.nonzero(row > score_thresh).squeeze(1) for row in scores]
     passing = pad_sequence([row[i] for row, i in zip(scores, columns)], batch_first=True, padding_value=-torch.inf)
-    best, place = passing.topk(min(topk, passing.shape[1]))
-    return best, pad_sequence(columns, batch_first=True).gather(1, place)
+    best, index = passing.topk(min(topk, passing.shape[1]))
+    return best, pad_sequence(columns, batch_first=True).gather(1, index)
 
 
-def _reads_at_once(values: torch.Tensor) -> bool:
-    """Whether values can decide about shapes: elsewhere than on CPU the program would wait for the device."""
+def _is_sync_free(values: torch.Tensor) -> bool:
+    """Whether reading values, as to choose a shape by them, waits for no device: on CPU only."""
     return values.device.type == "cpu"
 
 
@@ -137,62 +195,10 @@ def _not_suppressed(
     """Which of the candidates ``(N, C)`` pass the threshold and class-wise NMS: ``(N, C)`` bool."""
     num_images, valid = len(scores), scores > score_thresh
     image = torch.arange(num_images, device=scores.device)[:, None]
-    # Shapes shall not depend on values, so what is not valid runs along, as a group of equal boxes: the first of them
-    # suppresses all others at once.
+    # Shapes must not depend on values (no device sync): invalid candidates become identical boxes in one extra group,
+    # whose first member suppresses the rest.
     groups = torch.where(valid, image * num_classes + classes, num_images * num_classes)
     any_box = torch.arange(4, device=boxes.device, dtype=boxes.dtype)
     boxes = torch.where(valid[:, :, None], boxes, any_box)
     kept = batched_nms(boxes.flatten(0, 1), scores.flatten(), groups.flatten(), nms_thresh)
     return torch.zeros_like(valid).flatten().index_fill(0, kept, True).view_as(valid) & valid
-
-
-def decode_image(
-    logits: Sequence[torch.Tensor],
-    deltas: Sequence[torch.Tensor],
-    anchors: Sequence[torch.Tensor],
-    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    *,
-    score_thresh: float,
-    topk: int,
-    nms_thresh: float,
-    max_detections: int,
-) -> Detections:
-    """Detections of one image over all levels: candidates of each, class-wise NMS, the best of what is left.
-
-    The readable reference of :func:`decode_batch`; arguments as there, without the dimension of images.
-    """
-    levels = [
-        decode_level(*level, decode, score_thresh=score_thresh, topk=topk) for level in zip(logits, deltas, anchors)
-    ]
-    boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels))
-    keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
-    return Detections(boxes[keep], scores[keep], classes[keep])
-
-
-def decode_level(
-    logits: torch.Tensor,
-    deltas: torch.Tensor,
-    anchors: torch.Tensor,
-    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    *,
-    score_thresh: float,
-    topk: int,
-) -> Detections:
-    """The best candidates of one image on one feature level, by descending score.
-
-    An anchor may yield several, one per class: the classifiers are independent.
-
-    Args:
-        logits: ``(R, K)``.
-        deltas: ``(R, 4)``.
-        anchors: ``(R, 4)``, xyxy in pixels.
-        decode, score_thresh, topk: see :func:`decode_batch`.
-    """
-    scores = logits.float().sigmoid().flatten()
-    candidates = torch.nonzero(scores > score_thresh).squeeze(1)
-    scores, order = scores[candidates].topk(min(topk, len(candidates)))
-    candidates = candidates[order]
-    num_classes = logits.shape[1]
-    anchor_index = torch.div(candidates, num_classes, rounding_mode="floor")
-    boxes = decode(deltas[anchor_index], anchors[anchor_index])
-    return Detections(boxes, scores, candidates % num_classes)

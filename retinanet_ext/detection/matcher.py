@@ -1,14 +1,24 @@
-"""Assigns anchors to ground truth boxes."""
+"""Matching: which ground truth box each anchor is for, if any (Focal Loss paper, section 4 "Anchors").
+
+The file goes from the rule to what runs:
+
+1. The call that every matcher answers: :data:`ANCHOR_MATCHER_REGISTRY`.
+2. :func:`best_matches_reference`, the rule from the matrix of all IoUs. Training does not call it: at 800x1333 pixels,
+   2,000 boxes would make a matrix of 1.6 GB, and take several such in passing. Tests compare the fast forms with it.
+3. :class:`IoUMatcher`, which runs: it makes a state of each anchor's best IoU.
+4. The fast forms of the rule: :func:`_best_matches_dense`, in blocks, and on a CPU with many boxes
+   :func:`_best_matches_sparse`.
+"""
 
 import difflib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from retinanet_ext.d2 import configurable
-from retinanet_ext.ops import pairwise_iou
-from retinanet_ext.ops.boxes import box_columns, iou_of_columns
+from retinanet_ext.ops.box_math import box_columns, iou_of_columns, pairwise_iou
 from retinanet_ext.registry import Registry
 
 ANCHOR_MATCHER_REGISTRY = Registry("ANCHOR_MATCHER", config_key="MODEL.RETINANET.MATCHER.NAME")
@@ -35,11 +45,43 @@ LOW_QUALITY_MODES = ("always", "above_low", "never")
 # CUDA, 200 MB keep the launches few.
 BLOCK_ENTRIES = {"cpu": 2**21, "cuda": 2**24}
 
-# On CPU, from so many boxes in an image on, IoUs that can only be 0 are not computed: for every run of
-# CHUNK_ANCHORS anchors only the boxes that meet its extent are looked at. Anchors in the order of a feature map's rows
-# make narrow extents; in any other order the result is the same.
+# On CPU, an image with at least SPARSE_FROM boxes takes the sparse form: each run of CHUNK_ANCHORS anchors is compared
+# only with boxes that overlap its bounding rectangle. Anchors in the order of a feature map's rows make small
+# rectangles; in any other order the result is the same.
 SPARSE_FROM = 64
 CHUNK_ANCHORS = 256
+
+
+class BestMatches(NamedTuple):
+    """For every anchor of an image ``(R,)``, or of N images ``(N, R)``.
+
+    Attributes:
+        matched: index of the box with which the anchor has the largest IoU, the first of equal ones, int64.
+        best_iou: this IoU; -1 in images without boxes.
+        low_quality: whether the anchor is the best, ties included, of some box that it overlaps, bool. Such an anchor
+            may become foreground although its IoU is low, so that no box goes without.
+    """
+
+    matched: torch.Tensor
+    best_iou: torch.Tensor
+    low_quality: torch.Tensor
+
+
+def best_matches_reference(anchors: torch.Tensor, gt_boxes: torch.Tensor) -> BestMatches:
+    """The rule, from the whole matrix of IoUs. A reference; training runs :func:`_best_matches_dense` and
+    :func:`_best_matches_sparse`.
+
+    Args:
+        anchors: ``(R, 4)``, xyxy.
+        gt_boxes: ``(G, 4)``, xyxy; G may be 0.
+    """
+    if len(gt_boxes) == 0:
+        nothing = anchors.new_zeros(len(anchors))
+        return BestMatches(nothing.long(), nothing - 1, nothing.bool())
+    iou = pairwise_iou(gt_boxes, anchors)
+    best_iou, matched = iou.max(dim=0)
+    best_of_each_box = iou.max(dim=1, keepdim=True).values
+    return BestMatches(matched, best_iou, ((iou == best_of_each_box) & (iou > 0)).any(dim=0))
 
 
 @ANCHOR_MATCHER_REGISTRY.register()
@@ -63,7 +105,8 @@ class IoUMatcher:
             thresholds: ascending IoU values.
             labels: one more than thresholds, the state of each band.
             low_quality: what happens to the anchors that have the largest IoU with some ground truth box, ties
-                included, and that the bands do not make foreground. They keep the box of their own largest IoU.
+                included, and that the bands do not make foreground; they stay matched to the box of their own largest
+                IoU.
                 ``always``: foreground, as in Detectron2. ``above_low``: foreground if their IoU reaches the first
                 threshold, as in the authors' code. ``never``: nothing, as in the paper's text.
                 A ground truth box that overlaps no anchor at all forces none; in Detectron2 it would turn every
@@ -101,7 +144,10 @@ class IoUMatcher:
         }
 
     def __call__(self, anchors: torch.Tensor, gt_boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :data:`ANCHOR_MATCHER_REGISTRY`. Without ground truth every anchor falls into the first band."""
+        """Index and state ``(R,)`` for anchors ``(R, 4)`` and boxes ``(G, 4)``; see :data:`ANCHOR_MATCHER_REGISTRY`.
+
+        Without ground truth every anchor falls into the first band.
+        """
         matched, state = self.match_batch(anchors, gt_boxes[None], [len(gt_boxes)])
         return matched[0], state[0]
 
@@ -109,7 +155,8 @@ class IoUMatcher:
     def match_batch(
         self, anchors: torch.Tensor, gt_boxes: torch.Tensor, counts: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :data:`ANCHOR_MATCHER_REGISTRY`.
+        """Index and state ``(N, R)`` for anchors ``(R, 4)`` and boxes ``(N, G, 4)``; see
+        :data:`ANCHOR_MATCHER_REGISTRY`.
 
         Exact. In float32, beside a few numbers for every anchor of every image, it takes about 12 bytes for each of
         ``BLOCK_ENTRIES`` IoUs, or for one box in every image if that is more, however many boxes there are. On CPU an
@@ -119,52 +166,52 @@ class IoUMatcher:
         dtype = torch.promote_types(anchors.dtype, gt_boxes.dtype)
         anchors, gt_boxes = box_columns(anchors.to(dtype)), gt_boxes.to(dtype)
         if anchors.device.type == "cpu":
-            # Every image fills the cores, and rows of its own need no padding.
-            images = [self._match_image(anchors, boxes[:count]) for boxes, count in zip(gt_boxes, counts, strict=True)]
-            matched, best_iou, forced = (torch.stack(values) for values in zip(*images))
+            # One image keeps all cores busy, and handling images one by one avoids padding.
+            of_images = [_best_matches_on_cpu(anchors, boxes[:n]) for boxes, n in zip(gt_boxes, counts, strict=True)]
+            best = BestMatches(*(torch.stack(values) for values in zip(*of_images)))
         else:
-            matched, best_iou, forced = _match_dense(anchors, gt_boxes, counts)
-        return matched, self._states(best_iou, forced)
+            best = _best_matches_dense(anchors, gt_boxes, counts)
+        return best.matched, self._states(best)
 
-    def _match_image(self, anchors, boxes):
-        """One image of :func:`_match_dense`, by the way that is faster."""
-        if len(boxes) >= SPARSE_FROM and anchors.shape[1]:
-            return _match_sparse(anchors, boxes)
-        return [values[0] for values in _match_dense(anchors, boxes[None], [len(boxes)])]
-
-    def _states(self, best_iou: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
+    def _states(self, best: BestMatches) -> torch.Tensor:
         """State of each anchor, int8, from the band its IoU lies in and from whether it is the best of some box."""
         # Comparisons with Python numbers copy nothing to the device, unlike a lookup table.
-        state = torch.full_like(best_iou, self.labels[0], dtype=torch.int8)
+        state = torch.full_like(best.best_iou, self.labels[0], dtype=torch.int8)
         for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
-            state.masked_fill_(best_iou >= threshold, label)
+            state.masked_fill_(best.best_iou >= threshold, label)
+        if self.low_quality == "never":
+            return state
+        low_quality = best.low_quality
         if self.low_quality == "above_low":
-            forced = forced & (best_iou >= self.thresholds[0])
-        return state if self.low_quality == "never" else state.masked_fill_(forced, FOREGROUND)
+            low_quality = low_quality & (best.best_iou >= self.thresholds[0])
+        return state.masked_fill_(low_quality, FOREGROUND)
 
 
-def _match_dense(anchors: torch.Tensor, gt_boxes: torch.Tensor, counts: Sequence[int]):
-    """The best box of every anchor and the best anchors of every box, from all IoUs, a block of boxes at a time.
+def _best_matches_on_cpu(anchors: torch.Tensor, boxes: torch.Tensor) -> BestMatches:
+    """Of one image, by the faster form: anchors ``(5, R)``, see ``box_columns``, and boxes ``(G, 4)``."""
+    if len(boxes) >= SPARSE_FROM and anchors.shape[1]:
+        return _best_matches_sparse(anchors, boxes)
+    return BestMatches(*(values[0] for values in _best_matches_dense(anchors, boxes[None], [len(boxes)])))
 
-    A block has all anchors, so that the largest IoU of its boxes is known at once. Nothing waits for the device.
+
+def _best_matches_dense(anchors: torch.Tensor, gt_boxes: torch.Tensor, counts: Sequence[int]) -> BestMatches:
+    """From all IoUs of N images, a block of boxes at a time.
+
+    A block has all anchors, so that the largest IoU of each of its boxes is known at once. This function does not wait
+    for the device.
 
     Args:
         anchors: ``(5, R)``, see ``box_columns``.
         gt_boxes: ``(N, G, 4)``, padded with zeros.
         counts: N numbers of boxes.
-
-    Returns:
-        index of the box with which an anchor has the largest IoU, the first of equal ones, ``(N, R)`` int64; this IoU,
-        -1 in images without boxes; and whether the anchor is the best, ties included, of some box that it overlaps,
-        bool.
     """
     num_images, num_anchors = len(counts), anchors.shape[1]
-    # Images with many boxes first: those that still have some are then the first ones.
+    # Sorted by box count, descending: images with boxes left are then always a prefix.
     order = sorted(range(num_images), key=lambda image: -counts[image])
     gt_boxes = torch.stack([gt_boxes[image] for image in order])
     matched = torch.zeros(num_images, num_anchors, dtype=torch.int64, device=anchors.device)
     best_iou = anchors.new_full(matched.shape, -1.0)
-    forced = torch.zeros_like(matched, dtype=torch.bool)
+    low_quality = torch.zeros_like(matched, dtype=torch.bool)
 
     start, scratch = 0, None
     while num_anchors and (active := sum(count > start for count in counts)):
@@ -178,12 +225,13 @@ def _match_dense(anchors: torch.Tensor, gt_boxes: torch.Tensor, counts: Sequence
         better = block_best > best_iou[:active]
         matched[:active] = torch.where(better, index + start, matched[:active])
         best_iou[:active] = torch.where(better, block_best, best_iou[:active])
-        forced[:active] |= _is_best_of_a_row(iou)
+        low_quality[:active] |= _is_best_of_a_row(iou)
         start += block.shape[2]
+    best = BestMatches(matched, best_iou, low_quality)
     if order == list(range(num_images)):
-        return matched, best_iou, forced
-    place = [order.index(image) for image in range(num_images)]
-    return tuple(torch.stack([values[i] for i in place]) for values in (matched, best_iou, forced))
+        return best
+    sorted_index = [order.index(image) for image in range(num_images)]
+    return BestMatches(*(torch.stack([values[i] for i in sorted_index]) for values in best))
 
 
 def _is_best_of_a_row(iou: torch.Tensor) -> torch.Tensor:
@@ -194,8 +242,9 @@ def _is_best_of_a_row(iou: torch.Tensor) -> torch.Tensor:
     return iou.sub_(best).amax(dim=1) == 0
 
 
-def _match_sparse(anchors: torch.Tensor, boxes: torch.Tensor):
-    """:func:`_match_dense` of one image with ``boxes`` ``(G, 4)``, G > 0, without the IoUs that can only be 0."""
+def _best_matches_sparse(anchors: torch.Tensor, boxes: torch.Tensor) -> BestMatches:
+    """As :func:`_best_matches_dense` for one image with ``boxes`` ``(G, 4)``, G > 0, without the IoUs that can only be
+    0."""
     num_anchors = anchors.shape[1]
     anchors = F.pad(anchors, (0, -num_anchors % CHUNK_ANCHORS)).unflatten(1, (-1, CHUNK_ANCHORS))
     anchors[4].masked_fill_(anchors[4] == 0, 1)  # the padding becomes points, as in box_columns
@@ -216,15 +265,15 @@ def _match_sparse(anchors: torch.Tensor, boxes: torch.Tensor):
         matched[i] = near[index]
     matched.masked_fill_(best_iou == 0, 0)  # the first of all boxes, not of those near by
 
-    forced = torch.zeros_like(matched, dtype=torch.bool)
+    low_quality = torch.zeros_like(matched, dtype=torch.bool)
     best_of_box = anchors.new_zeros(boxes.shape[1]).scatter_reduce_(0, box, pair_best, "amax")[box]
-    # Only runs that hold a best anchor of the box are looked at again: most boxes have one or two.
+    # Only runs that hold a best anchor of the box are compared again: most boxes have one or two.
     pairs = torch.nonzero((pair_best == best_of_box) & (pair_best > 0)).squeeze(1)
     for some in pairs.split(max(1, BLOCK_ENTRIES["cpu"] // CHUNK_ANCHORS)):
         iou = iou_of_columns(boxes[:, box[some], None], anchors[:, chunk[some]])
-        pair, place = torch.nonzero(iou == best_of_box[some, None], as_tuple=True)
-        forced[chunk[some[pair]], place] = True
-    return tuple(values.flatten()[:num_anchors] for values in (matched, best_iou, forced))
+        pair, index = torch.nonzero(iou == best_of_box[some, None], as_tuple=True)
+        low_quality[chunk[some[pair]], index] = True
+    return BestMatches(*(values.flatten()[:num_anchors] for values in (matched, best_iou, low_quality)))
 
 
 def _extents_meet(anchors: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ def expected_maps(
     rows and columns: convolutions and poolings of stride 2 round up, when their padding keeps the size at stride 1.
     """
     padded = ImageList.from_tensors(
-        [x["image"][:1] for x in batched_inputs],
+        [inputs["image"][:1] for inputs in batched_inputs],
         backbone.size_divisibility,
         padding_constraints=backbone.padding_constraints,
     ).tensor
@@ -28,7 +28,7 @@ def expected_maps(
     return [torch.empty(1, 1, *size, device=device) for size in sizes]
 
 
-def check_prepared(targets: DenseTargets, num_images: int, num_anchors: int) -> None:
+def check_targets_fit(targets: DenseTargets, num_images: int, num_anchors: int) -> None:
     """Refuse targets that were prepared for another micro-batch or for maps of other sizes.
 
     Raises:

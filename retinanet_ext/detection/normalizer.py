@@ -9,8 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from retinanet_ext.d2 import comm
-
 
 class EMANormalizer(nn.Module):
     """Divides by a moving average of the foreground anchors in a batch, as Detectron2's RetinaNet does.
@@ -31,12 +29,12 @@ class EMANormalizer(nn.Module):
 
     def forward(self, num_foreground: torch.Tensor) -> torch.Tensor:
         total = num_foreground.sum().to(self.average.dtype)
-        world_size = comm.get_world_size()
-        if world_size > 1:
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if processes > 1:
             dist.all_reduce(total)
         self.average.mul_(self.momentum).add_(total.clamp(min=1), alpha=1 - self.momentum)
         # The processes' losses are averaged, while the joint batch is a sum over them.
-        return (world_size / self.average).expand(len(num_foreground))
+        return (processes / self.average).expand(len(num_foreground))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # Checkpoints of Detectron2 have no such buffer; the initial value serves, nothing is missing.

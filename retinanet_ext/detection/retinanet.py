@@ -25,18 +25,17 @@ from retinanet_ext.d2 import (
     has_event_storage,
 )
 from retinanet_ext.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DenseFocalLoss, DensePredictions, DenseTargets
-from retinanet_ext.losses.box_regression import make_box_loss
+from retinanet_ext.losses.box_losses import make_box_loss
+from retinanet_ext.ops import Box2BoxTransform
 
-from .box_coding import Box2BoxTransform
 from .decoding import decode_batch
 from .gradient_checkpointing import recompute_in_backward
-from .ground_truth import check_ground_truth
 from .head import DENSE_HEAD_REGISTRY
 from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
-from .micro_batches import check_prepared, expected_maps
+from .micro_batches import check_targets_fit, expected_maps
 from .norm_folding import fold_frozen_norms
 from .normalizer import NORMALIZERS
-from .targets import label_anchors
+from .targets import check_ground_truth, label_anchors
 from .training_picture import draw_training_picture
 
 
@@ -121,8 +120,8 @@ class FocalRetinaNet(nn.Module):
                 f"MODEL.RETINANET.NORMALIZER is {normalizer!r}; legal values: {', '.join(sorted(NORMALIZERS))}"
             )
         self.loss_normalizer = NORMALIZERS[normalizer]()
-        # Targets and loss weights of micro-batches whose turn comes; see `as_one_batch`.
-        self._prepared: deque[tuple[DenseTargets, torch.Tensor]] = deque()
+        # Targets and loss weights of the micro-batches that are still to come, in order; see `as_one_batch`.
+        self._targets_of_micro_batches: deque[tuple[DenseTargets, torch.Tensor]] = deque()
 
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
@@ -133,7 +132,7 @@ class FocalRetinaNet(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.vis_period = vis_period
         self.input_format = input_format
-        # Of the network, if it is another one than that of the images; see `fast_inference.py`.
+        # Dtype the network computes in, if not the images'; see `inference/fast_copy.py`.
         self.compute_dtype: torch.dtype | None = None
         # Convolutions run faster, and logits (N, A*K, H, W) flatten to (N, H*W*A, K) without a copy.
         self.to(memory_format=torch.channels_last)
@@ -204,8 +203,8 @@ class FocalRetinaNet(nn.Module):
         if not self.training:
             return self._postprocess(self.inference(logits, deltas, anchors, images), batched_inputs)
 
-        instances = [x["instances"].to(self.device) for x in batched_inputs]
-        # Under the same names, so that the levels need not be kept beside what they are joined to.
+        instances = [inputs["instances"].to(self.device) for inputs in batched_inputs]
+        # Rebind the names, so that the per-level tensors are freed once concatenated.
         logits, deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         losses = self.losses(logits, deltas, anchors, instances)
         if self._is_time_for_a_picture():
@@ -217,7 +216,7 @@ class FocalRetinaNet(nn.Module):
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Move to the device, normalise, pad to a common size that the backbone can divide, and batch."""
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [inputs["image"].to(self.device, non_blocking=True) for inputs in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         images = ImageList.from_tensors(
             images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
@@ -252,12 +251,12 @@ class FocalRetinaNet(nn.Module):
             instances: N, with ``gt_boxes`` and ``gt_classes``.
         """
         all_anchors = torch.cat([level.tensor for level in anchors])
-        if self._prepared:
-            targets, weights = self._prepared.popleft()
-            check_prepared(targets, len(instances), len(all_anchors))
+        if self._targets_of_micro_batches:
+            targets, weights = self._targets_of_micro_batches.popleft()
+            check_targets_fit(targets, len(instances), len(all_anchors))
         else:
-            targets = self._label(anchors, instances)
-            weights = self._weigh([targets])
+            targets = self._make_targets(anchors, instances)
+            weights = self._loss_weights([targets])
         predictions = DensePredictions(
             logits=logits,
             # Boxes need more digits than half precision has. The logits are raised by the losses, which may do better.
@@ -289,14 +288,14 @@ class FocalRetinaNet(nn.Module):
         for batch in micro_batches:
             check_ground_truth(batch, self.num_classes)
             maps = expected_maps(batch, self.backbone, self.head_in_features, self.device)
-            instances = [x["instances"].to(self.device) for x in batch]
-            targets.append(self._label(self.anchor_generator(maps), instances))
-        weights = self._weigh(targets).split([len(batch) for batch in micro_batches])
-        self._prepared.extend(zip(targets, weights))
+            instances = [inputs["instances"].to(self.device) for inputs in batch]
+            targets.append(self._make_targets(self.anchor_generator(maps), instances))
+        weights = self._loss_weights(targets).split([len(batch) for batch in micro_batches])
+        self._targets_of_micro_batches.extend(zip(targets, weights))
         try:
             yield
         finally:
-            self._prepared.clear()
+            self._targets_of_micro_batches.clear()
 
     def inference(
         self,
@@ -331,17 +330,19 @@ class FocalRetinaNet(nn.Module):
             results.append(result)
         return results
 
-    def _label(self, anchors: Sequence[Boxes], instances: Sequence[Instances]) -> DenseTargets:
-        gt_boxes, gt_classes = [x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances]
+    def _make_targets(self, anchors: Sequence[Boxes], instances: Sequence[Instances]) -> DenseTargets:
+        gt_boxes = [of_image.gt_boxes.tensor for of_image in instances]
+        gt_classes = [of_image.gt_classes for of_image in instances]
         levels = [level.tensor for level in anchors]
         return label_anchors(levels, gt_boxes, gt_classes, self.anchor_matcher, self.num_classes)
 
-    def _weigh(self, targets: Sequence[DenseTargets]) -> torch.Tensor:
-        """The weight of each image's losses, given the targets of all images of a step."""
+    def _loss_weights(self, targets: Sequence[DenseTargets]) -> torch.Tensor:
+        """What each image's losses are multiplied by, ``(N,)``, given the targets of all N images of a step."""
         if has_event_storage():
-            foreground, images = sum(len(x.image_index) for x in targets), sum(len(x.labels) for x in targets)
-            get_event_storage().put_scalar("num_pos_anchors", foreground / images)
-        return self.loss_normalizer(torch.cat([x.num_foreground for x in targets]))
+            num_foreground = sum(len(part.image_index) for part in targets)
+            num_images = sum(len(part.labels) for part in targets)
+            get_event_storage().put_scalar("num_pos_anchors", num_foreground / num_images)
+        return self.loss_normalizer(torch.cat([part.num_foreground for part in targets]))
 
     def _flatten(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Per level ``(N, A*D, H, W) -> (N, H*W*A, D)``: a view, when the outputs are channels-last in memory."""
@@ -354,9 +355,9 @@ class FocalRetinaNet(nn.Module):
     def _postprocess(self, results: Sequence[Instances], batched_inputs: list[dict]) -> list[dict]:
         """Scale the detections to the size that each input asks for."""
         outputs = []
-        for result, x in zip(results, batched_inputs):
-            height, width = result.image_size
-            outputs.append({"instances": detector_postprocess(result, x.get("height", height), x.get("width", width))})
+        for result, inputs in zip(results, batched_inputs):
+            height, width = inputs.get("height", result.image_size[0]), inputs.get("width", result.image_size[1])
+            outputs.append({"instances": detector_postprocess(result, height, width)})
         return outputs
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""From anchors and ground truth to what every anchor should predict."""
+"""From ground truth and anchors to what every anchor should predict."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,43 @@ import torch
 from retinanet_ext.losses import DenseTargets
 
 from .matcher import FOREGROUND, IGNORE
+
+
+def check_ground_truth(batched_inputs: list[dict], num_classes: int) -> None:
+    """Refuse ground truth that would train wrongly in silence or as NaN.
+
+    Dataset checks run once, before training; this one sees what the mapper and its augmentations made of the data, and
+    protects workflows that bring their own loaders. It runs on the loader's tensors, before they move to the device.
+
+    Args:
+        batched_inputs: as for the meta-architecture.
+        num_classes: K; legal classes are 0..K-1. Class K would be background.
+
+    Raises:
+        ValueError: no ``instances``; a class out of range; a box without area or not finite. Names the file.
+    """
+    for index, inputs in enumerate(batched_inputs):
+        name = inputs.get("file_name", f"image {index} of the batch")
+        if "instances" not in inputs:
+            raise ValueError(
+                f"{name}: no 'instances' in a training input; build the loader with a mapper for training "
+                "(DatasetMapper(cfg, is_train=True))"
+            )
+        classes, boxes = inputs["instances"].gt_classes, inputs["instances"].gt_boxes.tensor
+        if not len(classes):
+            continue
+        wrong = (classes < 0) | (classes >= num_classes)
+        if wrong.any():
+            raise ValueError(
+                f"{name}: object {_first(wrong)} has class {int(classes[wrong][0])}; legal are 0..{num_classes - 1} "
+                f"(MODEL.RETINANET.NUM_CLASSES is {num_classes}; {num_classes} itself would be background)"
+            )
+        wrong = ~(torch.isfinite(boxes).all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
+        if wrong.any():
+            raise ValueError(
+                f"{name}: object {_first(wrong)} has the box {boxes[wrong][0].tolist()} (x1, y1, x2, y2), which has "
+                "no area or is not finite; repair the annotation, or set DATASETS.ON_BAD_ANNOTATION to drop it"
+            )
 
 
 @torch.no_grad()
@@ -33,7 +70,7 @@ def label_anchors(
     matched, state = _match(matcher, levels, boxes, counts)
     labels = torch.full(state.shape, num_classes, dtype=torch.int64, device=state.device)
     labels.masked_fill_(state == IGNORE, IGNORE)
-    # The one place that waits for the device: nothing before knows how many anchors are foreground.
+    # This waits for the device: nothing before it knows how many anchors are foreground.
     image_index, anchor_index = torch.nonzero(state == FOREGROUND, as_tuple=True)
     gt_index = matched[image_index, anchor_index]
     if gt_index.device.type == "cpu":  # elsewhere it would wait for the device once more
@@ -52,11 +89,12 @@ def _match(matcher, levels: Sequence[torch.Tensor], boxes: torch.Tensor, counts:
     anchors = levels if getattr(matcher, "per_level", False) else torch.cat(list(levels))
     if hasattr(matcher, "match_batch"):
         return matcher.match_batch(anchors, boxes, counts)
-    found = [matcher(anchors, of_image[:count]) for of_image, count in zip(boxes, counts, strict=True)]
+    found = [matcher(anchors, image_boxes[:count]) for image_boxes, count in zip(boxes, counts, strict=True)]
     return tuple(torch.stack(values) for values in zip(*found))
 
 
 def _check_index(image_index: torch.Tensor, gt_index: torch.Tensor, counts: Sequence[int]) -> None:
+    """Refuse indices ``(M,)`` of boxes that their images ``(M,)`` do not have."""
     wrong = torch.nonzero((gt_index < 0) | (gt_index >= torch.tensor(counts)[image_index]))
     if len(wrong):
         image, index = int(image_index[wrong[0]]), int(gt_index[wrong[0]])
@@ -72,3 +110,7 @@ def _pad(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     zeros = tensors[0].new_zeros(longest, *tensors[0].shape[1:])
     pieces = [piece for tensor in tensors for piece in (tensor, zeros[len(tensor) :])]
     return torch.cat(pieces).unflatten(0, (len(tensors), longest))
+
+
+def _first(mask: torch.Tensor) -> int:
+    return int(torch.nonzero(mask)[0])

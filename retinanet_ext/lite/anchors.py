@@ -9,7 +9,7 @@ from torch import nn
 
 from retinanet_ext.registry import Registry
 
-from .config import CfgNode, configurable
+from .cfg_node import CfgNode, configurable
 from .layers import ShapeSpec
 from .structures import Boxes
 

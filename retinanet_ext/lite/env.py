@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+from retinanet_ext.machine.cpu import usable_cores
+
 logger = logging.getLogger(__name__)
 
 _LIBRARIES = (
@@ -30,11 +32,6 @@ def seed_all_rng(seed: int | None = None) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def collect_env_info() -> str:

@@ -89,10 +89,6 @@ class EventStorage:
         """Keep an image for the writers: ``(C, H, W)``, uint8 in 0-255 or float in 0-1, RGB."""
         self._vis_data.append((img_name, img_tensor, self.iter))
 
-    def clear_images(self) -> None:
-        """Forget the images, once they are written."""
-        self._vis_data = []
-
     def history(self, name: str) -> HistoryBuffer:
         """All values of one scalar.
 
@@ -134,6 +130,16 @@ class EventStorage:
             count += 1
         return count
 
+    def newer_than(self, iteration: int, window_size: int) -> dict[str, tuple[float, int]]:
+        """The part of :meth:`latest_with_smoothing_hint` that is of a later iteration: what a writer has to write."""
+        latest = self.latest_with_smoothing_hint(window_size)
+        return {name: (value, when) for name, (value, when) in latest.items() if when > iteration}
+
+    def take_images(self) -> list[tuple[str, torch.Tensor, int]]:
+        """Name, image ``(C, H, W)`` and iteration of all images that wait to be written; afterwards none waits."""
+        images, self._vis_data = self._vis_data, []
+        return images
+
     def __enter__(self) -> "EventStorage":
         _active_storages.append(self)
         return self
@@ -165,10 +171,8 @@ class JSONWriter(EventWriter):
 
     def write(self) -> None:
         rows: dict[int, dict[str, float | None]] = defaultdict(dict)
-        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        for name, (value, iteration) in latest.items():
-            if iteration > self._last_write:
-                rows[iteration][name] = float(value) if math.isfinite(value) else None
+        for name, (value, iteration) in get_event_storage().newer_than(self._last_write, self._window_size).items():
+            rows[iteration][name] = float(value) if math.isfinite(value) else None
         with open(self._path, "a", encoding="utf-8") as file:
             for iteration in sorted(rows):
                 file.write(json.dumps({**rows[iteration], "iteration": iteration}, sort_keys=True) + "\n")
@@ -189,21 +193,21 @@ class TensorboardXWriter(EventWriter):
         self._last_write = -1
 
     def write(self) -> None:
+        storage, writer = get_event_storage(), self._summary_writer()
+        scalars = storage.newer_than(self._last_write, self._window_size)
+        for name, (value, iteration) in scalars.items():
+            writer.add_scalar(name, value, iteration)
+        self._last_write = max([self._last_write, *(iteration for _, iteration in scalars.values())])
+        for name, image, iteration in storage.take_images():
+            writer.add_image(name, image, iteration)
+
+    def _summary_writer(self):
         if self._writer is None:
-            # Importing TensorBoard takes seconds: only a run that writes pays for it.
+            # Imported at the first use, since TensorBoard takes seconds: only a run that writes pays for it.
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self._log_dir, **self._kwargs)
-        storage = get_event_storage()
-        newest = self._last_write
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
-            if iteration > self._last_write:
-                self._writer.add_scalar(name, value, iteration)
-                newest = max(newest, iteration)
-        self._last_write = newest
-        for name, image, iteration in storage._vis_data:
-            self._writer.add_image(name, image, iteration)
-        storage.clear_images()
+        return self._writer
 
     def close(self) -> None:
         if self._writer is not None:
@@ -240,4 +244,5 @@ class CommonMetricPrinter(EventWriter):
     def _eta_seconds(self, storage: EventStorage) -> float | None:
         if self._max_iter is None or "time" not in storage.histories():
             return None
-        return float(storage.history("time").median(1000) * (self._max_iter - storage.iter - 1))
+        seconds_per_iteration = storage.history("time").median(10 * self._window_size)
+        return float(seconds_per_iteration * (self._max_iter - storage.iter - 1))

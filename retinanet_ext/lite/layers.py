@@ -61,8 +61,8 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
-        # With 1 - eps a new layer, which no checkpoint has filled, is the identity.
-        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        # eps is added to the variance again: a layer that no checkpoint has filled multiplies by exactly 1.
+        self.register_buffer("running_var", torch.full((num_features,), 1.0 - eps))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (N, C, H, W) to the same shape, dtype and memory format."""

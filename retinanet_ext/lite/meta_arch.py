@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from retinanet_ext.machine.devices import check_device
 from retinanet_ext.registry import Registry
 
-from .config import CfgNode
+from .cfg_node import CfgNode
 from .structures import Instances
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
@@ -18,14 +19,10 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """The model that MODEL.META_ARCHITECTURE names, on MODEL.DEVICE, without the weights of MODEL.WEIGHTS.
 
     Raises:
-        ValueError: MODEL.DEVICE is CUDA and there is none.
+        ValueError: MODEL.DEVICE does not exist on this machine.
     """
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but PyTorch finds no CUDA device; set `MODEL.DEVICE cpu`"
-        )
-    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
+    check_device(cfg.MODEL.DEVICE)
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(torch.device(cfg.MODEL.DEVICE))
 
 
 def detector_postprocess(results: Instances, output_height: int, output_width: int) -> Instances:

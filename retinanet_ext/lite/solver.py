@@ -18,19 +18,15 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
-from .config import CfgNode
+from .cfg_node import CfgNode
 
 logger = logging.getLogger(__name__)
 
 # From the fraction of training done, 0 to 1, to a multiple of the base rate.
 Schedule = Callable[[float], float]
 
-_NORM_LAYERS = (
-    nn.modules.batchnorm._NormBase,  # every BatchNorm, SyncBatchNorm and InstanceNorm
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
-)
+# The first is the base of every BatchNorm, SyncBatchNorm and InstanceNorm.
+_NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,22 +1,32 @@
-"""Losses: pure functions of tensors, and the small modules that apply them to dense predictions."""
+"""Losses of a dense detector. Knows torch, the box arithmetic of `ops` and the registry; no engine.
 
-from .box_iou import ciou_loss, diou_loss, giou_loss
-from .box_regression import DeltaLoss, OverlapLoss
-from .classification import (
-    DenseFocalLoss,
-    DenseFocalStarLoss,
-    DenseHingeLoss,
-    DenseQualityFocalLoss,
-    DenseVarifocalLoss,
+In reading order:
+
+- ``loss_interface.py``: what a loss sees and returns, and the two registries
+- ``focal.py``: the focal loss on one page: formula, plain form, and the form that training runs
+- ``one_pass.py``: how such a loss and its gradient run over a whole batch in one pass
+- ``focal_triton.py``: the same for the focal loss, as one CUDA kernel
+- ``focal_star.py``: FL*, the paper's alternate focal loss
+- ``hinge.py``: the hinge loss on p_t
+- ``quality.py``: focal losses whose target is an IoU
+- ``ohem.py``: cross entropy on the hardest anchors only
+- ``box_losses.py``: smooth L1, GIoU, DIoU and CIoU
+"""
+
+from .box_losses import DeltaLoss, OverlapLoss, ciou_loss, diou_loss, giou_loss, l1_loss, smooth_l1_loss
+from .focal import DenseFocalLoss, dense_focal_loss, sigmoid_focal_loss
+from .focal_star import DenseFocalStarLoss, dense_focal_star_loss, sigmoid_focal_star_loss
+from .hinge import DenseHingeLoss, dense_hinge_loss, sigmoid_hinge_loss
+from .loss_interface import (
+    BOX_LOSS_REGISTRY,
+    CLS_LOSS_REGISTRY,
+    DensePredictions,
+    DenseTargets,
+    reduce_loss,
+    sum_per_image,
 )
-from .dense import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DensePredictions, DenseTargets, sum_per_image
-from .focal import sigmoid_focal_loss
-from .focal_star import sigmoid_focal_star_loss
-from .hinge import sigmoid_hinge_loss
 from .ohem import OHEMLoss
-from .quality import quality_focal_loss, varifocal_loss
-from .reduction import reduce_loss
-from .smooth_l1 import l1_loss, smooth_l1_loss
+from .quality import DenseQualityFocalLoss, DenseVarifocalLoss, quality_focal_loss, varifocal_loss
 
 __all__ = [
     "BOX_LOSS_REGISTRY",
@@ -32,6 +42,9 @@ __all__ = [
     "OHEMLoss",
     "OverlapLoss",
     "ciou_loss",
+    "dense_focal_loss",
+    "dense_focal_star_loss",
+    "dense_hinge_loss",
     "diou_loss",
     "giou_loss",
     "l1_loss",

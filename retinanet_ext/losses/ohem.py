@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from retinanet_ext.ops import batched_nms, dense_focal_loss
+from retinanet_ext.ops import batched_nms
 
-from .dense import CLS_LOSS_REGISTRY, DensePredictions, DenseTargets
-from .reduction import upcast
+from .focal import dense_focal_loss
+from .loss_interface import CLS_LOSS_REGISTRY, DensePredictions, DenseTargets, upcast
 
 IGNORED = -1
 
@@ -63,8 +63,9 @@ class OHEMLoss(nn.Module):
     def hard_anchors(self, logits: torch.Tensor, labels: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
         """The anchors that are kept in one image, ``(B,)`` int64, B <= ``batch``, by descending loss.
 
-        Only as many anchors go through NMS as decide the outcome: of greedy NMS, those of higher score decide. Where
-        the ratio is on and foreground anchors are among the easiest, that can be all of them.
+        NMS runs on the hardest anchors and is repeated with four times as many only if the selection is incomplete (in
+        greedy NMS a lower score never affects a higher one). With a ratio set and easy foreground anchors this may
+        reach all anchors.
 
         Args:
             logits: ``(R, K)``. Their cross entropies exist once as ``(R, K)`` in float32.

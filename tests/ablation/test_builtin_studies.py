@@ -11,7 +11,7 @@ from retinanet_ext import d2
 from retinanet_ext.ablation import study as studies
 from retinanet_ext.ablation.study import arm_config, built_in_studies, with_changes
 from retinanet_ext.ablation.unread_keys import check_overrides_are_read
-from retinanet_ext.train_step import TrainStep
+from retinanet_ext.training.step import TrainStep
 from tests.builders import batch
 
 # The narrowest network of the same depth; no key of an arm is among them. ResNet-18 knows one width only.
@@ -57,7 +57,8 @@ def test_every_arm_trains(name, tried, generator):
 def _take_a_step(cfg, inputs, name):
     torch.manual_seed(0)
     model = d2.build_model(cfg)
-    step = TrainStep(model, [inputs], torch.optim.SGD(model.parameters(), lr=0.01))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    step = TrainStep(model, [inputs], optimizer, storage=d2.get_event_storage)
     before = model.head.cls_score.bias.clone()
     with d2.EventStorage() as storage:
         step.run_step()

@@ -162,7 +162,7 @@ def test_a_device_that_is_not_here_is_refused_before_anything_runs(tmp_path):
 
 def test_cores_and_gpus_are_shared_out(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(local_jobs, "_cores", lambda: 8)
+    monkeypatch.setattr(local_jobs, "usable_cores", lambda: 8)
     run_study(study_of(tmp_path, a=FINE, b=1.5), tmp_path / "out", jobs=3)
     assert {threads for *_, threads in order_of_runs(tmp_path / "out")} == {"2"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")

@@ -22,8 +22,8 @@ def test_all_losses_agree_and_are_timed(dtype, names, capsys, tmp_path, device):
 def test_every_registered_loss_of_the_package_is_there():
     from retinanet_ext.losses import CLS_LOSS_REGISTRY
 
-    ours = {name for name, builder in CLS_LOSS_REGISTRY if builder.__module__ == "retinanet_ext.losses.classification"}
-    assert ours == set(losses.LOSSES)
+    ours = {name for name, builder in CLS_LOSS_REGISTRY if builder.__module__.startswith("retinanet_ext.losses.")}
+    assert ours == {*losses.LOSSES, "ohem"}  # which anchors OHEM takes has no plain formula
 
 
 def test_a_wrong_row_is_not_timed(device):

@@ -12,7 +12,7 @@ import yaml
 from retinanet_ext.ablation import jobs
 from retinanet_ext.ablation.study import built_in_studies, load_study
 from retinanet_ext.cli.main import main
-from retinanet_ext.config import load_config
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import default_argument_parser
 
 STUB = Path(__file__).parents[1] / "ablation" / "stub_worker.py"

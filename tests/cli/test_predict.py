@@ -13,7 +13,7 @@ from retinanet_ext.cli.main import main
 from retinanet_ext.cli.predict import _weights
 from retinanet_ext.cli.predict_files import find_sources
 from retinanet_ext.cli.usage import UsageError
-from retinanet_ext.config import load_config
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import build_model
 
 # Random weights with a high prior probability: a fast model that detects something everywhere.

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from retinanet_ext import d2
-from retinanet_ext.checkpoint import load_weights
-from retinanet_ext.config import load_config
-from retinanet_ext.trainer import Trainer
+from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.config.loading import load_config
+from retinanet_ext.training.trainer import Trainer
 
 NUM_IMAGES = 8
 

@@ -8,9 +8,10 @@ pytest.importorskip("detectron2", reason="compares lite with Detectron2, which i
 import detectron2.modeling.backbone as d2_backbone
 from detectron2.config import get_cfg as d2_get_cfg
 from detectron2.modeling.backbone.fpn import LastLevelP6P7 as D2LastLevelP6P7
+from detectron2.modeling.backbone.resnet import BasicBlock as D2BasicBlock
 
 from retinanet_ext.lite import backbone as lite_backbone
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 
 FEATURES = ["res3", "res4", "res5"]
 R18 = {"RESNETS.DEPTH": 18, "RESNETS.RES2_OUT_CHANNELS": 64}
@@ -76,7 +77,7 @@ def test_state_dict_and_declarations(overrides):
     assert shapes(ours) == shapes(theirs)
     assert shapes(ours.bottom_up) == shapes(theirs.bottom_up)
     assert ours.size_divisibility == theirs.size_divisibility
-    assert theirs.padding_constraints == {"square_size": 0} and ours.padding_constraints == {}  # both: no constraint
+    assert ours.padding_constraints == theirs.padding_constraints
     assert ours.bottom_up.size_divisibility == theirs.bottom_up.size_divisibility
     assert ours.bottom_up.padding_constraints == theirs.bottom_up.padding_constraints
 
@@ -107,8 +108,16 @@ def randomise_norms(model):
 
 def p5_pyramids():
     pair = []
-    for engine, last_levels in ((lite_backbone, lite_backbone.LastLevelP6P7), (d2_backbone, D2LastLevelP6P7)):
-        stages = engine.ResNet.make_default_stages(18, norm="FrozenBN")
+    lite_parts = (lite_backbone, lite_backbone.BasicBlock, lite_backbone.LastLevelP6P7)
+    for engine, block, last_levels in (lite_parts, (d2_backbone, D2BasicBlock, D2LastLevelP6P7)):
+        channels = [64, 64, 128, 256, 512]
+        stages = [
+            engine.ResNet.make_stage(
+                block, 2, in_channels=channels[i], out_channels=channels[i + 1], norm="FrozenBN",
+                stride_per_block=[1 if i == 0 else 2, 1],
+            )
+            for i in range(4)
+        ]  # fmt: skip
         bottom_up = engine.ResNet(engine.BasicStem(norm="FrozenBN"), stages, out_features=FEATURES, freeze_at=1)
         pair.append(engine.FPN(bottom_up, FEATURES, 16, top_block=last_levels(16, 16, "p5")))
     return pair

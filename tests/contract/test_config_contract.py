@@ -9,7 +9,7 @@ from detectron2.config import CfgNode as D2CfgNode
 from detectron2.config import configurable as d2_configurable
 from detectron2.config import get_cfg as d2_get_cfg
 
-from retinanet_ext.lite.config import CfgNode, configurable, get_cfg
+from retinanet_ext.lite.cfg_node import CfgNode, configurable, get_cfg
 
 SAFE_SIZES = [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
 

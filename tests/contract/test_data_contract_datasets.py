@@ -5,7 +5,7 @@ import json
 import pytest
 
 from retinanet_ext.lite import data as lite_data
-from retinanet_ext.lite.data.builtin import COCO_SPLITS
+from retinanet_ext.lite.data.builtin_datasets import COCO_SPLITS
 
 REASON = "Detectron2 is not installed: nothing to compare with"
 d2_data = pytest.importorskip("detectron2.data", reason=REASON)

@@ -7,7 +7,7 @@ import torch
 
 from retinanet_ext.lite import comm as lite_comm
 from retinanet_ext.lite import data as lite_data
-from retinanet_ext.lite.config import get_cfg as lite_get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg as lite_get_cfg
 from retinanet_ext.lite.data import samplers as lite_samplers
 
 REASON = "Detectron2 is not installed: nothing to compare with"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from retinanet_ext.lite import data as lite_data
-from retinanet_ext.lite.config import get_cfg as lite_get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg as lite_get_cfg
 from retinanet_ext.lite.data import detection_utils as lite_utils
 from retinanet_ext.lite.data import transforms as LT
 

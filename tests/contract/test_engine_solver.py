@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from retinanet_ext.lite import config as lite_config
+from retinanet_ext.lite import cfg_node as lite_config
 from retinanet_ext.lite import solver as lite_solver
 from retinanet_ext.lite.engine import DefaultTrainer
 

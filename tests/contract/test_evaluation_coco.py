@@ -20,7 +20,8 @@ from detectron2.structures import Instances as D2Instances
 
 from retinanet_ext.lite import data as lite_data
 from retinanet_ext.lite import evaluation as lite_evaluation
-from retinanet_ext.lite.data.coco import register_coco_instances as lite_register
+from retinanet_ext.lite.data.coco_json import register_coco_instances as lite_register
+from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.structures import Boxes, Instances
 
 CATALOGS = (d2_data.DatasetCatalog, lite_data.DatasetCatalog)
@@ -206,9 +207,8 @@ def test_same_json_for_one_image():
     arrays = ([[1.1, 2.2, 3.3, 4.4], [0, 0, 639.5, 480]], [0.3, 1.0], [2, 79])
     for rows in (slice(None), slice(0)):
         chosen = tuple(part[rows] for part in arrays)
-        assert lite_evaluation.instances_to_coco_json(_instances(chosen, Boxes, Instances), "a") == d2_to_json(
-            _instances(chosen, D2Boxes, D2Instances), "a"
-        )
+        ours = ImagePredictions.of(_instances(chosen, Boxes, Instances)).to_coco("a", {2: 2, 79: 79})
+        assert ours == d2_to_json(_instances(chosen, D2Boxes, D2Instances), "a")
 
 
 def _lines_logged(logger_name, call):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from retinanet_ext.lite.config import get_cfg
-from retinanet_ext.lite.tta import DatasetMapperTTA
+from retinanet_ext.lite.cfg_node import get_cfg
+from retinanet_ext.lite.data.tta_mapper import DatasetMapperTTA
 
 d2_config = pytest.importorskip("detectron2.config", reason="needs Detectron2 to compare with")
 d2_modeling = pytest.importorskip("detectron2.modeling", reason="needs Detectron2 to compare with")

@@ -13,7 +13,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator as D2Anc
 
 from retinanet_ext.lite import layers as lite
 from retinanet_ext.lite.anchors import DefaultAnchorGenerator, build_anchor_generator
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 
 ENGINES = (lite, d2)
 

@@ -4,7 +4,7 @@ import torch
 from retinanet_ext.detection import ATSSMatcher, label_anchors
 from retinanet_ext.detection import atss_matcher as module
 from retinanet_ext.ops import pairwise_iou
-from retinanet_ext.trainer import Trainer
+from retinanet_ext.training.trainer import Trainer
 from tests.builders import batch, small_config
 
 

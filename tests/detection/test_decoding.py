@@ -19,7 +19,7 @@ def logit(p: float) -> float:
 def on_device(request, monkeypatch, device):
     """Decoding of a batch on the device under test; on CPU also in the way that never reads a value early."""
     if request.param == "as on CUDA":
-        monkeypatch.setattr(decoding, "_reads_at_once", lambda values: False)
+        monkeypatch.setattr(decoding, "_is_sync_free", lambda values: False)
     elif device.type != "cpu":
         pytest.skip("only on CPU")
 

@@ -10,8 +10,7 @@ import torch
 import retinanet_ext
 from retinanet_ext.detection import IoUMatcher, matcher
 from retinanet_ext.detection.matcher import BACKGROUND, FOREGROUND, IGNORE
-from retinanet_ext.ops import pairwise_iou
-from retinanet_ext.ops.boxes import box_columns
+from retinanet_ext.ops.box_math import box_columns
 
 # One ground truth box of 10x10, and anchors of the same corner that are lower, so that IoU is height / 10.
 GT = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
@@ -131,28 +130,27 @@ def test_a_batch_is_its_images(way, block_entries, counts, generator, device, mo
     matched, state = IoUMatcher().match_batch(anchors.to(device), padded.to(device), counts)
     # What other devices do at once: all images in one block of boxes.
     assert matched.dtype == torch.int64 and state.dtype == torch.int8
-    dense, _, forced = matcher._match_dense(box_columns(anchors).to(device), padded.to(device), counts)
+    dense = matcher._best_matches_dense(box_columns(anchors).to(device), padded.to(device), counts)
     for image, boxes in enumerate(images):
         expected_matched, expected_state = by_a_loop(anchors, boxes, "always")
-        assert matched[image].tolist() == dense[image].tolist() == expected_matched
+        assert matched[image].tolist() == expected_matched
         assert state[image].tolist() == expected_state
-        _, without = by_a_loop(anchors, boxes, "never")
-        assert {FOREGROUND} >= {expected_state[r] for r in forced[image].nonzero().flatten()}
-        assert all(forced[image, r] for r in range(100) if expected_state[r] != without[r])
+        reference = matcher.best_matches_reference(anchors, boxes)
+        assert reference.matched.tolist() == expected_matched
+        for fast, expected in zip(dense, reference, strict=True):
+            assert torch.equal(fast[image].cpu(), expected)
 
 
 def test_many_boxes_of_all_sizes_on_the_anchors_of_an_image(way, generator):
-    """Narrow runs of anchors, several levels, and the plain form as the truth."""
+    """Narrow runs of anchors, several levels, and the reference as the truth."""
     anchors, gt_boxes = grid_anchors(96, 160), torch.rand(150, 4, generator=generator) * 100
     gt_boxes[:, 2:] = gt_boxes[:, :2] + 2 + gt_boxes[:, 2:].square() / 60
     matched, state = IoUMatcher()(anchors, gt_boxes)
-    iou = pairwise_iou(gt_boxes, anchors)
-    best, index = iou.max(dim=0)
-    best_of_box = iou.amax(dim=1, keepdim=True)
-    foreground = (best >= 0.5) | ((iou == best_of_box) & (best_of_box > 0)).any(dim=0)
+    reference = matcher.best_matches_reference(anchors, gt_boxes)
+    foreground = (reference.best_iou >= 0.5) | reference.low_quality
     assert torch.equal(state == FOREGROUND, foreground)
-    assert torch.equal(state == IGNORE, (best >= 0.4) & ~foreground)
-    assert torch.equal(matched[foreground], index[foreground])
+    assert torch.equal(state == IGNORE, (reference.best_iou >= 0.4) & ~foreground)
+    assert torch.equal(matched, reference.matched)
 
 
 def grid_anchors(height: int, width: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from retinanet_ext.lite.anchors import DefaultAnchorGenerator, build_anchor_generator
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.layers import ShapeSpec
 
 

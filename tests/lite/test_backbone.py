@@ -11,7 +11,7 @@ from retinanet_ext.lite.backbone import (
     ResNet,
     build_backbone,
 )
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.layers import FrozenBatchNorm2d, ShapeSpec
 
 
@@ -81,10 +81,10 @@ def test_make_stage_per_block_arguments():
 
 
 @pytest.mark.parametrize("depth, blocks", [(18, 8), (34, 16), (50, 16), (101, 33), (152, 50)])
-def test_default_stages_have_the_depth_they_are_called_by(depth, blocks):
+def test_stages_have_the_depth_they_are_called_by(depth, blocks):
     with torch.device("meta"):
-        stages = ResNet.make_default_stages(depth)
-    assert sum(len(stage) for stage in stages) == blocks
+        resnet = build_backbone(config(DEPTH=depth, RES2_OUT_CHANNELS=64 if depth < 50 else 256)).bottom_up
+    assert sum(len(getattr(resnet, name)) for name in resnet.stage_names) == blocks
     convolutions_per_block = 2 if depth < 50 else 3
     assert blocks * convolutions_per_block + 2 == depth  # and the stem and the classifier
 

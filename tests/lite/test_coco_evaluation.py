@@ -346,7 +346,7 @@ def test_errors_name_what_is_wrong(register, tmp_path):
         COCOEvaluator("not_registered_at_all")
     for number, text in enumerate(("[]", '{"images": []}', "not json")):
         (tmp_path / f"{number}.json").write_text(text)
-        with pytest.raises(ValueError, match=f"{number}.json is no COCO file"):
+        with pytest.raises(ValueError, match=f"{number}.json is not a COCO annotation file"):
             COCOEvaluator(register(json_file=str(tmp_path / f"{number}.json")))
     no_box = [{"id": 9, "image_id": 1, "category_id": 3}]
     with pytest.raises(ValueError, match="annotation 9 of image 1 needs a bbox"):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from retinanet_ext.lite.data import DatasetCatalog, MetadataCatalog, load_coco_json, register_coco_instances
-from retinanet_ext.lite.data.builtin import COCO_CLASSES, COCO_IDS, distinct_colors
+from retinanet_ext.lite.data.builtin_datasets import COCO_CLASSES, COCO_IDS
 
 NAME = "catalog test"
 
@@ -40,14 +40,14 @@ def _load(tmp_path, content):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "data.json is not valid JSON"),
-        ([], "not a COCO annotation file: no 'images'.*a list"),
-        ({"info": 1}, "no 'images' at its top level, found keys info"),
+        ("{", "data.json is not a COCO annotation file: it is not valid JSON"),
+        ([], "not a COCO annotation file: no images .*a list"),
+        ({"info": 1}, "no images at its top level, found the keys info"),
         ({"images": []}, "no 'categories'"),
-        (_content(images=[{"id": 7, "file_name": "b.jpg", "width": 20}]), "image id 7 has no height"),
-        (_content(images=_content()["images"] * 2), "1 image ids occur more than once: 7"),
-        (_content(annotations=[_annotation()] * 2), "1 annotation ids occur more than once: 1"),
-        (_content(annotations=[{"image_id": 7}]), "annotation number 0 has no id, category_id"),
+        (_content(images=[{"id": 7, "file_name": "b.jpg", "width": 20}]), r"images\[0\] \(id 7\) has no height"),
+        (_content(images=_content()["images"] * 2), "1 ids of images occur more than once: 7"),
+        (_content(annotations=[_annotation()] * 2), "1 ids of annotations occur more than once: 1"),
+        (_content(annotations=[{"image_id": 7}]), r"annotations\[0\] has no id, category_id"),
         (_content(annotations=[_annotation(bbox=[])]), "annotation 1 of image 7 has an empty bbox"),
         (_content(annotations=[_annotation(ignore=1)]), "annotation 1 of image 7 has the flag 'ignore'"),
     ],
@@ -109,6 +109,6 @@ def test_unknown_name_suggests_near_ones():
 def test_builtin_table():
     assert len(COCO_CLASSES) == len(set(COCO_CLASSES)) == len(COCO_IDS) == 80
     assert COCO_IDS[0] == 1 and COCO_IDS[-1] == 90 and COCO_IDS[11] == 13  # 12, "street sign", is not annotated
-    colors = distinct_colors(80)
-    assert len(set(map(tuple, colors))) == 80
-    assert all(0 <= value <= 255 for color in colors for value in color)
+    metadata = MetadataCatalog.get("coco_2017_val")
+    assert metadata.thing_dataset_id_to_contiguous_id[90] == 79 and metadata.thing_classes[79] == "toothbrush"
+    assert len(set(map(tuple, metadata.thing_colors))) == 80

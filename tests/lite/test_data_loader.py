@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from retinanet_ext.lite import comm
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -26,7 +26,7 @@ from retinanet_ext.lite.data import (
     get_detection_dataset_dicts,
 )
 from retinanet_ext.lite.data import transforms as T
-from retinanet_ext.lite.data.serialized import SerializedList
+from retinanet_ext.lite.data.train_loader import SerializedList
 from retinanet_ext.lite.structures import BoxMode
 
 NAME = "loader test"
@@ -323,14 +323,13 @@ def test_filter_counts_what_it_drops(records, caplog):
     with caplog.at_level(logging.INFO):
         kept = get_detection_dataset_dicts([NAME])
     assert kept == records
-    assert f"{NAME}: 7 of 9 images kept, 2 without annotations" in caplog.text
+    assert f"2 of 9 images of {NAME} have no objects" in caplog.text
     assert len(get_detection_dataset_dicts(NAME, filter_empty=False)) == 9
 
 
 def test_nothing_left_names_the_dataset(records):
     DatasetCatalog.register(NAME, lambda: [{**records[0], "annotations": []}])
-    MetadataCatalog.get(NAME).json_file = "some.json"
-    with pytest.raises(ValueError, match=r"'loader test': none of the 1 images.*some\.json.*FILTER_EMPTY_ANNOTATIONS"):
+    with pytest.raises(ValueError, match="no image of loader test has an object .*FILTER_EMPTY_ANNOTATIONS"):
         get_detection_dataset_dicts(NAME)
 
 

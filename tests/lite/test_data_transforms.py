@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.data import DatasetMapper, detection_utils
 from retinanet_ext.lite.data import transforms as T
 from retinanet_ext.lite.structures import BoxMode

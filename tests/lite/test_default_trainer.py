@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from retinanet_ext.lite import comm
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.engine import (
     DefaultPredictor,
     DefaultTrainer,
     HookBase,
     default_argument_parser,
+    default_predictor,
     default_setup,
-    defaults,
     hooks,
 )
 from retinanet_ext.lite.evaluation import DatasetEvaluator
@@ -326,7 +326,7 @@ class _ReportsItsInput(nn.Module):
 
 @pytest.mark.parametrize("channels, expected", [("BGR", [10, 20, 30]), ("RGB", [30, 20, 10])])
 def test_predictor_resizes_and_orders_channels(cfg, monkeypatch, channels, expected):
-    monkeypatch.setattr(defaults, "build_model", lambda cfg: _ReportsItsInput())
+    monkeypatch.setattr(default_predictor, "build_model", lambda cfg: _ReportsItsInput())
     cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = channels, 20, 1000
     image_bgr = np.broadcast_to(np.array([10, 20, 30], np.uint8), (40, 60, 3))
     prediction = DefaultPredictor(cfg)(image_bgr)

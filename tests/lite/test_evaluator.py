@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,

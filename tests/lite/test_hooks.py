@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from retinanet_ext.lite.checkpoint import DetectionCheckpointer
+from retinanet_ext.lite.checkpointer import DetectionCheckpointer
 from retinanet_ext.lite.engine import TrainerBase, hooks
 from retinanet_ext.lite.events import EventWriter
 

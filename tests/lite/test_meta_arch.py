@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.meta_arch import META_ARCH_REGISTRY, build_model, detector_postprocess
 from retinanet_ext.lite.structures import Boxes, Instances
 

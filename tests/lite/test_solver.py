@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from retinanet_ext.lite.config import get_cfg
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
 
 

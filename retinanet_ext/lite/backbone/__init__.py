@@ -1,6 +1,6 @@
 """Feature extractors: ResNet and ResNeXt, and feature pyramids on top of them."""
 
-from .build import BACKBONE_REGISTRY, Backbone, build_backbone
+from .backbone_base import BACKBONE_REGISTRY, Backbone, build_backbone
 
 # These two register their builders.
 from .fpn import FPN, LastLevelP6P7, build_retinanet_resnet_fpn_backbone

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 
-from ..config import CfgNode
+from ..cfg_node import CfgNode
 from ..layers import Conv2d, ShapeSpec, get_norm
-from .build import BACKBONE_REGISTRY, Backbone
+from .backbone_base import BACKBONE_REGISTRY, Backbone
 from .resnet import build_resnet_backbone
 
 
@@ -70,6 +70,11 @@ class FPN(Backbone):
     def size_divisibility(self) -> int:
         """The largest stride of the features used: only then do upsampled and lateral maps agree in size."""
         return self._size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """No demand beyond `size_divisibility`: batches need not be square."""
+        return {"square_size": 0}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images (N, C, H, W) to {"p3": (N, out_channels, H / 8, W / 8), ...}, highest resolution first."""

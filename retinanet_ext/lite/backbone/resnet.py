@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
-from ..config import CfgNode
+from ..cfg_node import CfgNode
 from ..layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
-from .build import BACKBONE_REGISTRY, Backbone
+from .backbone_base import BACKBONE_REGISTRY, Backbone
 
 BLOCKS_PER_STAGE = {
     18: (2, 2, 2, 2),
@@ -116,16 +116,16 @@ class BottleneckBlock(ResNetBlock):
         dilation: int = 1,
     ):
         super().__init__(in_channels, out_channels, stride)
-        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        first_stride = stride if stride_in_1x1 else 1
         self._make_shortcut(norm)
-        self.conv1 = _conv(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
+        self.conv1 = _conv(in_channels, bottleneck_channels, 1, norm, stride=first_stride)
         self.conv2 = _conv(
             bottleneck_channels,
             bottleneck_channels,
             3,
             norm,
             dilation=dilation,
-            stride=stride_3x3,
+            stride=stride // first_stride,
             groups=num_groups,
         )
         self.conv3 = _conv(bottleneck_channels, out_channels, 1, norm)
@@ -230,40 +230,6 @@ class ResNet(Backbone):
             blocks.append(block_class(in_channels, out_channels, **kwargs, **own))
             in_channels = out_channels
         return blocks
-
-    @staticmethod
-    def make_default_stages(
-        depth: int, block_class: type[nn.Module] | None = None, **kwargs: Any
-    ) -> list[list[nn.Module]]:
-        """The four stages of the paper's ResNet of this depth.
-
-        Args:
-            depth: 18, 34, 50, 101 or 152.
-            block_class: by default BasicBlock below 50, else BottleneckBlock.
-            kwargs: passed to all blocks, such as `norm`.
-        """
-        blocks_per_stage = _blocks_per_stage(depth)
-        if block_class is None:
-            block_class = BasicBlock if depth < 50 else BottleneckBlock
-        expansion = 4 if depth >= 50 else 1
-        stages, in_channels = [], 64
-        for index, num_blocks in enumerate(blocks_per_stage):
-            width = 64 * 2**index
-            if depth >= 50:
-                kwargs["bottleneck_channels"] = width
-            strides = [1 if index == 0 else 2] + [1] * (num_blocks - 1)
-            stages.append(
-                ResNet.make_stage(
-                    block_class,
-                    num_blocks,
-                    in_channels=in_channels,
-                    out_channels=width * expansion,
-                    stride_per_block=strides,
-                    **kwargs,
-                )
-            )
-            in_channels = width * expansion
-        return stages
 
 
 def _blocks_per_stage(depth: int) -> tuple[int, ...]:

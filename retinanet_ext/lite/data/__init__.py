@@ -1,17 +1,17 @@
 """Data of the embedded engine: catalogs, COCO reader, augmentation, mapper, samplers, loaders."""
 
-from . import builtin as _builtin  # noqa: F401  (registers the built-in datasets)
+from . import builtin_datasets as _builtin  # noqa: F401  (registers the built-in datasets)
 from . import detection_utils, transforms
-from .build import (
+from .catalog import DatasetCatalog, Metadata, MetadataCatalog
+from .coco_json import load_coco_json, register_coco_instances
+from .dataset_mapper import DatasetMapper
+from .loaders import (
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
-    trivial_batch_collator,
 )
-from .catalog import DatasetCatalog, Metadata, MetadataCatalog
-from .coco import load_coco_json, register_coco_instances
-from .mapper import DatasetMapper
 from .samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
+from .train_loader import trivial_batch_collator
 
 __all__ = [
     "DatasetCatalog",

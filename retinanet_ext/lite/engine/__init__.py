@@ -1,28 +1,18 @@
-"""The training loop, its hooks, the trainer that a config describes, and the start of a job."""
+"""The training loop, its hooks, the trainer that a config describes, set-up, and a predictor."""
 
 from . import hooks
-from .defaults import (
-    DefaultPredictor,
-    DefaultTrainer,
-    create_ddp_model,
-    default_argument_parser,
-    default_setup,
-    default_writers,
-)
-from .launch import launch
-from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from .default_predictor import DefaultPredictor
+from .default_trainer import DefaultTrainer, create_ddp_model
+from .run_setup import default_argument_parser, default_setup
+from .train_loop import HookBase, TrainerBase
 
 __all__ = [
-    "AMPTrainer",
     "DefaultPredictor",
     "DefaultTrainer",
     "HookBase",
-    "SimpleTrainer",
     "TrainerBase",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",
-    "default_writers",
     "hooks",
-    "launch",
 ]

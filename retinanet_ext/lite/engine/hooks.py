@@ -13,7 +13,7 @@ import torch
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 
 from .. import comm
-from ..checkpoint import DetectionCheckpointer
+from ..checkpointer import DetectionCheckpointer
 from ..events import EventWriter
 from .train_loop import HookBase, TrainerBase
 
@@ -23,7 +23,7 @@ Callback = Callable[[TrainerBase], None]
 
 
 class CallbackHook(HookBase):
-    """A hook made of functions; each takes the trainer."""
+    """A hook made of functions, each of which takes the trainer."""
 
     def __init__(
         self,
@@ -34,31 +34,30 @@ class CallbackHook(HookBase):
         after_backward: Callback | None = None,
         after_step: Callback | None = None,
     ):
-        self._before_train, self._after_train = before_train, after_train
-        self._before_step, self._after_backward, self._after_step = before_step, after_backward, after_step
+        moments = {"before_train": before_train, "before_step": before_step, "after_backward": after_backward}
+        moments |= {"after_step": after_step, "after_train": after_train}
+        self._functions = {moment: function for moment, function in moments.items() if function is not None}
+
+    def _call(self, moment: str) -> None:
+        if moment in self._functions:
+            self._functions[moment](self.trainer)
 
     def before_train(self) -> None:
-        if self._before_train:
-            self._before_train(self.trainer)
-
-    def after_train(self) -> None:
-        if self._after_train:
-            self._after_train(self.trainer)
-        # What the functions hold, often the trainer, is free from here on.
-        self._before_train = self._after_train = None
-        self._before_step = self._after_backward = self._after_step = None
+        self._call("before_train")
 
     def before_step(self) -> None:
-        if self._before_step:
-            self._before_step(self.trainer)
+        self._call("before_step")
 
     def after_backward(self) -> None:
-        if self._after_backward:
-            self._after_backward(self.trainer)
+        self._call("after_backward")
 
     def after_step(self) -> None:
-        if self._after_step:
-            self._after_step(self.trainer)
+        self._call("after_step")
+
+    def after_train(self) -> None:
+        self._call("after_train")
+        # A function that refers to its trainer would keep the model in memory as long as the hook.
+        self._functions = {}
 
 
 class IterationTimer(HookBase):
@@ -197,7 +196,10 @@ class BestCheckpointer(HookBase):
 
 
 class LRScheduler(HookBase):
-    """Puts ``lr`` and moves the schedule on, after each iteration."""
+    """Puts ``lr`` and moves the schedule on, after each iteration.
+
+    ``lr`` is that of the parameter group with the most parameters: biases and norms may have rates of their own.
+    """
 
     def __init__(
         self,
@@ -206,18 +208,18 @@ class LRScheduler(HookBase):
     ):
         """Both default to the trainer's."""
         self._optimizer, self._scheduler = optimizer, scheduler
+        self._main_group: dict[str, Any] = {}
 
     @property
     def scheduler(self) -> "torch.optim.lr_scheduler.LRScheduler":
         return self._scheduler or self.trainer.scheduler
 
     def before_train(self) -> None:
-        self._optimizer = self._optimizer or self.trainer.optimizer
+        groups = (self._optimizer or self.trainer.optimizer).param_groups
+        self._main_group = max(groups, key=lambda group: len(group["params"]))
 
     def after_step(self) -> None:
-        # The group with the most parameters speaks for all: biases and norms may have rates of their own.
-        largest = max(self._optimizer.param_groups, key=lambda group: len(group["params"]))
-        self.trainer.storage.put_scalar("lr", largest["lr"], smoothing_hint=False)
+        self.trainer.storage.put_scalar("lr", self._main_group["lr"], smoothing_hint=False)
         self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,7 +249,7 @@ class EvalHook(HookBase):
     def after_train(self) -> None:
         if self._after_train and self.trainer.iter == self.trainer.max_iter:
             self._evaluate()
-        self._function = None  # it holds the trainer
+        del self._function  # often a method of the trainer, which would stay in memory as long as this hook
 
     def _evaluate(self) -> None:
         # Random numbers drawn here must not change training: how often a run evaluates is no part of it.
@@ -259,7 +261,8 @@ class EvalHook(HookBase):
                 raise TypeError(f"an evaluation must return a dict of results, found {type(results).__name__}")
             for name, value in _flatten(results):
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
-        # Evaluation may take the main process longer; none should meet a timeout in the next iteration.
+        # The main process computes the metrics alone; without this, the others would wait for it inside the next
+        # iteration, where the timeout is that of a gradient exchange.
         comm.synchronize()
 
 

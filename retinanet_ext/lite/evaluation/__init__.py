@@ -1,7 +1,6 @@
 """From predictions to metrics: the evaluator interface, COCO average precision for boxes, their printing."""
 
 from .coco_evaluation import COCOEvaluator
-from .coco_predictions import instances_to_coco_json
 from .evaluator import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from .print_csv import print_csv_format, verify_results
 
@@ -10,7 +9,6 @@ __all__ = [
     "DatasetEvaluator",
     "DatasetEvaluators",
     "inference_on_dataset",
-    "instances_to_coco_json",
     "print_csv_format",
     "verify_results",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 from pycocotools import mask as mask_api
+
+from retinanet_ext.data.coco_file import parse_coco_file
 
 from ..data.catalog import DatasetCatalog, MetadataCatalog
 from ..structures import Boxes, BoxMode
@@ -49,7 +50,7 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
     if metadata.get("thing_dataset_id_to_contiguous_id") is None and dataset_name in DatasetCatalog.list():
         # The mapping is set by the loader of the dataset, which may not have run in this process yet.
         DatasetCatalog.get(dataset_name)
-    coco = _read_coco(json_file)
+    coco = parse_coco_file(json_file, required=["images", "categories"])
     names = {category["id"]: category["name"] for category in coco["categories"]}
     mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in names}
     thing_classes = metadata.get("thing_classes")
@@ -59,17 +60,6 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
         for class_id, category_id in category_ids.items()
     }
     return GroundTruth(coco, str(json_file), category_ids, class_names)
-
-
-def _read_coco(json_file: str) -> dict[str, Any]:
-    with open(json_file) as f:
-        try:
-            coco = json.load(f)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{json_file} is no COCO file: {error}") from error
-    if not isinstance(coco, dict) or not {"images", "categories"} <= coco.keys():
-        raise ValueError(f"{json_file} is no COCO file: it must be an object with `images` and `categories`")
-    return coco
 
 
 def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:

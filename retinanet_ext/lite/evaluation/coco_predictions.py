@@ -35,29 +35,16 @@ class ImagePredictions:
         boxes = BoxMode.convert(instances.pred_boxes.tensor.cpu(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
         return cls(boxes.numpy(), instances.scores.cpu().numpy(), instances.pred_classes.cpu().numpy())
 
-    def to_coco(self, image_id: int | str, category_ids: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
         """N dicts with `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels), `score`.
 
-        `category_ids` maps classes to category ids; without it they are the same.
+        `category_ids` maps classes to category ids.
         """
-        classes = self.classes.tolist()
-        categories = classes if category_ids is None else [category_ids[c] for c in classes]
+        categories = [category_ids[class_id] for class_id in self.classes.tolist()]
         return [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for category_id, box, score in zip(categories, self.boxes.tolist(), self.scores.tolist(), strict=True)
         ]
-
-
-def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
-    """The detections of one image in COCO's result format, with class ids as category ids.
-
-    Args:
-        instances: N objects with `pred_boxes` (XYXY, pixels), `scores`, `pred_classes`.
-
-    Returns:
-        N dicts with `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels), `score`.
-    """
-    return ImagePredictions.of(instances).to_coco(img_id)
 
 
 def write_coco_results(path: str, predictions: Mapping[Any, ImagePredictions], category_ids: Mapping[int, int]) -> None:

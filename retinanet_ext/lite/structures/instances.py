@@ -32,16 +32,16 @@ class Instances:
         return self._image_size
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            super().__setattr__(name, value)
-        else:
-            self.set(name, value)
+        store = object.__setattr__ if name[:1] == "_" else Instances.set
+        store(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only for what is no ordinary attribute. `_fields` is missing while an object is unpickled.
-        if name == "_fields" or name not in self._fields:
-            raise AttributeError(f"Instances have no field {name!r}; fields: {list(self.__dict__.get('_fields', {}))}")
-        return self._fields[name]
+        # Python calls this for names that are no ordinary attributes: fields, and everything while unpickling.
+        fields = vars(self).get("_fields", {})
+        try:
+            return fields[name]
+        except KeyError:
+            raise AttributeError(f"Instances have no field {name!r}; fields: {list(fields)}") from None
 
     def set(self, name: str, value: Any) -> None:
         """Sets a field.

@@ -1,0 +1,193 @@
+"""Accuracy against measured speed (Focal Loss paper, Figure 2 and Table 1e)."""
+
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import nn
+
+from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.d2 import ENGINE, CfgNode, build_model
+from retinanet_ext.inference.fast_copy import inference_model
+from retinanet_ext.machine.cpu import keep_freed_memory
+from retinanet_ext.machine.devices import check_device
+from retinanet_ext.training.trainer import Trainer
+
+from .picture_style import COLORS, GREY, new_figure
+
+# Images that every model sees before its times count: libraries choose their kernels, caches fill.
+WARMUP = 5
+# Milliseconds and AP on COCO test-dev, on an Nvidia M40: Table 1e at 400, 500, 600, 700 and 800 pixels, and the others
+# of Figure 2. (The figure has 73 ms for RetinaNet-50-500, the table 72.)
+PAPER_DEVICE = "Nvidia M40"
+PAPER_RETINANET = {
+    "RetinaNet-50": [(64, 30.5), (72, 32.5), (98, 34.3), (121, 35.1), (153, 35.7)],
+    "RetinaNet-101": [(81, 31.9), (90, 34.4), (122, 36.0), (154, 37.1), (198, 37.8)],
+}
+PAPER_OTHERS = {
+    "YOLOv2": (25, 21.6),
+    "SSD321": (61, 28.0),
+    "DSSD321": (85, 28.0),
+    "R-FCN": (85, 29.9),
+    "SSD513": (125, 31.2),
+    "DSSD513": (156, 33.2),
+    "FPN FRCN": (172, 36.2),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One trained model.
+
+    Attributes:
+        name: in tables and pictures.
+        cfg: its config; the first of ``DATASETS.TEST`` is what it is measured on.
+        model: with its weights, in evaluation mode, as ``TEST.DTYPE``, ``COMPILE`` and ``CUDA_GRAPHS`` say.
+    """
+
+    name: str
+    cfg: CfgNode
+    model: nn.Module
+
+    @property
+    def dataset(self) -> str:
+        return self.cfg.DATASETS.TEST[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a subject: AP and AP50 in 0-100, None where undefined; one time an image."""
+
+    name: str
+    ap: float | None
+    ap50: float | None
+    milliseconds: list[float]
+
+    @property
+    def quartiles(self) -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile of the milliseconds."""
+        if len(self.milliseconds) == 1:
+            return (self.milliseconds[0],) * 3
+        return tuple(statistics.quantiles(self.milliseconds, n=4, method="inclusive"))
+
+
+def load_subject(name: str, cfg: CfgNode, weights: str) -> Subject:
+    """Build the model of ``cfg`` with the weights of a checkpoint.
+
+    Raises:
+        ValueError: no test dataset, no such device, or weights that do not fit; also FileNotFoundError.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError(f"{name}: DATASETS.TEST names no dataset to measure on")
+    check_device(cfg.MODEL.DEVICE)
+    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        keep_freed_memory()
+    model = build_model(cfg)
+    load_weights(model, weights, strict=True)
+    return Subject(name, cfg, inference_model(cfg, model).eval())
+
+
+def evaluate(subject: Subject, output_dir: str) -> dict:
+    """Metrics of the subject on its dataset, as in ``results.json``; the evaluation's files go to ``output_dir``."""
+    cfg = subject.cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = output_dir
+    cfg.DATASETS.TEST = (subject.dataset,)
+    # The copy for inference is there already.
+    cfg.TEST.DTYPE, cfg.TEST.COMPILE, cfg.TEST.CUDA_GRAPHS = "float32", False, False
+    return Trainer.test(cfg, subject.model)
+
+
+def read_images(subject: Subject, num_images: int) -> list[list[dict]]:
+    """The first images of the subject's dataset as it takes them, resized, one a batch.
+
+    Raises:
+        ValueError: ``num_images`` is less than 1, or the dataset does not pass its checks.
+    """
+    if num_images < 1:
+        raise ValueError(f"the number of images is {num_images}; it must be at least 1")
+    return list(islice(Trainer.build_test_loader(subject.cfg, subject.dataset), num_images))
+
+
+@torch.no_grad()
+def time_in_turns(subjects: Sequence[Subject], inputs: Sequence[list[list[dict]]]) -> list[list[float]]:
+    """Milliseconds of each image, for each subject: from the resized image in memory to detections at its full size.
+
+    Reading and resizing the image is not in it; copying it to the device and NMS are. An image is given to all subjects
+    one after another, each time to another one first, so that a drift of the machine hits all alike. ``WARMUP`` rounds
+    that do not count come before.
+
+    Args:
+        subjects: the models.
+        inputs: for each subject its images, of :func:`read_images`: the same images for all.
+    """
+    times = [[] for _ in subjects]
+    num_images = len(inputs[0])
+    for number in range(-WARMUP, num_images):
+        for turn in range(len(subjects)):
+            k = (number + turn) % len(subjects)
+            start = _now()
+            subjects[k].model(inputs[k][number % num_images])
+            elapsed = _now() - start
+            if number >= 0:
+                times[k].append(1000 * elapsed)
+    return times
+
+
+def _now() -> float:
+    """Seconds of a clock, after everything that the devices were asked to do is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def conditions(device: str) -> dict[str, str]:
+    """What the times depend on besides the models: device, threads, engine, versions."""
+    on_gpu = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{_cpu_name()}, {torch.get_num_threads()} thread(s)"
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"device": name, "engine": ENGINE, **versions, **({"cuda": torch.version.cuda} if on_gpu else {})}
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def draw(rows: Sequence[Row], device: str, dataset: str) -> Figure:
+    """AP over milliseconds: what was measured here, left, and the paper's figure, right."""
+    figure, (here, paper) = new_figure(panels=2)
+    for position, row in enumerate(rows):
+        if row.ap is None:
+            continue
+        low, middle, high = row.quartiles
+        color = COLORS[position % len(COLORS)]
+        here.errorbar(middle, row.ap, xerr=[[middle - low], [high - middle]], fmt="o", color=color, capsize=3)
+        _label(here, row.name, middle, row.ap, color, above=position % 2 == 1)
+    here.set(xlim=(0, 1.25 * max(row.quartiles[2] for row in rows)))  # from 0, so that distances are ratios
+    here.set(title=f"here: {device}", xlabel="ms per image (median, quartiles)", ylabel=f"AP on {dataset}")
+    here.margins(y=0.25)
+    for (name, points), color in zip(PAPER_RETINANET.items(), COLORS):
+        paper.plot(*zip(*points), "o-", color=color, label=f"{name}, 400 to 800 pixels")
+    for position, (name, point) in enumerate(PAPER_OTHERS.items()):
+        paper.plot(*point, "s", color=GREY)
+        _label(paper, name, *point, GREY, above=position % 2 == 1)
+    paper.set(title=f"Focal Loss paper: {PAPER_DEVICE}", xlabel="ms per image", ylabel="AP on COCO test-dev")
+    paper.set(xlim=(0, 220), ylim=(20, 40))
+    paper.legend(loc="lower right", edgecolor="none")
+    return figure
+
+
+def _label(axis: Axes, text: str, x: float, y: float, color: str, above: bool) -> None:
+    """Neighbours take turns above and below their points, so that they overlap less."""
+    offset = (0, 8 if above else -15)
+    axis.annotate(text, (x, y), xytext=offset, textcoords="offset points", color=color, fontsize=9, ha="center")

@@ -1,0 +1,134 @@
+"""Loading weights, with a report of what was and was not loaded."""
+
+import logging
+from collections import Counter
+from typing import NamedTuple
+
+from tabulate import tabulate
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retinanet_ext.d2 import DetectionCheckpointer
+
+from .array_pickle import load_array_pickle
+
+logger = logging.getLogger(__name__)
+
+
+class LoadReport(NamedTuple):
+    """Names of parameters and buffers, from the model's point of view; ``unexpected`` exist in the file only."""
+
+    loaded: list[str]
+    missing: list[str]
+    wrong_shape: list[str]
+    unexpected: list[str]
+
+    def table(self) -> str:
+        """Counts by part of the model (the first two components of a name)."""
+        columns = {name: Counter(_part(key) for key in keys) for name, keys in self._asdict().items()}
+        parts = sorted(set().union(*columns.values()))
+        rows = [[part, *(counts[part] for counts in columns.values())] for part in parts]
+        return tabulate(rows, headers=["part", *(name.replace("_", " ") for name in columns)], tablefmt="simple")
+
+
+class _ReportingCheckpointer(DetectionCheckpointer):
+    """Keeps what the engine's checkpointer knows about keys that did not fit, and runs no code from a file."""
+
+    incompatible = None
+
+    def _load_file(self, filename):
+        if filename.endswith(".pkl"):
+            # Detectron2 would do whatever the pickle asks for. Read first by what knows numpy's arrays only.
+            with open(filename, "rb") as file:
+                load_array_pickle(file)
+        return super()._load_file(filename)
+
+    def _load_model(self, checkpoint):
+        self.incompatible = super()._load_model(checkpoint)
+        return self.incompatible
+
+
+def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", strict: bool = False) -> LoadReport | None:
+    """Load model weights from ``path`` and log a report.
+
+    Args:
+        model: in place; a distributed wrapper is seen through.
+        path: file or URL that the engine's checkpointer reads; empty: nothing happens.
+        backbone: attribute of the model that must not come out of this with nothing loaded.
+        strict: for inference: every parameter must come from the file.
+
+    Returns:
+        The report; None for an empty path.
+
+    Raises:
+        FileNotFoundError: no such file (on Detectron2 a ValueError).
+        ValueError: the file cannot be read, or is a pickle of more than arrays and plain containers, which could run
+            code. Nothing of the backbone was loaded, which is never what was meant. (A head that does not fit is
+            normal in training: another number of classes.) With ``strict``, a parameter without a value, or no path.
+    """
+    if not path:
+        if strict:
+            raise ValueError("MODEL.WEIGHTS is empty; name the checkpoint of a trained model")
+        return None
+    bare_model = model.module if isinstance(model, DistributedDataParallel) else model
+    report = _load(bare_model, path)
+    if report.missing or report.wrong_shape or report.unexpected:
+        logger.warning("weights from %s fit in part:\n%s", path, report.table())
+        logger.info("not loaded: %s", ", ".join(report.missing + report.wrong_shape) or "-")
+        logger.info("in the file only: %s", ", ".join(report.unexpected) or "-")
+    else:
+        logger.info("loaded all %d entries from %s", len(report.loaded), path)
+    _refuse_useless(bare_model, report, path, backbone)
+    if strict:
+        _refuse_incomplete(bare_model, report, path)
+    return report
+
+
+def _load(model: nn.Module, path: str) -> LoadReport:
+    checkpointer = _ReportingCheckpointer(model)
+    # What arrives at the model, after the engine's renaming: some modules fill in buffers that a file lacks, and
+    # those are not missing, but they were not loaded either.
+    arrived = set()
+    hook = model.register_load_state_dict_pre_hook(lambda module, state_dict, *rest: arrived.update(state_dict))
+    try:
+        checkpointer.load(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of any type: a damaged file fails wherever the damage is
+        raise ValueError(
+            f"weights {path} cannot be loaded: {type(error).__name__}: {error}\nMODEL.WEIGHTS must name a checkpoint "
+            "(.pth, .pt, .safetensors, .pkl): tensors by name, at its top level or under 'model', and no code."
+        ) from error
+    finally:
+        hook.remove()
+    incompatible = checkpointer.incompatible
+    wrong_shape = [entry[0] for entry in incompatible.incorrect_shapes]
+    return LoadReport(
+        loaded=[key for key in model.state_dict() if key in arrived],
+        missing=[key for key in incompatible.missing_keys if key not in wrong_shape],
+        wrong_shape=wrong_shape,
+        unexpected=list(incompatible.unexpected_keys),
+    )
+
+
+def _refuse_useless(model: nn.Module, report: LoadReport, path: str, backbone: str) -> None:
+    parameters = {name for name, _ in model.named_parameters() if name.startswith(backbone + ".")}
+    if parameters and parameters.isdisjoint(report.loaded):
+        raise ValueError(
+            f"{path} holds nothing that fits the model's {backbone}; training would start from noise without saying "
+            f"so.\n{report.table()}\nUse weights of the configured architecture (MODEL.RESNETS.DEPTH and others), or "
+            "MODEL.WEIGHTS '' to train from scratch."
+        )
+
+
+def _refuse_incomplete(model: nn.Module, report: LoadReport, path: str) -> None:
+    absent = [name for name, _ in model.named_parameters() if name not in set(report.loaded)]
+    if absent:
+        raise ValueError(
+            f"{path} does not fit the model of this config; not loaded: {', '.join(absent[:10])} ({len(absent)} in "
+            "all). Use the config that the checkpoint was trained with."
+        )
+
+
+def _part(key: str) -> str:
+    return ".".join(key.split(".")[:2])

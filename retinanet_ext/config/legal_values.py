@@ -1,0 +1,51 @@
+"""The keys that take one of a few values: refused here, by name and before anything is built, on both engines.
+
+Names that stand for registered objects (META_ARCHITECTURE, HEAD.NAME, ...) are not listed: anybody may add some.
+"""
+
+from retinanet_ext.d2 import CfgNode
+from retinanet_ext.data.doctor.record_checks import ANNOTATION_POLICIES, IMAGE_CHECKS, IMAGE_POLICIES
+
+# What either engine accepts; where `lite` has fewer, it says so itself.
+_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+LEGAL_VALUES = {
+    "DATASETS.ON_BAD_ANNOTATION": ANNOTATION_POLICIES,
+    "DATASETS.ON_BAD_IMAGE": IMAGE_POLICIES,
+    "DATASETS.CHECK_IMAGES": IMAGE_CHECKS,
+    "DATALOADER.SAMPLER_TRAIN": (
+        "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
+    ),
+    "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
+    "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    "MODEL.FPN.NORM": _NORMS,
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": _NORMS,
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
+    "MODEL.RETINANET.NORM": _NORMS,
+    "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "TEST.DTYPE": ("float32", "bfloat16", "float16"),
+    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+}  # fmt: skip
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Refuse values that no engine knows.
+
+    Raises:
+        ValueError: names every such key, its value and the legal ones.
+    """
+    problems = []
+    for key, legal in LEGAL_VALUES.items():
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value not in legal:
+            problems.append(f"{key} is {value!r}; legal values: {', '.join(map(repr, legal))}")
+    if problems:
+        raise ValueError("\n".join(problems))

@@ -1,0 +1,112 @@
+"""How a config is made: defaults, a YAML file with its bases, overrides, and what follows from the data."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from retinanet_ext.d2 import CfgNode as CN
+from retinanet_ext.d2 import get_cfg
+from retinanet_ext.data.doctor.class_ids import NUM_CLASSES_KEY, config_class_names, resolve_num_classes
+from retinanet_ext.data.registration import register_custom_datasets
+
+from .keys import add_retinanet_ext_config
+from .legal_values import check_values
+from .yaml_files import flat_keys, read_config_file, unknown_key_message
+
+
+def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, datasets: bool = True) -> CN:
+    """Build a config from a YAML file and overrides.
+
+    Args:
+        config_file: YAML with ``_BASE_`` inheritance, read by the safe loader; None: defaults only.
+        opts: alternating keys and values, as on the command line.
+        datasets: register ``DATASETS.CUSTOM``, and take ``MODEL.RETINANET.NUM_CLASSES`` (unless set in file or
+            opts) and ``MODEL.CLASS_NAMES`` from the training data. Off for inference away from the data.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        FileNotFoundError: no such file.
+        KeyError: a key that does not exist; the message gives the nearest ones.
+        ValueError: a value of the wrong type, or that is none of the legal ones; classes that disagree with the data.
+    """
+    cfg = get_cfg()
+    add_retinanet_ext_config(cfg)
+    # Checked here, not left to the engine, so that the message is as helpful on both.
+    legal = set(flat_keys(cfg))
+    mentioned = []
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(f"config file {config_file!r} does not exist (working directory: {os.getcwd()})")
+        loaded = read_config_file(config_file)
+        _drop_empty_sections(loaded, cfg)
+        mentioned += flat_keys(loaded)
+        _refuse_unknown(mentioned, legal, config_file)
+        _write_integers_as_floats(loaded, cfg)
+        with _names_source(config_file):
+            cfg.merge_from_other_cfg(CN(loaded))
+    if len(opts) % 2:
+        raise ValueError(f"overrides come as KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}")
+    _refuse_unknown(opts[::2], legal, "the overrides")
+    with _names_source("the overrides"):
+        cfg.merge_from_list(_with_integers_as_floats(opts, cfg))
+    mentioned += opts[::2]
+    check_values(cfg)
+    if datasets:
+        _adapt_to_data(cfg, mentioned)
+    return cfg
+
+
+@contextmanager
+def _names_source(where: str) -> Iterator[None]:
+    """Says where a value of the wrong type was given, and how a list is written, which is what goes wrong most."""
+    try:
+        yield
+    except ValueError as error:
+        is_list = any(f"<class '{kind}'>" in str(error) for kind in ("list", "tuple"))
+        hint = "; a list is written ['a', 'b'], with one entry ['a'], on the command line in quotes" if is_list else ""
+        raise ValueError(f"{where}: {error}{hint}") from None
+
+
+def _drop_empty_sections(loaded: dict, cfg: CN) -> None:
+    """A section whose lines are all commented out reads as null; it says nothing, and is no error."""
+    for name in list(loaded):
+        if isinstance(cfg.get(name), CN):
+            if loaded[name] is None:
+                del loaded[name]
+            elif isinstance(loaded[name], dict):
+                _drop_empty_sections(loaded[name], cfg[name])
+
+
+def _write_integers_as_floats(loaded: dict, cfg: CN) -> None:
+    """The engines refuse 2 where they want 2.0, which means the same to who writes it."""
+    for name, value in loaded.items():
+        if isinstance(value, dict):
+            _write_integers_as_floats(value, cfg[name])
+        elif type(value) is int and isinstance(cfg[name], float):
+            loaded[name] = float(value)
+
+
+def _with_integers_as_floats(opts: Sequence[str], cfg: CN) -> list[str]:
+    words = list(opts)
+    for place, key in enumerate(words[::2]):
+        current = cfg
+        for part in key.split("."):
+            current = current[part]
+        if isinstance(current, float) and re.fullmatch(r"[+-]?[0-9]+", str(words[2 * place + 1])):
+            words[2 * place + 1] = f"{words[2 * place + 1]}.0"
+    return words
+
+
+def _refuse_unknown(keys: Iterable[str], legal: set[str], where: str) -> None:
+    messages = [unknown_key_message(key, sorted(legal)) for key in keys if key not in legal]
+    if messages:
+        raise KeyError(f"{where}: {'; '.join(messages)}")
+
+
+def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:
+    register_custom_datasets(cfg)
+    cfg.MODEL.RETINANET.NUM_CLASSES = resolve_num_classes(cfg, NUM_CLASSES_KEY in mentioned)
+    cfg.MODEL.CLASS_NAMES = config_class_names(cfg) or cfg.MODEL.CLASS_NAMES

@@ -1,0 +1,43 @@
+"""A dataset mapper that says which file it could not read."""
+
+import logging
+from collections.abc import Callable
+
+from retinanet_ext.d2 import SizeMismatchError
+
+from .doctor.image_probe import IMAGE_ERRORS
+from .doctor.record_checks import CHECK_KEY, IMAGE_KEY, IMAGE_POLICIES
+
+logger = logging.getLogger(__name__)
+
+
+class CheckedMapper:
+    """Wraps a mapper (dataset dict -> model input) for files that turn bad after the check, or were not decoded by it.
+
+    Args:
+        mapper: any mapper.
+        on_bad_image: "error" raises a ValueError that names the file; "drop" logs it and returns None, on which the
+            data loader takes another sample.
+    """
+
+    def __init__(self, mapper: Callable[[dict], dict | None], on_bad_image: str = "error") -> None:
+        if on_bad_image not in IMAGE_POLICIES:
+            raise ValueError(f"on_bad_image is {on_bad_image!r}; legal: {', '.join(IMAGE_POLICIES)}.")
+        self.mapper = mapper
+        self.on_bad_image = on_bad_image
+        self.num_dropped = 0  # in this process; each worker of a loader counts its own
+
+    def __call__(self, dataset_dict: dict) -> dict | None:
+        try:
+            return self.mapper(dataset_dict)
+        except (*IMAGE_ERRORS, SizeMismatchError) as error:
+            what = f"{dataset_dict['file_name']} (image id {dataset_dict.get('image_id')})"
+            reason = f"{type(error).__name__}: {error}"
+            if self.on_bad_image == "error":
+                raise ValueError(
+                    f"Cannot read {what}: {reason}. Correct the file, or set {IMAGE_KEY} drop to leave such images "
+                    f"out. {CHECK_KEY} decode finds all of them before the run; an evaluation leaves out only those."
+                ) from error
+            self.num_dropped += 1
+            logger.warning("Left out %s: %s. Samples left out so far: %d.", what, reason, self.num_dropped)
+            return None

@@ -1,0 +1,132 @@
+"""The records that a config's datasets hold, checked."""
+
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
+
+from .doctor.record_checks import check_dataset_dicts
+from .empty_images import without_empty_images
+
+CHECKED_SUFFIX = "+checked"
+
+
+@dataclass(frozen=True)
+class _CheckedDataset:
+    """What the checks left of a dataset. Pickled: nobody can edit it, and worker processes do not copy it."""
+
+    source: Callable[[], list[dict]]
+    settings: tuple
+    changed: bool
+    pickled: bytes
+
+    def records(self) -> list[dict]:
+        return pickle.loads(self.pickled)
+
+
+# By name of the dataset, one each. An evaluation every few minutes must not open all images and list all drops again.
+_checked_datasets: dict[str, _CheckedDataset] = {}
+
+
+def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -> list[dict]:
+    """Records of the datasets ``names``, after the checks and policies of ``DATASETS.ON_BAD_ANNOTATION`` and siblings.
+
+    A dataset is read and checked once per process, and again if the config asks for other policies or another function
+    is registered under its name.
+
+    Args:
+        cfg: the config; class ids are checked against ``MODEL.RETINANET.NUM_CLASSES``.
+        names: registered datasets.
+        filter_empty: leave out images without objects (crowds do not count), as Detectron2 does in training. Records
+            without the key ``annotations`` stay.
+
+    Raises:
+        ValueError: problems under the policy ``error``, no name, or nothing left.
+    """
+    if not names:
+        raise ValueError("DATASETS.TRAIN names no dataset; give the name of at least one registered dataset")
+    records = [record for name in names for record in _checked_dataset(cfg, name).records()]
+    if not filter_empty:
+        return records
+    for name in names:  # a training set is read once, and may be large
+        _checked_datasets.pop(name, None)
+    # Only now: dropping bad annotations may have emptied some images.
+    return without_empty_images(records, names)
+
+
+def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
+    """Name of the dataset that an evaluator has to be given, so that it has the same ground truth as the test loader.
+
+    An evaluator reads the annotation file of a dataset, and converts the records of one that has none. Where the
+    policies dropped or clipped something, those must be the checked records: they are registered as ``name +
+    "+checked"``, with the metadata of ``name``.
+
+    Args:
+        cfg: the config, as for :func:`load_checked_dicts`.
+        name: a registered dataset.
+
+    Returns:
+        ``name`` itself, if it has a ``json_file`` in its metadata or the checks changed nothing, else the new name.
+
+    Raises:
+        ValueError: problems under the policy ``error``, or the new name belongs to another dataset.
+    """
+    checked = _checked_dataset(cfg, name)
+    # Only now: reading the dataset may have set it.
+    if MetadataCatalog.get(name).get("json_file", None) or not checked.changed:
+        return name
+    derived = name + CHECKED_SUFFIX
+    registered = DatasetCatalog.data.get(derived)
+    # Bound methods are equal if their objects are the same one.
+    if registered == checked.records:
+        return derived
+    if registered is not None:
+        if not isinstance(getattr(registered, "__self__", None), _CheckedDataset):
+            raise ValueError(f"Dataset {derived!r} is needed for the checked records of {name!r}; rename yours.")
+        DatasetCatalog.remove(derived)
+        MetadataCatalog.remove(derived)
+    DatasetCatalog.register(derived, checked.records)
+    metadata = MetadataCatalog.get(name).as_dict()
+    MetadataCatalog.get(derived).set(**{key: value for key, value in metadata.items() if key != "name"})
+    return derived
+
+
+def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
+    settings = (
+        cfg.DATASETS.ON_BAD_ANNOTATION,
+        cfg.DATASETS.ON_BAD_IMAGE,
+        cfg.DATASETS.CHECK_IMAGES,
+        cfg.MODEL.RETINANET.NUM_CLASSES,
+    )
+    source = DatasetCatalog.data.get(name)
+    known = _checked_datasets.get(name)
+    if known is not None and known.source is source and known.settings == settings:
+        return known
+    on_bad_annotation, on_bad_image, check_images, num_classes = settings
+    dicts, report = check_dataset_dicts(
+        _read(name),
+        name,
+        MetadataCatalog.get(name).get("thing_classes"),
+        on_bad_annotation=on_bad_annotation,
+        on_bad_image=on_bad_image,
+        check_images=check_images,
+        num_classes=num_classes,
+    )
+    changed = report.dropped_images + report.dropped_annotations + report.clipped_annotations > 0
+    _checked_datasets[name] = _CheckedDataset(source, settings, changed, pickle.dumps(dicts, pickle.HIGHEST_PROTOCOL))
+    return _checked_datasets[name]
+
+
+def _read(name: str) -> list[dict]:
+    try:
+        return DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        if error.errno is None:  # our own readers' error, which says this better
+            raise
+        folder = os.environ.get("DETECTRON2_DATASETS", "datasets")
+        raise FileNotFoundError(
+            f"Dataset {name!r}: {error}. Built-in datasets lie in the folder that DETECTRON2_DATASETS names, "
+            f"now {folder!r}; DATASETS.CUSTOM registers data that lie elsewhere."
+        ) from error

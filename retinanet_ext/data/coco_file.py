@@ -1,0 +1,80 @@
+"""The content of a COCO annotation file, checked as far as its readers rely on it. Knows no engine."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+# Each section of the file, and what every entry of it must have.
+SECTIONS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+_SHOWN = 10  # how many ids a message spells out
+
+
+def read_coco_file(json_file: str | os.PathLike, required: Sequence[str] = tuple(SECTIONS)) -> dict[str, Any]:
+    """Read a COCO annotation file, and check its entries.
+
+    Args:
+        json_file: the file.
+        required: the sections that must be there; any other one may be absent, as in the files of test sets.
+
+    Returns:
+        The file's content. Every section that is there is a list of dicts with the keys of :data:`SECTIONS`, and its
+        ids are unique.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: anything else is wrong; names the file, the entry and what it needs.
+    """
+    content = parse_coco_file(json_file, required)
+    for section, keys in SECTIONS.items():
+        if section in content:
+            _check_entries(content[section], section, keys, json_file)
+    return content
+
+
+def parse_coco_file(json_file: str | os.PathLike, required: Sequence[str]) -> dict[str, Any]:
+    """As :func:`read_coco_file`, but what the sections hold is not checked."""
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+    except (ValueError, IsADirectoryError) as error:
+        raise ValueError(f"{json_file} is not a COCO annotation file: it is not valid JSON: {error}") from error
+    found = list(content) if isinstance(content, dict) else []
+    missing = [section for section in required if section not in found]
+    if missing:
+        what = f"the keys {', '.join(found) or 'none'}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(
+            f"{json_file} is not a COCO annotation file: no {', '.join(missing)} at its top level, found {what}"
+        )
+    return content
+
+
+def _check_entries(entries: Any, section: str, keys: Sequence[str], json_file: str | os.PathLike) -> None:
+    if not isinstance(entries, list):
+        raise ValueError(f"{json_file}: {section} must be a list, found {type(entries).__name__}")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{json_file}: {section}[{index}] must be a mapping, found {entry!r}")
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            name = f"{section}[{index}]" + (f" (id {entry['id']})" if "id" in entry else "")
+            raise ValueError(f"{json_file}: {name} has no {', '.join(missing)}; each needs {', '.join(keys)}")
+    # The 2014 minival files as published repeat annotation ids; everywhere else that is an error in the data.
+    if section == "annotations" and "minival" in os.path.basename(json_file):
+        return
+    repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{json_file}: {len(repeated)} ids of {section} occur more than once: {sample(repeated)}. Give every entry "
+            "an id of its own"
+        )
+
+
+def sample(ids: Sequence) -> str:
+    """The first few ids, for a message."""
+    return ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")

@@ -1,0 +1,33 @@
+"""Images without objects, which training leaves out by default. Knows no engine."""
+
+import logging
+from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+def without_empty_images(records: list[dict], names: Sequence[str]) -> list[dict]:
+    """The records that show an object; crowd regions are none. Records without the key ``annotations`` stay.
+
+    Args:
+        records: dataset dicts of the datasets ``names``.
+        names: for the messages.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    kept = [r for r in records if "annotations" not in r or any(not a.get("iscrowd", 0) for a in r["annotations"])]
+    if len(kept) < len(records):
+        logger.info(
+            "%d of %d images of %s have no objects and are not trained on; DATALOADER.FILTER_EMPTY_ANNOTATIONS False "
+            "keeps them",
+            len(records) - len(kept),
+            len(records),
+            ", ".join(names),
+        )
+    if not kept:
+        raise ValueError(
+            f"no image of {', '.join(names)} has an object to train on; check the annotations, or set "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on background alone"
+        )
+    return kept

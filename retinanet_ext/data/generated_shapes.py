@@ -1,0 +1,177 @@
+"""A generated detection set in COCO format: coloured shapes on cluttered ground, reproducible from a seed.
+
+Boxes, polygons and keypoints describe the whole shape, also the part that another object covers (amodal);
+`shapes_draw.MAX_HIDDEN` bounds that part. Every shape lies inside the image.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .shape_drawing import CLASS_NAMES, KEYPOINT_NAMES, SKELETON, Shape, draw_sample
+
+MANIFEST = "shapes_manifest.json"
+# Raise it when the same arguments give other pixels or annotations than before.
+GENERATOR_VERSION = 2
+MIN_IMAGE_SIZE = 64
+_JPEG_QUALITY = 95
+
+logger = logging.getLogger(__name__)
+
+
+def make_sample(seed: int, split: str, index: int, image_size: int = 256) -> tuple[np.ndarray, list[Shape]]:
+    """Draw image number `index` of a split; the result depends on the arguments alone.
+
+    Args:
+        seed: not negative.
+        split: any name, e.g. "train".
+        index: not negative.
+        image_size: side of the square image in pixels.
+
+    Returns:
+        The image, uint8 BGR ``(image_size, image_size, 3)``, and its shapes in drawing order.
+    """
+    sequence = np.random.SeedSequence((seed, zlib.crc32(split.encode()), index))
+    # RandomState's streams are frozen by NumPy's policy; those of Generator may change with a release.
+    return draw_sample(np.random.RandomState(np.random.MT19937(sequence)), image_size)
+
+
+def write_shapes(
+    root: str | Path,
+    num_train: int = 800,
+    num_val: int = 200,
+    seed: int = 0,
+    image_size: int = 256,
+    overwrite: bool = False,
+) -> bool:
+    """Write the set once: ``{train,val}/*.jpg`` and ``annotations/shapes_{train,val}.json`` under `root`.
+
+    A second call with the same arguments checks the files against the manifest and does nothing.
+
+    Args:
+        root: folder to create; it must be absent, empty, or hold a set that this function wrote.
+        num_train, num_val: numbers of images, at least 1.
+        seed: not negative.
+        image_size: side of the square images in pixels, at least `MIN_IMAGE_SIZE`.
+        overwrite: replace a set written with other arguments, or a damaged one.
+
+    Returns:
+        True if files were written, False if the set was there already.
+
+    Raises:
+        ValueError: an argument out of range, or a `root` that holds something else.
+    """
+    root = Path(root)
+    settings = {"num_train": num_train, "num_val": num_val, "seed": seed, "image_size": image_size}
+    _check_settings(settings)
+    settings["generator_version"] = GENERATOR_VERSION
+    if root.exists() and _is_current(root, settings, overwrite):
+        logger.info("Shapes are in %s already; nothing to do.", root)
+        return False
+    root.parent.mkdir(parents=True, exist_ok=True)
+    # Built beside its final place, then renamed: an interrupted run leaves no half-written set.
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+        new = Path(scratch) / "set"
+        new.mkdir()
+        for split, count in (("train", num_train), ("val", num_val)):
+            _write_split(new, split, count, seed, image_size)
+        manifest = {**settings, "sha256": _digest(new)}
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        if root.exists():
+            shutil.rmtree(root)
+        os.replace(new, root)
+    logger.info("Wrote %d + %d images of shapes to %s.", num_train, num_val, root)
+    return True
+
+
+def _check_settings(settings):
+    lowest = {"num_train": 1, "num_val": 1, "seed": 0, "image_size": MIN_IMAGE_SIZE}
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < lowest[name]:
+            raise ValueError(f"{name} must be an integer >= {lowest[name]}, found {value!r}.")
+
+
+def _is_current(root, settings, overwrite):
+    """True if `root` holds exactly this set, False if it may be (re)written."""
+    if not root.is_dir():
+        raise ValueError(f"{root} is a file; give the name of a folder to write the shapes to.")
+    if not any(root.iterdir()):
+        return False
+    if not (root / MANIFEST).exists():
+        raise ValueError(
+            f"{root} holds files but no {MANIFEST}, so it was not written by this command and is left alone. "
+            "Choose a new folder, or empty this one yourself."
+        )
+    found = json.loads((root / MANIFEST).read_text())
+    checksum = found.pop("sha256", None)
+    different = {k: (found.get(k), v) for k, v in settings.items() if found.get(k) != v}
+    if not different and checksum == _digest(root):
+        return True
+    if overwrite:
+        return False
+    if different:
+        reason = "was written with " + ", ".join(f"{k}={a} (asked: {b})" for k, (a, b) in different.items())
+    else:
+        reason = "has files that changed or went missing since it was written"
+    raise ValueError(f"The set in {root} {reason}. Choose a new folder, or overwrite it (--overwrite).")
+
+
+def _digest(root):
+    """SHA-256 over names and contents of all images and annotation files."""
+    digest = hashlib.sha256()
+    for folder in ("annotations", "train", "val"):
+        for path in sorted((root / folder).glob("*")):
+            digest.update(f"{folder}/{path.name}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _write_split(root, split, count, seed, image_size):
+    (root / split).mkdir()
+    (root / "annotations").mkdir(exist_ok=True)
+    images, annotations = [], []
+    for index in range(count):
+        image, shapes = make_sample(seed, split, index, image_size)
+        name = f"{index:06d}.jpg"
+        if not cv2.imwrite(str(root / split / name), image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]):
+            raise OSError(f"Cannot write {root / split / name}; is the disk full or the folder read-only?")
+        images.append({"id": index + 1, "file_name": name, "width": image_size, "height": image_size})
+        for shape in shapes:
+            annotations.append(_annotation(shape, len(annotations) + 1, index + 1))
+    content = {
+        "info": {"description": "Generated shapes", "version": str(GENERATOR_VERSION)},
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": k + 1, "name": name, "supercategory": "shape",
+             "keypoints": list(KEYPOINT_NAMES), "skeleton": [list(pair) for pair in SKELETON]}
+            for k, name in enumerate(CLASS_NAMES)
+        ],
+    }  # fmt: skip
+    (root / "annotations" / f"shapes_{split}.json").write_text(json.dumps(content))
+
+
+def _annotation(shape, annotation_id, image_id):
+    """One shape as a COCO annotation; boxes are XYWH."""
+    x0, y0, x1, y1 = (float(v) for v in shape.box_xyxy())
+    x, y = shape.polygon.T
+    area = 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": shape.class_id + 1,
+        "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+        "area": round(area, 2),
+        "iscrowd": 0,
+        "segmentation": [[float(v) for v in shape.polygon.reshape(-1)]],
+        "keypoints": [int(v) if k % 3 == 2 else float(v) for k, v in enumerate(shape.keypoints.reshape(-1))],
+        "num_keypoints": len(KEYPOINT_NAMES),
+    }

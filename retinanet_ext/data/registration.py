@@ -1,0 +1,196 @@
+"""Registration of a user's own data from the config: the list ``DATASETS.CUSTOM``.
+
+Each item is a mapping with upper-case keys::
+
+    DATASETS:
+      CUSTOM:
+        - {NAME: cells_train, FORMAT: voc, ROOT: cells, SPLIT: trainval}
+        - {NAME: shapes_train, FORMAT: coco, JSON: shapes/annotations/shapes_train.json, IMAGES: shapes/train}
+
+`CLASSES`, a list of names, is optional: it sets which name has id 0, 1, ... Without it, COCO data use the categories
+of their file in the order of their ids, VOC data the sorted names of all annotation files.
+
+Paths: an absolute path or one that starts with ``~`` is taken as it is. Any other is looked for first in the folder
+that the environment variable DETECTRON2_DATASETS names, if that is set, then in the working directory.
+
+Registration reads no file: a config can be loaded where its data are not. Files are read, and missing ones reported,
+when the dataset is first used.
+"""
+
+import difflib
+import logging
+import os
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog, load_coco_json
+
+from .coco_file import read_coco_file, sample
+from .voc import load_voc, voc_class_names
+
+_PATHS = {"voc": ("ROOT",), "coco": ("JSON", "IMAGES")}
+_REQUIRED = {"voc": ("NAME", "FORMAT", "ROOT", "SPLIT"), "coco": ("NAME", "FORMAT", "JSON", "IMAGES")}
+_OPTIONAL = ("CLASSES",)
+logger = logging.getLogger(__name__)
+
+
+def register_custom_datasets(cfg: CfgNode) -> None:
+    """Register every item of ``cfg.DATASETS.CUSTOM`` in DatasetCatalog and MetadataCatalog.
+
+    Registering the same item again does nothing.
+
+    Raises:
+        TypeError: an item that is no mapping.
+        ValueError: unknown, missing or ill-typed keys, or a name that stands for something else already.
+    """
+    for position, item in enumerate(cfg.DATASETS.CUSTOM):
+        _register(_checked_item(item, f"DATASETS.CUSTOM[{position}]"))
+
+
+def _checked_item(item, where):
+    """The item as a plain dict, with each path replaced by the tuple of places to look at."""
+    if not isinstance(item, dict):
+        raise TypeError(f"{where} must be a mapping such as {{NAME: ..., FORMAT: voc, ...}}, found {item!r}.")
+    item = dict(item)
+    kind = item.get("FORMAT")
+    if kind not in _REQUIRED:
+        raise ValueError(f"{where}: FORMAT is {kind!r}; legal: {', '.join(_REQUIRED)}.{_nearest(kind, _REQUIRED)}")
+    legal = _REQUIRED[kind] + _OPTIONAL
+    for key in item:
+        if key not in legal:
+            raise ValueError(
+                f"{where}: unknown key {key!r}; legal for FORMAT {kind}: {', '.join(legal)}.{_nearest(key, legal)}"
+            )
+    missing = [key for key in _REQUIRED[kind] if key not in item]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}; FORMAT {kind} needs {', '.join(_REQUIRED[kind])}.")
+    for key in _REQUIRED[kind]:
+        if not isinstance(item[key], str) or not item[key]:
+            raise ValueError(f"{where}: {key} must be a non-empty string, found {item[key]!r}.")
+    if "CLASSES" in item:
+        item["CLASSES"] = _checked_classes(item["CLASSES"], where)
+    for key in _PATHS[kind]:
+        item[key] = _places(item[key])
+    return item
+
+
+def _checked_classes(names, where):
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"{where}: CLASSES must be a list of names (quote numbers, yes and no), found {names!r}.")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{where}: CLASSES names {', '.join(repeated)} more than once.")
+    return list(names)
+
+
+def _nearest(word, legal):
+    upper = {str(name).upper(): name for name in legal}
+    match = difflib.get_close_matches(str(word).upper(), upper, n=1)
+    return f" Did you mean {upper[match[0]]}?" if match else ""
+
+
+def _places(path):
+    """Absolute paths where a path of an item may be, in the order in which they are tried."""
+    expanded = Path(path).expanduser()
+    folders = [Path.cwd()]
+    datasets = os.environ.get("DETECTRON2_DATASETS")
+    if datasets and not expanded.is_absolute():
+        folders.insert(0, Path(datasets).expanduser().absolute())
+    return tuple(str(folder / expanded) for folder in folders)
+
+
+def _existing(places, item, key):
+    for place in places:
+        if os.path.exists(place):
+            return place
+    raise FileNotFoundError(
+        f"Dataset {item['NAME']!r}: {key} not found. Tried: {', '.join(places)}. Relative paths start in the folder "
+        "named by DETECTRON2_DATASETS, where that is set, or in the working directory."
+    )
+
+
+def _register(item):
+    name = item["NAME"]
+    metadata = MetadataCatalog.get(name)
+    if name in DatasetCatalog.list():
+        _check_same(name, metadata.get("custom_source", None), item)
+        return
+    metadata.set(custom_source=item, evaluator_type="coco")
+    if "CLASSES" in item:
+        metadata.set(thing_classes=item["CLASSES"])
+    load = {"voc": _load_voc_item, "coco": _load_coco_item}[item["FORMAT"]]
+    DatasetCatalog.register(name, lambda: load(item))
+
+
+def _check_same(name, old, new):
+    if old == new:
+        return
+    if old is None:
+        raise ValueError(
+            f"DATASETS.CUSTOM: the name {name!r} belongs to a dataset that was registered elsewhere. "
+            "Choose another NAME."
+        )
+    keys = [key for key in (*old, *(k for k in new if k not in old)) if old.get(key) != new.get(key)]
+    lines = [f"  {key}: {_show(old.get(key))} -> {_show(new.get(key))}" for key in keys]
+    raise ValueError(
+        f"Dataset {name!r} is registered already, with other contents (registered -> asked for):\n"
+        + "\n".join(lines)
+        + "\nChoose another NAME."
+    )
+
+
+def _show(value):
+    return " or ".join(value) if isinstance(value, tuple) else repr(value)
+
+
+def _load_voc_item(item):
+    root = _existing(item["ROOT"], item, "ROOT")
+    names = item.get("CLASSES") or voc_class_names(root)
+    MetadataCatalog.get(item["NAME"]).set(thing_classes=names)
+    return load_voc(root, item["SPLIT"], names)
+
+
+def _load_coco_item(item):
+    json_file = _existing(item["JSON"], item, "JSON")
+    images = _existing(item["IMAGES"], item, "IMAGES")
+    status = os.stat(json_file)
+    categories = _coco_categories(json_file, status.st_mtime_ns, status.st_size)
+    names = item.get("CLASSES") or list(categories.values())
+    contiguous = {key: names.index(name) for key, name in categories.items() if name in names}
+    metadata = MetadataCatalog.get(item["NAME"])
+    metadata.set(thing_classes=names, image_root=images)
+    if len(contiguous) == len(categories) == len(names):
+        # With other classes than the file's, the evaluator must convert our records instead of reading the file.
+        metadata.set(json_file=json_file, thing_dataset_id_to_contiguous_id=contiguous)
+    # Without a dataset name the reader leaves category ids alone, so that the check can report unknown ones.
+    records = load_coco_json(json_file, images, extra_annotation_keys=["id"])
+    for record in records:
+        for annotation in record["annotations"]:
+            original = annotation["category_id"]
+            annotation["category_id"] = contiguous.get(original, -1)
+            annotation["category_name"] = categories.get(original, f"category id {original}")
+    return records
+
+
+@lru_cache(maxsize=32)
+def _coco_categories(json_file, mtime_ns, size):
+    """{id: name} in the order of the ids, after checking what the file refers to. Cached: callers do not edit it.
+
+    `mtime_ns` and `size` tell versions of the file apart; one version is asked for several times in a run.
+    """
+    content = read_coco_file(json_file)
+    if not content["categories"]:
+        raise ValueError(f"{json_file}: categories is empty; list the id and the name of each class there.")
+    # Some tools write class names that are numbers as numbers.
+    categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+    if len(set(categories.values())) != len(categories):
+        raise ValueError(f"{json_file}: the names of the categories must be unique, found {content['categories']}.")
+    images = {image["id"] for image in content["images"]}
+    lost = [a["id"] for a in content["annotations"] if a["image_id"] not in images]
+    if lost:
+        raise ValueError(
+            f"{json_file}: {len(lost)} annotations belong to image ids that the file does not list; "
+            f"the first annotation ids: {sample(lost)}. Add the images or remove the annotations."
+        )
+    return categories

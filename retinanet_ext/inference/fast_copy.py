@@ -1,0 +1,186 @@
+"""A copy of a model that can only infer, and does it faster."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from retinanet_ext.d2 import CfgNode
+from retinanet_ext.detection.norm_folding import fuse_norms
+from retinanet_ext.detection.retinanet import FocalRetinaNet
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Largest difference that another way to compute the same network may make, relative to the largest output.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+MAX_GRAPHS = 8
+
+Outputs = tuple[list[torch.Tensor], ...]
+Network = Callable[[torch.Tensor], Outputs]
+
+
+def optimize_for_inference(
+    model: FocalRetinaNet, *, dtype: str = "float32", compile: bool = False, cuda_graphs: bool = False
+) -> FocalRetinaNet:
+    """Copy ``model`` in evaluation mode, with batch norms fused into the convolutions before them.
+
+    The copy gives the detections of ``model``, up to the rounding of ``dtype``. It does not follow later changes of its
+    weights. With ``compile`` or ``cuda_graphs`` its network's outputs are compared with those computed the plain way,
+    once, on the first input.
+
+    Args:
+        model: left as it is.
+        dtype: what the network computes in, ``float32``, ``bfloat16`` or (on CUDA) ``float16``. Boxes and scores are
+            computed in float32 whatever this is.
+        compile: by ``torch.compile``. Every new image size costs seconds to minutes, up to a few, which are then
+            compiled for any size. Needs a C++ compiler on CPU, and Triton on CUDA.
+        cuda_graphs: record the kernels of the first ``MAX_GRAPHS`` image sizes that come a second time, and replay them
+            without the cost of a launch each. Other sizes run as always.
+
+    Raises:
+        TypeError: another kind of model.
+        ValueError: a ``dtype`` that there is not, or not on this device; CUDA graphs without CUDA.
+        RuntimeError: at the first input, if a compiled or recorded network does not compute the same or fails.
+    """
+    _check(model, dtype, cuda_graphs)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    fuse_norms(model)
+    _convert(model, DTYPES[dtype])
+    plain = model.network
+    if compile:
+        model.network = _Checked("TEST.COMPILE", torch.compile(plain), plain, TOLERANCES[DTYPES[dtype]])
+    if cuda_graphs:
+        graphs = CudaGraphs(model.network)
+        model.network = _Checked("TEST.CUDA_GRAPHS", graphs, plain, TOLERANCES[DTYPES[dtype]])
+    return model
+
+
+def _check(model: nn.Module, dtype: str, cuda_graphs: bool) -> None:
+    if not isinstance(model, FocalRetinaNet):
+        raise TypeError(
+            f"optimize_for_inference takes a FocalRetinaNet, got {type(model).__name__}; for others leave TEST.DTYPE, "
+            "TEST.COMPILE and TEST.CUDA_GRAPHS at their defaults"
+        )
+    if dtype not in DTYPES:
+        raise ValueError(f"TEST.DTYPE is {dtype!r}; legal values: {', '.join(DTYPES)}")
+    device = model.device.type
+    if dtype == "float16" and device != "cuda":
+        raise ValueError(f"TEST.DTYPE is 'float16', which needs CUDA, and the model is on {device}; use 'bfloat16'")
+    if cuda_graphs and device != "cuda":
+        raise ValueError(f"TEST.CUDA_GRAPHS is set, and the model is on {device}; there it has no effect to offer")
+
+
+def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """``model``, or the copy for inference that ``TEST.DTYPE``, ``TEST.COMPILE`` and ``TEST.CUDA_GRAPHS`` ask for."""
+    settings = _settings(cfg)
+    return optimize_for_inference(_unwrapped(model), **settings) if settings else model
+
+
+def check_inference_model(cfg: CfgNode, model: nn.Module) -> None:
+    """Raise what :func:`inference_model` would, without making the copy."""
+    settings = _settings(cfg)
+    if settings:
+        _check(_unwrapped(model), settings["dtype"], settings["cuda_graphs"])
+
+
+def _settings(cfg: CfgNode) -> dict:
+    """Keyword arguments of :func:`optimize_for_inference`; none, if the model is to be used as it is."""
+    plain = {"dtype": "float32", "compile": False, "cuda_graphs": False}
+    settings = {"dtype": cfg.TEST.DTYPE, "compile": cfg.TEST.COMPILE, "cuda_graphs": cfg.TEST.CUDA_GRAPHS}
+    return {} if settings == plain else settings
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _convert(model: FocalRetinaNet, dtype: torch.dtype) -> None:
+    """Let the convolutions compute in ``dtype``. Batch norms keep their statistics as they are."""
+    for module in [*model.backbone.modules(), *model.head.modules()]:
+        if isinstance(module, (nn.Conv2d, nn.GroupNorm)):
+            module.to(dtype)
+    model.compute_dtype = dtype
+
+
+class CudaGraphs:
+    """Calls a network by replaying its kernels, recorded once for each of the first few input shapes.
+
+    What it returns is overwritten by its next call.
+    """
+
+    def __init__(self, network: Network):
+        self.network = network
+        self._seen: set[torch.Size] = set()
+        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, torch.Tensor, Outputs]] = {}
+        self._pool = None
+
+    def __call__(self, pixels: torch.Tensor) -> Outputs:
+        """
+        Args:
+            pixels: ``(N, C, H, W)`` on CUDA.
+        """
+        if pixels.shape not in self._graphs:
+            # A size that comes once is not worth the recording.
+            if pixels.shape not in self._seen or len(self._graphs) >= MAX_GRAPHS:
+                self._seen.add(pixels.shape)
+                return self.network(pixels)
+            self._record(pixels)
+        graph, static_pixels, outputs = self._graphs[pixels.shape]
+        static_pixels.copy_(pixels)
+        graph.replay()
+        return outputs
+
+    def _record(self, pixels: torch.Tensor) -> None:
+        static_pixels = pixels.clone()
+        # Libraries choose and set up their kernels on first use, which cannot be recorded.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.network(static_pixels)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = self.network(static_pixels)
+        self._graphs[pixels.shape] = graph, static_pixels, outputs
+
+
+class _Checked:
+    """A network computed in another way, compared with the plain one the first time it is called."""
+
+    def __init__(self, key: str, network: Network, plain: Network, tolerance: float):
+        self.key, self.network, self.plain, self.tolerance = key, network, plain, tolerance
+        self.is_checked = False
+
+    def __call__(self, pixels: torch.Tensor) -> Outputs:
+        if self.is_checked:
+            return self.network(pixels)
+        expected = self.plain(pixels)
+        try:
+            self.network(pixels)
+            outputs = self.network(pixels)  # graphs are recorded when a size comes again
+        except Exception as error:
+            raise RuntimeError(
+                f"{self.key} does not work here: {type(error).__name__}: {str(error)[:1000]}. Set {self.key} False, or "
+                "see to it that PyTorch finds what it needs: a C++ compiler for the CPU, Triton for CUDA"
+            ) from error
+        difference = max(_relative_difference(a, b) for a, b in zip(_flat(outputs), _flat(expected), strict=True))
+        if not difference <= self.tolerance:
+            raise RuntimeError(
+                f"with {self.key} the network's outputs are off by {difference:.1e} of the largest one, more than "
+                f"{self.tolerance:.0e}; set {self.key} False"
+            )
+        self.is_checked = True
+        return outputs
+
+
+def _flat(outputs: Outputs) -> Sequence[torch.Tensor]:
+    return [tensor for levels in outputs for tensor in levels]
+
+
+def _relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    if found.numel() == 0:
+        return 0.0
+    scale = expected.abs().max().float().clamp(min=1e-12)
+    return ((found.float() - expected.float()).abs().max() / scale).item()

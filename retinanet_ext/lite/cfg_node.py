@@ -1,0 +1,151 @@
+"""Configuration trees read from YAML, and classes that can be built from one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from fvcore.common.config import CfgNode as _FvcoreCfgNode
+from yacs.config import CfgNode as _YacsCfgNode
+
+from retinanet_ext.config.yaml_files import flat_keys, read_config_file, unknown_key_message
+
+
+class CfgNode(_FvcoreCfgNode):
+    """A tree of config keys with attribute access: `cfg.SOLVER.BASE_LR`.
+
+    Only keys that exist can be merged, and only with a value of the type they have (a list for a tuple and
+    anything for None is accepted). Every error of a merge names the key, and the file if it came from one.
+    """
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        """Overrides keys by those of a YAML file and its bases; see `config_files.read_config_file`.
+
+        Args:
+            cfg_filename: the file.
+            allow_unsafe: has no effect; there is only the safe loader.
+
+        Raises:
+            KeyError: a key that does not exist; names the file and the nearest legal keys.
+            ValueError: a value of the wrong type, or a file that cannot be read.
+        """
+        loaded = type(self)(read_config_file(cfg_filename))
+        try:
+            self.merge_from_other_cfg(loaded)
+        except (KeyError, ValueError) as error:
+            raise type(error)(f"{cfg_filename}: {error.args[0]}") from None
+
+    def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
+        """Overrides keys by those of another tree. KeyError and ValueError as `merge_from_file`."""
+        self._check_keys_exist(cfg_other, self, "")
+        super().merge_from_other_cfg(cfg_other)
+
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        """Overrides keys by `["KEY.A", value, "KEY.B", value, ...]`; strings are read as Python literals.
+
+        Raises:
+            KeyError: a key that does not exist; names the nearest legal ones.
+            ValueError: a value of the wrong type, or a key without a value.
+        """
+        if len(cfg_list) % 2:
+            raise ValueError(f"overrides must be pairs of KEY VALUE; found an odd number of items: {cfg_list}")
+        for key in cfg_list[0::2]:
+            node: Any = self
+            for part in str(key).split("."):
+                if not isinstance(node, dict) or part not in node:
+                    raise KeyError(self._unknown_key_message(key))
+                node = node[part]
+        super().merge_from_list(cfg_list)
+
+    def _check_keys_exist(self, other: dict, node: _YacsCfgNode, prefix: str) -> None:
+        if node.is_new_allowed():
+            return
+        for key, value in other.items():
+            full_key = prefix + key
+            if self.key_is_deprecated(full_key) or self.key_is_renamed(full_key):
+                continue
+            if key not in node:
+                raise KeyError(self._unknown_key_message(full_key))
+            if isinstance(value, dict) and isinstance(node[key], _YacsCfgNode):
+                self._check_keys_exist(value, node[key], full_key + ".")
+
+    def _unknown_key_message(self, full_key: str) -> str:
+        return unknown_key_message(full_key, flat_keys(self))
+
+
+def get_cfg() -> CfgNode:
+    """A new copy of the default config."""
+    from .config_defaults import default_config  # imported here because that module builds its tree from CfgNode
+
+    return default_config()
+
+
+def configurable(init_func: Callable | None = None, *, from_config: Callable | None = None) -> Callable:
+    """Lets a class or function that takes explicit arguments be called with a config as well.
+
+    A class decorates `__init__` and has a classmethod `from_config(cls, cfg, ...)` that returns the keyword
+    arguments of `__init__`; a function is decorated by `@configurable(from_config=...)`. Then these work:
+
+        Part(a=1, b=2)          # plain call
+        Part(cfg)               # arguments from from_config(cfg); also cfg=cfg
+        Part(cfg, a=1)          # the same, a overridden; arguments that from_config itself has go there
+
+    Raises:
+        TypeError: it decorates something else, or `from_config` does not take `cfg` first.
+    """
+    if init_func is None and inspect.isfunction(from_config):
+        _check_from_config(from_config)
+        return lambda function: _also_from_config(function, from_config)
+    if inspect.isfunction(init_func) and init_func.__name__ == "__init__" and from_config is None:
+        return _also_from_config(init_func, None)
+    raise TypeError(
+        "use @configurable on __init__, or @configurable(from_config=...) with a function on a function; found "
+        f"{init_func!r}, from_config={from_config!r}"
+    )
+
+
+def _also_from_config(function: Callable, from_config: Callable | None) -> Callable:
+    """``function``, which also takes a config in place of its arguments.
+
+    Args:
+        from_config: makes arguments of a config; None: ``function`` is an ``__init__``, and its class has that method.
+    """
+    num_own = 0 if from_config else 1  # `self`
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        own, args = args[:num_own], args[num_own:]
+        has_config = isinstance(args[0] if args else kwargs.get("cfg"), _YacsCfgNode)
+        if has_config:
+            kwargs = _arguments(from_config or _method_from_config(own[0]), args, kwargs)
+            args = ()
+        return function(*own, *args, **kwargs)
+
+    if from_config:
+        call.from_config = from_config
+    return call
+
+
+def _method_from_config(instance: Any) -> Callable:
+    method = getattr(type(instance), "from_config", None)
+    if not inspect.ismethod(method):
+        raise TypeError(f"{type(instance).__name__} needs a classmethod from_config(cls, cfg, ...)")
+    _check_from_config(method)
+    return method
+
+
+def _check_from_config(from_config: Callable) -> None:
+    if next(iter(inspect.signature(from_config).parameters), None) != "cfg":
+        raise TypeError(f"{from_config.__qualname__} must take `cfg` as its first argument")
+
+
+def _arguments(from_config: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What ``from_config`` makes of the config; keyword arguments that it does not take itself replace parts of it."""
+    taken = inspect.signature(from_config).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        return from_config(*args, **kwargs)
+    names = {parameter.name for parameter in taken}
+    made = from_config(*args, **{name: value for name, value in kwargs.items() if name in names})
+    return {**made, **{name: value for name, value in kwargs.items() if name not in names}}

@@ -1,0 +1,244 @@
+"""Checkpoints: written so that a crash leaves the last good one, read so that a file cannot run code.
+
+The layout is Detectron2's (``model``, ``trainer``, ``iteration``), and so are parameter names: each engine
+reads the other's files. ``.pth`` and ``.pt`` are read with ``weights_only=True``, ``.safetensors`` by its
+library, and ``.pkl`` (Detectron2's model zoo) by an unpickler that knows numpy arrays and plain containers,
+nothing else.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
+from urllib.parse import parse_qs, urlparse
+
+import numpy as np
+import torch
+from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
+from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
+from torch import nn
+
+from retinanet_ext.checkpoint.array_pickle import load_array_pickle
+
+from . import comm
+from . import pretrained_names as checkpoint_names
+
+logger = logging.getLogger(__name__)
+
+DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
+
+
+class DetectionCheckpointer(Checkpointer):
+    """Saves and loads a model and the objects that must survive a restart.
+
+    Beyond fvcore's: safe reading, atomic writing, ``detectron2://`` and ``torchvision://`` paths, and weights
+    of a bare backbone put where the model has its backbone (Caffe2's and torchvision's names, or any file
+    with ``"matching_heuristics": True``, or a path that ends with ``?matching_heuristics=True``).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ):
+        """
+        Args:
+            model: bare or wrapped in ``DistributedDataParallel``; the bare model is what is saved and loaded.
+            save_dir: folder of the checkpoints; empty: nothing can be saved.
+            save_to_disk: whether this process writes; by default only the main one does.
+            checkpointables: further objects with ``state_dict`` and ``load_state_dict``, by their key in the
+                file.
+        """
+        save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.path_manager = _path_manager()
+        self._suffix_matching = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth``, the checkpoint to resume from; it appears complete or not at all.
+
+        Args:
+            name: file name without extension.
+            kwargs: further entries of the file.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with _atomic_file(path) as file:
+            torch.save(data, file)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with _atomic_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a file into the model and the checkpointables; returns the entries that nothing took.
+
+        Args:
+            path: local path, ``https://``, ``detectron2://`` (Detectron2's model zoo), or ``torchvision://``
+                with the name of a model or of its weights. Empty: nothing is loaded.
+            checkpointables: keys to load beside the model; ``None``: all that the file holds.
+
+        Raises:
+            FileNotFoundError: no such file, on this process or on another one of the job.
+            ValueError: the file is of no known kind, broken, or asks for code to be run.
+        """
+        address = urlparse(path)
+        self._suffix_matching = False
+        if address.query and parse_qs(address.query).keys() == {"matching_heuristics"}:
+            self._suffix_matching = parse_qs(address.query)["matching_heuristics"] == ["True"]
+            path = address._replace(query="").geturl()
+        if path:
+            path = self._local_copy(path)
+        return super().load(path, checkpointables=checkpointables)
+
+    def _local_copy(self, path: str) -> str:
+        local_path = path
+        if "://" in path:
+            if comm.get_local_rank() == 0:
+                self.path_manager.get_local_path(path)
+            comm.synchronize()  # one download per machine; the others find it in the cache
+            local_path = self.path_manager.get_local_path(path)
+        found = comm.all_gather(os.path.isfile(local_path))
+        without = [rank for rank, has_file in enumerate(found) if not has_file]
+        if without:
+            where = f" on ranks {without}" if comm.get_world_size() > 1 else ""
+            raise FileNotFoundError(
+                f"checkpoint {path} not found{where}. MODEL.WEIGHTS (or last_checkpoint in OUTPUT_DIR, with "
+                "--resume) must name a file that every machine of the job can read"
+            )
+        return local_path
+
+    def _load_file(self, f: str) -> dict[str, Any]:
+        suffix = os.path.splitext(f)[1]
+        if suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return {"model": load_file(f)}
+        if suffix == ".pkl":
+            return _read_pickle(f)
+        if suffix not in (".pth", ".pt"):
+            raise ValueError(f"{f}: unknown kind of checkpoint {suffix!r}; legal: .pth .pt .safetensors .pkl")
+        try:
+            data = torch.load(f, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # of any type: a damaged file fails wherever the damage is
+            raise ValueError(
+                f"{f} cannot be read as a checkpoint of tensors and plain values: {error}\n"
+                "The file is damaged, or it holds pickled objects, which could run code. In the second case, "
+                "if you trust its author, load it elsewhere with torch.load(..., weights_only=False) and "
+                "save its state dict alone."
+            ) from error
+        return data if "model" in data else {"model": data}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
+        """Load ``checkpoint["model"]``; entries that do not fit are left out and returned by kind.
+
+        Returns:
+            ``missing_keys``, ``unexpected_keys``, ``incorrect_shapes`` (name, shape in the file, shape in the
+            model).
+        """
+        weights = checkpoint["model"]
+        self._convert_ndarray_to_tensor(weights)
+        suffix_matching = self._suffix_matching or checkpoint.get("matching_heuristics", False)
+        if checkpoint_names.is_caffe2(weights):
+            weights, suffix_matching = checkpoint_names.convert_caffe2(weights), True
+        elif checkpoint_names.is_torchvision(weights) and "conv1.weight" not in self.model.state_dict():
+            weights, suffix_matching = checkpoint_names.convert_torchvision(weights), True
+        if suffix_matching:
+            names = list(self.model.state_dict())
+            weights, unmatched = checkpoint_names.match_by_suffix(weights, names)
+            matched = len(weights) - len(unmatched)
+            logger.info("%d weights matched by the end of their names, %d did not", matched, len(unmatched))
+        checkpoint["model"] = weights
+        incompatible = super()._load_model(checkpoint)
+        # Anchors follow from the config. Old files hold them; nothing is lost without.
+        unexpected = [k for k in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in k]
+        return incompatible._replace(unexpected_keys=unexpected)
+
+
+@contextmanager
+def _atomic_file(path: str) -> Iterator[BinaryIO]:
+    """A binary file that takes its name only once its whole content is on the disk."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    unfinished = path + ".unfinished"
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(unfinished)
+        raise
+
+
+def _read_pickle(path: str) -> dict[str, Any]:
+    """A file of Detectron2's model zoo as it is; one of Caffe2 as ``{"model", "__author__", ...}``."""
+    with open(path, "rb") as file:
+        try:
+            data = load_array_pickle(file)
+        except Exception as error:  # of any type, as above
+            raise ValueError(
+                f"{path} is refused: {error}. A .pkl may hold numpy arrays and plain containers only, since "
+                "anything else could run code; convert it to .pth or .safetensors where you trust it"
+            ) from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}; expected a dict of arrays by name")
+    if "model" in data:
+        return data
+    blobs = data.get("blobs", data)
+    weights = {name: value for name, value in blobs.items() if isinstance(value, np.ndarray)}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+class _Detectron2Handler(PathHandler):
+    """``detectron2://name``: a file of Detectron2's model zoo."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["detectron2://"]
+
+    def _url(self, path: str) -> str:
+        return DETECTRON2_URL + path.removeprefix("detectron2://")
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return _path_manager().get_local_path(self._url(path), force=force, **kwargs)
+
+
+class _TorchvisionHandler(_Detectron2Handler):
+    """``torchvision://resnet50`` or ``torchvision://ResNet50_Weights.IMAGENET1K_V2``: ImageNet weights.
+
+    A bare model name stands for its first weights: those of the usual comparisons, and fixed for all time.
+    """
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["torchvision://"]
+
+    def _url(self, path: str) -> str:
+        from torchvision.models import get_model_weights, get_weight
+
+        logger.info(
+            "torchvision's weights expect INPUT.FORMAT RGB, RESNETS.STRIDE_IN_1X1 False, and ImageNet's mean "
+            "and standard deviation in PIXEL_MEAN and PIXEL_STD (0-255)"
+        )
+        name = path.removeprefix("torchvision://")
+        return (get_weight(name) if "." in name else get_model_weights(name).IMAGENET1K_V1).url
+
+
+def _path_manager() -> PathManager:
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    manager.register_handler(_Detectron2Handler())
+    manager.register_handler(_TorchvisionHandler())
+    return manager

@@ -1,0 +1,227 @@
+"""From records to the batches of a training run: kept in memory, drawn, mapped, grouped, collated; reproducible.
+
+All randomness of a sample follows from the seed and from its position in the stream of the run, so that a resumed run
+goes on with the very samples of the unbroken one, whatever the number of workers.
+"""
+
+import contextlib
+import logging
+import pickle
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .. import comm
+
+logger = logging.getLogger(__name__)
+
+WARN_AFTER_REFUSALS = 3
+STOP_AFTER_REFUSALS = 100
+
+Mapper = Callable[[Any], Any]
+Collator = Callable[[list], Any]
+
+
+class SerializedList(Dataset):
+    """Read-only list whose elements are kept pickled, end to end, in one tensor.
+
+    Worker processes share the pages of that tensor. A list of dicts they would copy bit by bit, because merely
+    looking at a Python object writes its reference count. Every access returns a new object, free to be changed.
+    """
+
+    def __init__(self, elements: list) -> None:
+        pickled = [pickle.dumps(element, protocol=pickle.HIGHEST_PROTOCOL) for element in elements]
+        self._ends = torch.tensor(np.cumsum([len(p) for p in pickled], dtype=np.int64))
+        self._bytes = torch.from_numpy(np.frombuffer(b"".join(pickled), dtype=np.uint8).copy())
+        logger.info("%d records serialised, %.1f MiB", len(self), len(self._bytes) / 2**20)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
+        begin = 0 if index == 0 else int(self._ends[index - 1])
+        return pickle.loads(memoryview(self._bytes[begin : int(self._ends[index])].numpy()))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, position: int) -> Iterator[None]:
+    """Within the block, the global generators of Python, NumPy and torch (CPU) start from (seed, position)."""
+    words = np.random.SeedSequence((seed, position)).generate_state(4)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(words.tobytes())
+        np.random.seed(words)
+        # Not torch.manual_seed: it would reset the generator of the GPU as well.
+        torch.default_generator.manual_seed(int(words[0]))
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class SeededMappedDataset(Dataset):
+    """Mapped records, by (position, index): all randomness of the mapper follows from the seed and the position.
+
+    So the sample at a position of the stream is the same whatever process makes it, after a restart too.
+    Where the mapper returns None, other records are tried in its place.
+    """
+
+    def __init__(self, records: Dataset, mapper: Mapper, seed: int) -> None:
+        self._records = records
+        self._mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        position, index = item
+        substitutes = np.random.default_rng((self.seed, position))
+        refused = []
+        with _seeded(self.seed, position):
+            while len(refused) < STOP_AFTER_REFUSALS:
+                sample = self._mapper(self._records[index])
+                if sample is not None:
+                    return sample
+                refused.append(index)
+                if len(refused) == WARN_AFTER_REFUSALS:
+                    logger.warning("the mapper returned None for %d records in a row: %s", len(refused), refused)
+                index = int(substitutes.integers(len(self)))
+        raise ValueError(
+            f"the mapper returned None for {len(refused)} records in a row, the first of them {refused[:5]}; "
+            "it seems to refuse every record"
+        )
+
+
+def aspect_ratio_groups(records: list[dict]) -> list[int]:
+    """0 for each record that is wider than high, 1 for the rest: batches of one kind need little padding.
+
+    Raises:
+        ValueError: a record lacks ``width`` or ``height``.
+    """
+    for number, record in enumerate(records):
+        if "width" not in record or "height" not in record:
+            raise ValueError(
+                f"record {number} ({record.get('file_name', 'without file_name')}) has no width and height, "
+                "which grouping by aspect ratio needs. Add them, or set DATALOADER.ASPECT_RATIO_GROUPING to False"
+            )
+    return [0 if record["width"] > record["height"] else 1 for record in records]
+
+
+class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Lists of ``batch_size`` pairs (position, index), all of one group, each complete as soon as it is full.
+
+    The position is the place of the sample in the joint stream of all processes. It identifies the sample across
+    restarts, whatever the number of workers. What is left over when a finite stream ends makes no batch.
+    """
+
+    def __init__(
+        self,
+        sampler: Iterable[int],
+        batch_size: int,
+        groups: Sequence[int] | None = None,
+        *,
+        start_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """
+        Args:
+            sampler: this process's indices.
+            batch_size: of this process.
+            groups: the group of every record; None puts all in one, so that batches are consecutive.
+            start_batch: how many batches to leave out at the beginning.
+            rank, world_size: element ``i`` of ``sampler`` has the position ``rank + i * world_size``.
+        """
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._groups = groups
+        self._start_batch = start_batch
+        self._rank = rank
+        self._world_size = world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        buckets: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        completed = 0
+        for step, index in enumerate(self._sampler):
+            group = 0 if self._groups is None else self._groups[index]
+            bucket = buckets[group]
+            bucket.append((self._rank + step * self._world_size, index))
+            if len(bucket) == self._batch_size:
+                del buckets[group]
+                completed += 1
+                if completed > self._start_batch:
+                    yield bucket
+
+
+def trivial_batch_collator(batch: list) -> list:
+    """The batch as it is: a list of samples."""
+    return batch
+
+
+class TrainLoader:
+    """Batches for training, endless with the samplers of this package.
+
+    Attributes:
+        start_batch: how many batches to skip when iteration begins. Skipping is done on indices, without reading
+            an image: the batches that follow are those of an unbroken run.
+        seed: what augmentation, and the default sampler, are seeded with. Another one, set before iteration
+            begins, makes the loader that of another run.
+    """
+
+    def __init__(
+        self,
+        dataset: SeededMappedDataset,
+        sampler: Iterable[int],
+        batch_size: int,
+        *,
+        groups: Sequence[int] | None,
+        num_workers: int,
+        collate_fn: Collator,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.start_batch = 0
+        self._groups = groups
+        self._num_workers = num_workers
+        self._collate_fn = collate_fn
+
+    @property
+    def seed(self) -> int:
+        return self.dataset.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        # A sampler that was given a seed of its own keeps it.
+        if getattr(self.sampler, "seed", None) == self.seed:
+            self.sampler.seed = seed
+        self.dataset.seed = seed
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = GroupedBatchSampler(
+            self.sampler,
+            self.batch_size,
+            self._groups,
+            start_batch=self.start_batch,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+        )
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            num_workers=self._num_workers,
+            collate_fn=self._collate_fn,
+            pin_memory=torch.cuda.is_initialized(),  # a run on the CPU has nothing to copy to a GPU
+            # Its own generator: DataLoader draws from the global one otherwise, and the run would depend on it.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        return iter(loader)

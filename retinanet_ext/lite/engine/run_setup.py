@@ -1,0 +1,58 @@
+"""What comes before a run: its command line, and its output folder, log, seeds and CUDA switches."""
+
+import argparse
+import logging
+import os
+
+import torch
+
+from .. import comm
+from ..cfg_node import CfgNode
+from ..env import collect_env_info, seed_all_rng
+from ..logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """The flags of Detectron2's ``train_net.py``; what follows is ``KEY VALUE`` overrides, in ``opts``."""
+    parser = argparse.ArgumentParser(epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one per GPU (or on CPU)")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines in the job")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="tcp://ADDRESS:PORT of machine 0; auto: a free port of this machine",
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override keys")
+    return parser
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Prepare a run: output folder, log, environment and config on record, seeds, CUDA switches.
+
+    The main process writes ``log.txt`` and ``config.yaml`` to ``cfg.OUTPUT_DIR``. With ``cfg.SEED`` >= 0
+    process ``r`` is seeded with ``SEED + r``.
+    """
+    rank = comm.get_rank()
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    setup_logger(cfg.OUTPUT_DIR, rank, name="fvcore")
+    setup_logger(cfg.OUTPUT_DIR, rank)
+    logger.info("Process %d of %d", rank, comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    if comm.is_main_process():
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(cfg.dump())
+        logger.info("Config, also in %s:\n%s", path, cfg.dump())
+    seed_all_rng(cfg.SEED + rank if cfg.SEED >= 0 else None)
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    # In evaluation nearly every batch has a shape of its own, and timing algorithms for each takes longer.
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

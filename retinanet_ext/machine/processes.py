@@ -1,0 +1,26 @@
+"""The processes of a job, and how they share a batch."""
+
+import torch.distributed as dist
+
+
+def num_processes() -> int:
+    """How many processes train together; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def images_per_process(images_per_batch: int, processes: int) -> int:
+    """The share of a batch that each process loads.
+
+    Args:
+        images_per_batch: ``SOLVER.IMS_PER_BATCH``, over all processes.
+        processes: how many processes share it.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly.
+    """
+    if images_per_batch < 1 or images_per_batch % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be a positive multiple of the number of processes, "
+            f"{processes}"
+        )
+    return images_per_batch // processes

@@ -1,0 +1,110 @@
+"""A report as one HTML page that needs nothing besides itself: light and dark, on a desk and on a phone."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from .document import Block, Bullets, Command, Facts, Figure, Heading, Paragraph, Table, Warning
+from .svg_plots import for_page
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #ffffff; --raised: #f5f7f9; --line: #d5dae0; --ink: #1f2328;
+  --soft: #59636e; --quiet: #9aa1a9; --ours: #0b65c2; --paper: #b8500b; --warn: #fff4d6; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14181d; --raised: #1c2229; --line: #39424d; --ink: #e6e9ed;
+  --soft: #a3adb8; --quiet: #78828d; --ours: #6cb2ff; --paper: #ffa35c; --warn: #3a2f10; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 74rem; background: var(--ground); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0 1rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
+p, ul, dl { max-width: 62rem; }
+ul { padding-left: 1.2rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
+aside { background: var(--warn); border-left: 4px solid var(--paper); padding: .6rem 1rem; margin: 1rem 0; }
+aside p { margin: 0; font-weight: 600; } aside ul { margin: .3rem 0 0; }
+pre { background: var(--raised); border: 1px solid var(--line); border-radius: 6px; padding: .7rem 1rem;
+  overflow-x: auto; white-space: pre-wrap; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+td { min-width: 4em; }
+td.text { min-width: 11em; max-width: 24em; } td.text:last-child { min-width: 15em; }
+td.number, th.number { text-align: right; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--ground); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem;
+  align-items: start; }
+figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; margin-bottom: .3rem; }
+figure svg { display: block; width: 100%; max-width: 36rem; height: auto; }
+@media (max-width: 40rem) { body { font-size: 14px; } dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: .5rem; } th:first-child, td:first-child { min-width: 7em; max-width: 9em;
+  border-right: 1px solid var(--line); } }
+"""
+
+
+_JOINED = re.compile(r"(?<=±) | (?=±)|(?<=to) | (?=to\b)|(?<=,) (?=[+-])| (?=min\b|h\b)")
+_JOINT = re.compile(r"([_.])(?=[A-Za-z]{2})")
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+    parts, figures = [], []
+    for block in [*blocks, None]:
+        if isinstance(block, Figure):
+            figures.append(_html(block))
+            continue
+        if figures:  # neighbours stand side by side where there is room
+            parts.append(f'<div class="figures">{"".join(figures)}</div>')
+            figures = []
+        if block is not None:
+            parts.append(_html(block))
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"<h2>{escape(text)}</h2>"
+        case Paragraph(text):
+            return f"<p>{escape(text)}</p>"
+        case Warning(text, items):
+            return f"<aside><p>{escape(text)}</p>{_list(items)}</aside>"
+        case Facts(items):
+            return f"<dl>{''.join(f'<dt>{escape(label)}</dt><dd>{escape(text)}</dd>' for label, text in items)}</dl>"
+        case Bullets(items):
+            return _list(items)
+        case Table():
+            return _table(block)
+        case Command(text):
+            return f"<pre>{escape(text)}</pre>"
+        case Figure(_, caption, svg):
+            drawing = for_page(svg).replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+            return f"<figure><figcaption>{escape(caption)}</figcaption>{drawing}</figure>"
+
+
+def _list(items):
+    return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
+
+
+def _table(table: Table) -> str:
+    kinds = ["number" if numbers else "text" for numbers in table.holds_numbers]
+
+    def row(tag, cells):
+        inner = "".join(f"<{tag} class={kind}>{_cell(cell, kind)}</{tag}>" for kind, cell in zip(kinds, cells))
+        return f"<tr>{inner}</tr>"
+
+    body = "".join(row("td", cells) for cells in table.rows)
+    return f'<div class="scroll"><table><thead>{row("th", table.header)}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str, kind: str) -> str:
+    """Numbers stay on one line; names break where they are joined."""
+    if kind == "number":
+        return _JOINED.sub("\u00a0", escape(text))
+    return _JOINT.sub(r"\1<wbr>", escape(text))

@@ -1,0 +1,174 @@
+"""Starts a run as one process or several, or joins the processes that torchrun or SLURM has started."""
+
+import datetime
+import gc
+import logging
+import os
+import re
+import socket
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from retinanet_ext.d2 import comm, default_argument_parser
+from retinanet_ext.machine.cpu import usable_cores
+
+# How long a process waits for the others, at the start and in every exchange.
+TIMEOUT = datetime.timedelta(minutes=30)
+
+logger = logging.getLogger(__name__)
+
+
+class ProcessGroup(NamedTuple):
+    """This process's place in the job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+
+
+# Each launcher's variables for rank, world size, local rank, local size. For SLURM, only variables that srun sets:
+# a batch script also has SLURM_PROCID, but runs as a single process.
+_VARIABLES = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+}
+
+
+def process_group_from_environment(environment: Mapping[str, str]) -> ProcessGroup | None:
+    """What torchrun or, failing that, SLURM's srun says; None when neither started several processes.
+
+    Raises:
+        ValueError: torchrun's variables are there in part only.
+    """
+    for launcher, names in _VARIABLES.items():
+        missing = [name for name in names if name not in environment]
+        if not missing:
+            # SLURM writes "8(x2)" for two nodes of eight tasks.
+            group = ProcessGroup(*(int(re.match(r"\d+", environment[name])[0]) for name in names))
+            return group if group.world_size > 1 else None
+        if launcher == "torchrun" and "WORLD_SIZE" in environment and "RANK" in environment:
+            raise ValueError(f"RANK and WORLD_SIZE are set, but {', '.join(missing)} is not; start with torchrun")
+    return None
+
+
+def launch(main: Callable[[Namespace], None], args: Namespace) -> None:
+    """Run ``main(args)`` in every process of the run.
+
+    Args:
+        main: called once in each process; importable by name where several are started.
+        args: Detectron2's command-line arguments. Unless torchrun or srun has started this process, ``num_gpus``
+            processes are started here, for machine ``machine_rank`` of ``num_machines``; they meet at ``dist_url``.
+
+    Raises:
+        ValueError: flags or variables that contradict each other or the launcher.
+        torch.multiprocessing.ProcessRaisedException: a process that was started here failed; holds its traceback. The
+            others are stopped.
+    """
+    group = process_group_from_environment(os.environ)
+    if group is not None:
+        if args.num_gpus > 1:
+            raise ValueError(
+                f"--num-gpus {args.num_gpus} starts processes, but {group.world_size} have been started by torchrun or "
+                "srun already; leave the flag out"
+            )
+        _set_address()
+        _run_in_group(main, args, group, "env://")
+        return
+    _check_flags(args)
+    if args.num_machines * args.num_gpus == 1:
+        main(args)
+    else:
+        address = _meeting_point(args)
+        mp.start_processes(_run_process, args=(main, args, address), nprocs=args.num_gpus, start_method="spawn")
+
+
+def _check_flags(args: Namespace) -> None:
+    if args.num_gpus < 1 or args.num_machines < 1:
+        raise ValueError(f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}; both are at least 1")
+    if not 0 <= args.machine_rank < args.num_machines:
+        last = args.num_machines - 1
+        raise ValueError(f"--machine-rank is {args.machine_rank}; legal: 0 to {last} (--num-machines - 1)")
+
+
+def _meeting_point(args: Namespace) -> str:
+    # Detectron2's parser fills in an address of this machine; there, two jobs of one user would get the same port.
+    if args.dist_url not in (None, "auto", default_argument_parser().get_default("dist_url")):
+        return args.dist_url
+    if args.num_machines > 1:
+        raise ValueError(
+            "a job on several machines needs the same --dist-url tcp://<address of machine 0>:<port> on all"
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _run_process(local_rank: int, main: Callable, args: Namespace, address: str) -> None:
+    rank, world_size = args.machine_rank * args.num_gpus + local_rank, args.num_machines * args.num_gpus
+    _run_in_group(main, args, ProcessGroup(rank, world_size, local_rank, args.num_gpus), address)
+
+
+def _run_in_group(main: Callable, args: Namespace, group: ProcessGroup, address: str) -> None:
+    _join(group, address)
+    main(args)
+    # Only after success: after an error, closed connections would make the other processes fail first, and hide the
+    # cause.
+    _leave()
+
+
+def _join(group: ProcessGroup, address: str) -> None:
+    backend = "gloo"
+    if torch.cuda.is_available():
+        # Both, because the model's device is not known yet: it may be the CPU on a machine with GPUs, too.
+        backend = "cpu:gloo,cuda:nccl"
+        # A job scheduler may show each process one GPU only, which is then number 0 for all of them.
+        torch.cuda.set_device(group.local_rank % torch.cuda.device_count())
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Each process would otherwise start a thread for every core of the machine.
+        torch.set_num_threads(max(1, usable_cores() // group.local_size))
+    try:
+        dist.init_process_group(backend, address, TIMEOUT, world_size=group.world_size, rank=group.rank)
+    except Exception:
+        logger.error(
+            "process %d of %d could not join the others at %s: is the address reachable, is the port free, were all "
+            "processes started?", group.rank, group.world_size, address,
+        )  # fmt: skip
+        raise
+    comm.create_local_process_group(group.local_size)
+    # A machine that cannot talk to the others is found here, not in the middle of the first iteration.
+    comm.synchronize()
+
+
+def _leave() -> None:
+    """End the groups, with their threads: a thread that meets the end of the interpreter aborts the process."""
+    # Detectron2 remembers groups in variables and caches, and so may a model in a reference cycle. A group that
+    # something still refers to keeps its threads.
+    for name, value in list(vars(comm).items()):
+        if isinstance(value, dist.ProcessGroup):
+            setattr(comm, name, None)
+        elif hasattr(value, "cache_clear"):
+            value.cache_clear()
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _set_address() -> None:
+    """Where the processes of torchrun or srun meet, as the variables that torch.distributed reads."""
+    if "MASTER_ADDR" not in os.environ:
+        if "SLURM_STEP_NODELIST" not in os.environ:
+            raise ValueError("RANK and WORLD_SIZE are set, but MASTER_ADDR is not; start with torchrun, or set it")
+        os.environ["MASTER_ADDR"] = first_slurm_host(os.environ["SLURM_STEP_NODELIST"])
+    # Jobs that share a node must not share a port.
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000))
+
+
+def first_slurm_host(node_list: str) -> str:
+    """The first host of SLURM's compressed list: ``gpu[03-05,9],x1`` begins with ``gpu03``."""
+    prefix, number = re.match(r"([^\[,]+)(?:\[(\d+))?", node_list).groups()
+    return prefix + (number or "")

@@ -1,0 +1,217 @@
+"""One training step, the same on both engines: micro-batches, mixed precision, refusal of non-finite losses, metrics.
+
+Knows no engine: `lite`'s own trainer runs this step, and so does this package's trainer on Detectron2.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retinanet_ext.machine.processes import num_processes
+
+from .nonfinite_losses import nonfinite_error
+
+
+def mixed_precision(cfg: Any) -> torch.dtype | None:
+    """The type that ``SOLVER.AMP`` asks for; None: not enabled, everything is float32.
+
+    Raises:
+        ValueError: float16 elsewhere than on CUDA.
+    """
+    amp, device = cfg.SOLVER.AMP, torch.device(cfg.MODEL.DEVICE).type
+    if not amp.ENABLED:
+        return None
+    # A config without this package's own keys means what it means to Detectron2, and bfloat16 on a CPU.
+    name = amp.get("DTYPE", "") or ("float16" if device == "cuda" else "bfloat16")
+    if name == "float16" and device != "cuda":
+        raise ValueError(
+            f"SOLVER.AMP.DTYPE is 'float16', which trains on CUDA only, and MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; set "
+            "`SOLVER.AMP.DTYPE bfloat16`"
+        )
+    return getattr(torch, name)
+
+
+class TrainStep:
+    """Forward, backward, optimizer step, over the micro-batches of a batch.
+
+    It takes the place of the object that Detectron2's ``DefaultTrainer`` runs its steps with, and its state has the
+    same keys: checkpoints of either can be resumed. On CUDA this class makes the host wait for the device once a step,
+    for the losses, after the backward pass was launched (float16 waits once more, for the gradient scaler). The model
+    waits where it has to; RetinaNet does so for the numbers of foreground anchors, and some of its parts do more often.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        storage: Callable[[], Any],
+        precision: torch.dtype | None = None,
+        accumulate: int = 1,
+        after_backward: Callable[[], None] = lambda: None,
+    ):
+        """
+        Args:
+            model: takes a batch and returns a dict of scalar losses, or one scalar; a distributed wrapper is seen
+                through. Put into training mode here.
+            data_loader: yields batches without end. Its iterator is made at the first step.
+            optimizer: over the parameters of ``model``.
+            storage: returns the ``EventStorage`` that metrics go to: the engine's ``get_event_storage``.
+            precision: of the forward pass, ``torch.float16`` or ``torch.bfloat16``; None: float32.
+            accumulate: micro-batches that each batch is split into. The step is then that of the whole batch: the
+                model's ``as_one_batch`` makes the losses of the parts add up to those of the whole. Batch norms see
+                one micro-batch at a time, so their statistics are those of smaller batches; images of different
+                sizes are padded to the common size of their micro-batch.
+            after_backward: called when the gradients are there and the optimizer has not used them yet.
+
+        Raises:
+            ValueError: ``accumulate`` for a model that has no ``as_one_batch``.
+        """
+        model.train()
+        self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
+        self.iter = 0
+        self._storage, self._after_backward = storage, after_backward
+        self._precision, self._accumulate = precision, accumulate
+        self._device = next(model.parameters()).device
+        # Small gradients vanish in float16, so the loss is scaled; bfloat16 has the range of float32.
+        self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
+        self._iterator: Iterator[list[dict]] | None = None
+        bare_model = model.module if isinstance(model, DistributedDataParallel) else model
+        if accumulate > 1 and not hasattr(bare_model, "as_one_batch"):
+            raise ValueError(
+                f"SOLVER.ACCUMULATE is {accumulate}, but {type(bare_model).__name__} has no `as_one_batch`: the losses "
+                "of its micro-batches, each normalised by itself, would not be those of the batch. Use the "
+                "meta-architecture FocalRetinaNet, or SOLVER.ACCUMULATE 1."
+            )
+        self._as_one_batch = bare_model.as_one_batch if accumulate > 1 else None
+
+    @classmethod
+    def from_config(cls, cfg: Any, *args: Any, **kwargs: Any) -> "TrainStep":
+        """With precision and micro-batches of ``SOLVER.AMP`` and ``SOLVER.ACCUMULATE``; other arguments as above."""
+        accumulate = cfg.SOLVER.get("ACCUMULATE", 1)
+        return cls(*args, precision=mixed_precision(cfg), accumulate=accumulate, **kwargs)
+
+    def run_step(self) -> None:
+        """One step on the loader's next batch.
+
+        Raises:
+            FloatingPointError: a loss of some process is not finite; on all processes, before the weights change.
+            RuntimeError: the loader ended, or the model is in evaluation mode.
+        """
+        if not self.model.training:
+            raise RuntimeError("the model is in evaluation mode; what switched it there must call model.train() after")
+        start = time.perf_counter()
+        batch = self._next_batch()
+        data_time = time.perf_counter() - start
+        # Cleared before the forward pass, or the old gradients would be alive together with its activations.
+        self.optimizer.zero_grad()
+        losses = self._backward(self._split(batch), data_time)
+        # Hooks, and clipping inside the step of a fused optimizer, must see gradients of the true size.
+        self.grad_scaler.unscale_(self.optimizer)
+        self._after_backward()
+        losses_by_rank, data_times = losses.read()
+        if not all(math.isfinite(loss) for losses in losses_by_rank for loss in losses.values()):
+            raise nonfinite_error(losses_by_rank, batch)
+        self._write_metrics(losses_by_rank, data_times)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _next_batch(self) -> list[dict]:
+        if self._iterator is None:
+            # A loader draws a random seed when it starts, once more in a resumed run than in an unbroken one. What
+            # training itself draws must not depend on that.
+            with torch.random.fork_rng(devices=[]):
+                self._iterator = iter(self.data_loader)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise RuntimeError(
+                f"the data loader ended at iteration {self.iter}; a loader for training must not end"
+            ) from None
+
+    def _split(self, batch: list[dict]) -> list[list[dict]]:
+        if self._accumulate == 1:
+            return [batch]
+        size = max(1, -(-len(batch) // self._accumulate))
+        return [batch[start : start + size] for start in range(0, len(batch), size)] or [batch]
+
+    def _backward(self, micro_batches: list[list[dict]], data_time: float) -> "_AsyncLosses":
+        """Leave the gradients of the whole batch in the parameters, and return its losses."""
+        totals: dict[str, torch.Tensor] = {}
+        with self._as_one_batch(micro_batches) if len(micro_batches) > 1 else nullcontext():
+            for micro_batch in micro_batches[:-1]:
+                with self._without_exchange():
+                    self.grad_scaler.scale(self._forward(micro_batch, totals)).backward()
+            loss = self._forward(micro_batches[-1], totals)
+        # The copy to the host starts before the backward pass, so that reading the losses does not wait for its end.
+        losses = _AsyncLosses(totals, data_time)
+        self.grad_scaler.scale(loss).backward()
+        return losses
+
+    def _forward(self, micro_batch: list[dict], totals: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The sum of the losses, a scalar; each is also added to its total, in float32."""
+        with torch.autocast(self._device.type, dtype=self._precision, enabled=self._precision is not None):
+            losses = self.model(micro_batch)
+        if isinstance(losses, torch.Tensor):
+            losses = {"total_loss": losses}
+        for name, loss in losses.items():
+            value = loss.detach().float()
+            totals[name] = totals[name] + value if name in totals else value
+        return sum(losses.values())
+
+    def _without_exchange(self):
+        """Gradients stay with this process; the last micro-batch's backward pass exchanges the sum of all."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
+
+    def _write_metrics(self, losses_by_rank: list[dict[str, float]], data_times: list[float]) -> None:
+        names, processes = losses_by_rank[0], len(losses_by_rank)
+        means = {name: sum(losses[name] for losses in losses_by_rank) / processes for name in names}
+        parts = means if len(means) > 1 else {}
+        self._storage().put_scalars(
+            rank_data_time=data_times[0], data_time=max(data_times), total_loss=sum(means.values()), **parts
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """``iteration``, ``optimizer`` and, in mixed precision, ``grad_scaler``."""
+        state = {"iteration": self.iter, "optimizer": self.optimizer.state_dict()}
+        return state if self._precision is None else {**state, "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave, here or in one of Detectron2's own trainers."""
+        self.iter = state_dict["iteration"]
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        # Empty after bfloat16, absent after float32: then the scale starts anew.
+        if state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+class _AsyncLosses:
+    """Losses of all processes, copied from the device to the host without waiting for it."""
+
+    def __init__(self, losses: Mapping[str, torch.Tensor], data_time: float):
+        """Starts the copy. Every process does so with the same names of losses, each a scalar."""
+        self._names = list(losses)
+        # `new_full` is a kernel; a tensor made of a Python number would be a copy that waits for the device.
+        first = next(iter(losses.values()))
+        values = torch.stack([*losses.values(), first.new_full((), data_time)])
+        rows = [values]
+        if num_processes() > 1:
+            rows = [torch.empty_like(values) for _ in range(num_processes())]
+            dist.all_gather(rows, values)
+        self._rows = torch.stack(rows).to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
+
+    def read(self) -> tuple[list[dict[str, float]], list[float]]:
+        """Wait for the copy. Returns the losses by name and the data time in seconds, both by rank."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        rows = self._rows.tolist()
+        return [dict(zip(self._names, losses)) for *losses, _ in rows], [data_time for *_, data_time in rows]

@@ -1,0 +1,207 @@
+"""The engine's trainer with what this extension adds: checked data, load reports, loss guard, progress, records."""
+
+import logging
+import os
+import warnings
+import weakref
+
+import torch
+
+from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.d2 import (
+    BACKBONE_REGISTRY,
+    ENGINE,
+    META_ARCH_REGISTRY,
+    COCOEvaluator,
+    DatasetMapper,
+    DefaultTrainer,
+    DetectionCheckpointer,
+    JSONWriter,
+    MetadataCatalog,
+    TensorboardXWriter,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    comm,
+    get_event_storage,
+    hooks,
+)
+from retinanet_ext.data.checked_mapper import CheckedMapper
+from retinanet_ext.data.checked_records import dataset_for_evaluation, load_checked_dicts
+from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
+from retinanet_ext.inference.tta import DenseDetectorWithTTA
+from retinanet_ext.machine.cpu import keep_freed_memory
+from retinanet_ext.machine.devices import check_device
+from retinanet_ext.registry import check_registered
+
+from .overlapped_evaluation import OverlappedEvaluator
+from .process_checks import check_processes
+from .progress_line import ProgressWriter
+from .run_record import write_results, write_run_record
+from .step import TrainStep, mixed_precision
+
+logger = logging.getLogger(__name__)
+
+# By the evaluator_type in a dataset's metadata: obj(dataset_name, output_dir=..., max_dets_per_image=...,
+# allow_cached_coco=...) -> evaluator, as COCOEvaluator.
+EVALUATORS = {"coco": COCOEvaluator}
+
+
+class _BestCheckpointer(DetectionCheckpointer):
+    """Saves without becoming the checkpoint that a resumed run goes on from."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates the meta-architectures of this package, on either engine."""
+
+    def __init__(self, cfg):
+        check_device(cfg.MODEL.DEVICE)
+        if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+            keep_freed_memory()
+        check_processes(cfg)
+        mixed_precision(cfg)  # refuses a type that the device does not have
+        with warnings.catch_warnings():
+            # Detectron2 makes a scaler for CUDA, wherever the model is; `_use_our_step` replaces it.
+            warnings.filterwarnings("ignore", message=".*GradScaler.*")
+            super().__init__(cfg)
+        if ENGINE == "detectron2":
+            self._use_our_step()
+        # An impossible TEST.DTYPE, COMPILE or CUDA_GRAPHS fails here, not at the first evaluation.
+        check_inference_model(cfg, self.model)
+        if comm.is_main_process():
+            write_run_record(cfg, comm.get_world_size())
+
+    def _use_our_step(self) -> None:
+        """Run :class:`TrainStep`, as `lite`'s own trainer does, in place of the step that Detectron2 has made."""
+        outer = weakref.proxy(self)  # or the two would keep each other, and the model, alive
+        self._trainer = TrainStep.from_config(
+            self.cfg, self.model, self.data_loader, self.optimizer,
+            storage=get_event_storage, after_backward=lambda: outer.after_backward(),
+        )  # fmt: skip
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint in the output folder if asked to, else load ``MODEL.WEIGHTS``."""
+        # If only some processes see a checkpoint, all must come to the engine, which refuses that.
+        if resume and any(comm.all_gather(self.checkpointer.has_checkpoint())):
+            self._resume()
+            return
+        if resume:
+            logger.warning("nothing to resume in %s; starting from MODEL.WEIGHTS", self.cfg.OUTPUT_DIR)
+        load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+
+    def _resume(self) -> None:
+        path = self.checkpointer.get_checkpoint_file()
+        try:
+            super().resume_or_load(resume=True)
+            # The engines leave out weights that do not fit, and the optimizer fails on them later.
+            load_weights(self.model, path, strict=True)
+        except Exception as error:  # of any type, by what differs between the config and that of the checkpoint
+            raise ValueError(
+                f"cannot resume from {path}: {type(error).__name__}: {error}\nCheck that the file is whole, and that "
+                "the config is that of the run. To begin anew from its weights, set MODEL.WEIGHTS, without --resume."
+            ) from error
+        logger.info(
+            "resumed from %s, going on at iteration %d of %d; MODEL.WEIGHTS is not read",
+            path,
+            self.start_iter,
+            self.max_iter,
+        )
+        if self.start_iter >= self.max_iter:
+            logger.warning("that run is complete: raise SOLVER.MAX_ITER, now %d, to train longer", self.max_iter)
+
+    @classmethod
+    def build_model(cls, cfg):
+        check_device(cfg.MODEL.DEVICE)
+        check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
+        check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
+        model = super().build_model(cfg)
+        if cfg.MODEL.GRADIENT_CHECKPOINTING and not getattr(model, "gradient_checkpointing", False):
+            raise ValueError(
+                f"MODEL.GRADIENT_CHECKPOINTING is True, which the meta-architecture {type(model).__name__} does not "
+                "have; use FocalRetinaNet, or set it to False"
+            )
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        dicts = load_checked_dicts(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        mapper = CheckedMapper(DatasetMapper(cfg, is_train=True), cfg.DATASETS.ON_BAD_IMAGE)
+        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+        # For the epoch in the progress line; the engines' loaders do not tell.
+        loader.num_images = len(dicts)
+        return loader
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name: str):
+        dicts = load_checked_dicts(cfg, [dataset_name], filter_empty=False)
+        # No sample may take the place of an unreadable one here: it would be evaluated twice.
+        mapper = CheckedMapper(DatasetMapper(cfg, is_train=False), on_bad_image="error")
+        return build_detection_test_loader(dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None):
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+        if kind not in EVALUATORS:
+            raise ValueError(
+                f"dataset {dataset_name!r} has evaluator_type {kind!r}; known are {', '.join(sorted(EVALUATORS))}. "
+                "Set it in the dataset's metadata, or add to retinanet_ext.training.trainer.EVALUATORS."
+            )
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        evaluator = EVALUATORS[kind](
+            dataset_for_evaluation(cfg, dataset_name),
+            output_dir=output_folder,
+            max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            # A file left by an earlier run may hold other annotations under the same name.
+            allow_cached_coco=False,
+        )
+        # On the CPU a second thread would take its time from the model.
+        return OverlappedEvaluator(evaluator) if cfg.MODEL.DEVICE.startswith("cuda") else evaluator
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``."""
+        results = super().test(cfg, inference_model(cfg, model), evaluators)
+        if comm.is_main_process():
+            write_results(cfg.OUTPUT_DIR, results)
+        return results
+
+    @classmethod
+    def test_with_tta(cls, cfg, model) -> dict:
+        """Evaluate with test-time augmentation; ``results.json`` gets further entries, ``bbox_TTA`` and so on."""
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
+        results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
+        if comm.is_main_process():
+            write_results(cfg.OUTPUT_DIR, results, add=True)
+        return results
+
+    def build_hooks(self):
+        """The engine's hooks, the best checkpoint after each evaluation, and a last evaluation with TTA if enabled."""
+        hook_list = super().build_hooks()
+        extra = []
+        if self.cfg.TEST.AUG.ENABLED:
+            extra.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
+        if not comm.is_main_process():
+            return hook_list + extra
+        if self.cfg.TEST.BEST_METRIC and self.cfg.DATASETS.TEST:
+            metric = self.cfg.TEST.BEST_METRIC
+            if len(self.cfg.DATASETS.TEST) > 1:  # then the engines put the dataset's name in front
+                metric = f"{self.cfg.DATASETS.TEST[0]}/{metric}"
+            best = _BestCheckpointer(self.model, self.cfg.OUTPUT_DIR)
+            extra.append(hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, metric))
+        # The writers come last, so that they see what the evaluation stored.
+        return hook_list[:-1] + extra + hook_list[-1:]
+
+    def build_writers(self):
+        output_dir = self.cfg.OUTPUT_DIR
+        progress = ProgressWriter(
+            max_iter=self.max_iter,
+            images_per_batch=self.cfg.SOLVER.IMS_PER_BATCH,
+            num_images=getattr(self.data_loader, "num_images", None),
+        )
+        return [progress, JSONWriter(os.path.join(output_dir, "metrics.json")), TensorboardXWriter(output_dir)]

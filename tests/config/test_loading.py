@@ -1,0 +1,165 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retinanet_ext import add_retinanet_ext_config, d2
+from retinanet_ext.config.legal_values import LEGAL_VALUES
+from retinanet_ext.config.loading import load_config
+from retinanet_ext.config.yaml_files import flat_keys
+from tests.builders import batch
+from tests.conftest import REPO_ROOT
+
+# Ablation studies are files of another kind; see tests/ablation.
+CONFIGS = sorted(path for path in (REPO_ROOT / "configs").rglob("*.yaml") if path.parent.name != "ablations")
+SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO_ROOT / "configs")))
+def test_every_config_builds_and_trains_one_step(path, generator):
+    cfg = load_config(str(path), SMALL, datasets=False)
+    model = d2.build_model(cfg)
+    losses = model(batch(generator, (64, 64), (64, 64)))
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO_ROOT / "configs")))
+def test_every_config_is_safe_yaml_inside_this_folder(path):
+    content = yaml.safe_load(path.read_text())
+    base = content.get("_BASE_")
+    if base:
+        assert (REPO_ROOT / "configs") in (path.parent / base).resolve().parents
+
+
+def new_keys() -> set[str]:
+    plain, extended = d2.get_cfg(), d2.get_cfg()
+    add_retinanet_ext_config(extended)
+    return set(flat_keys(extended)) - set(flat_keys(plain))
+
+
+@pytest.mark.parametrize("key", sorted(new_keys()))
+def test_every_new_key_is_explained_and_read(key):
+    source = (REPO_ROOT / "retinanet_ext" / "config" / "keys.py").read_text()
+    line = next(i for i, text in enumerate(source.splitlines()) if f"cfg.{key} =" in text)
+    before = source.splitlines()[line - 2 : line]
+    assert any(text.strip().startswith("#") for text in before), f"no comment above {key}"
+    last_two = ".".join(key.split(".")[-2:])
+    readers = [p for p in (REPO_ROOT / "retinanet_ext").rglob("*.py") if p.name != "keys.py"]
+    assert any(re.search(rf"\b{re.escape(last_two)}\b", p.read_text()) for p in readers), f"nobody reads {key}"
+
+
+def test_adding_the_keys_changes_none_of_the_engines():
+    plain, extended = d2.get_cfg(), d2.get_cfg()
+    add_retinanet_ext_config(extended)
+    for key in flat_keys(plain):
+        a, b = plain, extended
+        for part in key.split("."):
+            a, b = a[part], b[part]
+        assert a == b, key
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "config.yaml").write_text(text)
+    return str(folder / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("MODEL: {RETINANET: {NUM_CLASES: 3}}", "NUM_CLASES' does not exist; nearest: MODEL.RETINANET.NUM_CLASSES"),
+        ("MODEL: {RETINANET: {MATCHER: {NAM: x}}}", "nearest: MODEL.RETINANET.MATCHER.NAME"),
+        ("ROI_HEADS: {SCORE_THRESH_TEST: 0.1}", "nearest: .*SCORE_THRESH_TEST"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(tmp_path, text, message):
+    with pytest.raises(KeyError, match=message):
+        load_config(write(tmp_path, text), datasets=False)
+
+
+def test_all_unknown_keys_are_named_at_once(tmp_path):
+    with pytest.raises(KeyError, match="SOLVER.LR.*SOLVER.ITERS"):
+        load_config(write(tmp_path, "SOLVER: {LR: 1, ITERS: 2}"), datasets=False)
+    with pytest.raises(KeyError, match="the overrides: .*SOLVER.LR"):
+        load_config(None, ["SOLVER.LR", "1"], datasets=False)
+
+
+def test_wrong_types_and_odd_overrides(tmp_path):
+    with pytest.raises(ValueError, match="SOLVER.MAX_ITER"):
+        load_config(write(tmp_path, "SOLVER: {MAX_ITER: many}"), datasets=False)
+    with pytest.raises(ValueError, match="KEY VALUE pairs, but there are 1"):
+        load_config(None, ["SOLVER.MAX_ITER"], datasets=False)
+    with pytest.raises(FileNotFoundError, match="'none.yaml' does not exist"):
+        load_config("none.yaml")
+
+
+@pytest.mark.parametrize("key", LEGAL_VALUES)
+def test_values_that_no_engine_knows_are_refused_with_the_legal_ones(key):
+    wrong = "99" if isinstance(LEGAL_VALUES[key][0], int) else "x"
+    with pytest.raises(ValueError, match=f"{key} is '?{wrong}'?; legal values: {LEGAL_VALUES[key][0]!r}, "):
+        load_config(None, [key, wrong], datasets=False)
+
+
+def test_a_list_given_as_a_word_is_told_how_lists_are_written():
+    with pytest.raises(ValueError, match=r"the overrides: .*DATASETS.TRAIN; a list is written \['a', 'b'\]"):
+        load_config(None, ["DATASETS.TRAIN", "cells"], datasets=False)
+    with pytest.raises(ValueError, match="the overrides: .*SOLVER.MAX_ITER$"):
+        load_config(None, ["SOLVER.MAX_ITER", "many"], datasets=False)
+
+
+def test_sections_and_lower_case_keys_are_recognised(tmp_path):
+    with pytest.raises(KeyError, match="'SOLVER' is a section and takes no value itself; in it are .*MAX_ITER"):
+        load_config(write(tmp_path, "SOLVER: 5"), datasets=False)
+    with pytest.raises(KeyError, match="'solver.max_iter' does not exist; nearest: SOLVER.MAX_ITER"):
+        load_config(None, ["solver.max_iter", "5"], datasets=False)
+    with pytest.raises(KeyError, match="'SOLVER.1' does not exist"):
+        load_config(write(tmp_path, "SOLVER: {1: 5}"), datasets=False)
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    text = "SOLVER:\n  MAX_ITER: 5\nSEED: 1\nSOLVER:\n  BASE_LR: 0.1\n"
+    with pytest.raises(ValueError, match="'SOLVER' occurs twice in one section; only the last would count\\n.*line 4"):
+        load_config(write(tmp_path, text), datasets=False)
+
+
+def test_files_that_cannot_be_read_as_a_config_are_named(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"\x80\x02\xff")
+    with pytest.raises(ValueError, match="weights.pth is not a text file"):
+        load_config(str(tmp_path / "weights.pth"), datasets=False)
+    (tmp_path / "other.yaml").write_text("_BASE_: config.yaml")
+    with pytest.raises(ValueError, match="is its own _BASE_: .*config.yaml -> .*other.yaml -> .*config.yaml"):
+        load_config(write(tmp_path, "_BASE_: other.yaml"), datasets=False)
+
+
+def test_unsafe_yaml_is_refused_on_either_engine(tmp_path):
+    canary = tmp_path / "canary"
+    path = write(tmp_path, f"SEED: !!python/object/apply:os.mkdir ['{canary}']\n")
+    with pytest.raises(ValueError, match="os.mkdir.*is refused"):
+        load_config(path, datasets=False)
+    assert not canary.exists()
+
+
+CUSTOM = "[{'NAME': '%s', 'FORMAT': 'coco', 'JSON': '%s', 'IMAGES': '%s'}]"
+
+
+def test_number_of_classes_comes_from_the_data(shapes):
+    json_file, images = shapes / "annotations" / "shapes_train.json", shapes / "train"
+    opts = ["DATASETS.CUSTOM", CUSTOM % ("num_classes_test", json_file, images)]
+    opts += ["DATASETS.TRAIN", "('num_classes_test',)", "DATASETS.TEST", "()"]
+    cfg = load_config(None, opts)
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == len(cfg.MODEL.CLASS_NAMES) == 5
+    assert load_config(None, [*opts, "MODEL.RETINANET.NUM_CLASSES", "5"]).MODEL.RETINANET.NUM_CLASSES == 5
+    with pytest.raises(ValueError, match="NUM_CLASSES is 80, but dataset 'num_classes_test' has 5 classes: circle"):
+        load_config(None, [*opts, "MODEL.RETINANET.NUM_CLASSES", "80"])
+    with pytest.raises(KeyError, match="num_clases_test"):
+        load_config(None, [*opts, "DATASETS.TRAIN", "('num_clases_test',)"])
+
+
+def test_an_integer_is_good_enough_for_a_float(tmp_path):
+    (tmp_path / "c.yaml").write_text("MODEL:\n  RETINANET:\n    FOCAL_LOSS_GAMMA: 3\nSOLVER:\n  MAX_ITER: 7\n")
+    cfg = load_config(str(tmp_path / "c.yaml"), ["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1"], datasets=False)
+    assert (cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA) == (-1.0, 3.0)
+    assert cfg.SOLVER.MAX_ITER == 7 and isinstance(cfg.SOLVER.MAX_ITER, int)
+    with pytest.raises(ValueError, match="FOCAL_LOSS_GAMMA"):
+        load_config(None, ["MODEL.RETINANET.FOCAL_LOSS_GAMMA", "much"], datasets=False)

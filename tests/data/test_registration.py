@@ -1,0 +1,275 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from retinanet_ext.config.keys import add_retinanet_ext_config
+from retinanet_ext.d2 import COCOEvaluator, DatasetCatalog, MetadataCatalog, get_cfg
+from retinanet_ext.data import registration
+from retinanet_ext.data.coco_file import read_coco_file
+from retinanet_ext.data.doctor.record_checks import check_dataset_dicts
+from retinanet_ext.data.generated_shapes import write_shapes
+from retinanet_ext.data.registration import register_custom_datasets
+from retinanet_ext.data.shape_drawing import CLASS_NAMES
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+VOC = {"NAME": "pets", "FORMAT": "voc", "ROOT": "pets", "SPLIT": "train"}
+COCO = {"NAME": "birds", "FORMAT": "coco", "JSON": "birds.json", "IMAGES": "birds"}
+
+
+def register(*items):
+    register_custom_datasets(SimpleNamespace(DATASETS=SimpleNamespace(CUSTOM=list(items))))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    return tmp_path
+
+
+def write_coco(folder, **changes):
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 20, "bbox": [1, 2, 3, 4], "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 10, "bbox": [5, 6, 7, 8], "iscrowd": 1},
+        ],
+        "categories": [{"id": 20, "name": "crow"}, {"id": 10, "name": "wren"}],
+        **changes,
+    }
+    (folder / "birds").mkdir(exist_ok=True, parents=True)
+    (folder / "birds.json").write_text(json.dumps(content))
+
+
+def test_from_yaml_alone(here):
+    write_coco(here)
+    (here / "config.yaml").write_text(
+        "DATASETS:\n  CUSTOM:\n    - {NAME: birds, FORMAT: coco, JSON: birds.json, IMAGES: birds}\n"
+    )
+    cfg = get_cfg()
+    add_retinanet_ext_config(cfg)
+    cfg.merge_from_file(str(here / "config.yaml"))
+    register_custom_datasets(cfg)
+    (record,) = DatasetCatalog.get("birds")
+    assert record["file_name"] == str(here / "birds" / "a.jpg") and record["image_id"] == 7
+    # Ids in the order of the file's ids: wren (10) is 0, crow (20) is 1. The crowd is kept.
+    assert [(a["category_id"], a["iscrowd"], a["id"]) for a in record["annotations"]] == [(1, 0, 1), (0, 1, 2)]
+    metadata = MetadataCatalog.get("birds")
+    assert metadata.thing_classes == ["wren", "crow"] and metadata.evaluator_type == "coco"
+    assert metadata.thing_dataset_id_to_contiguous_id == {10: 0, 20: 1}
+    assert metadata.json_file == str(here / "birds.json") and metadata.image_root == str(here / "birds")
+    assert DatasetCatalog.get("birds") == [record]
+
+
+def test_classes_set_the_order(here):
+    write_coco(here)
+    register({**COCO, "CLASSES": ["crow", "wren"]})
+    assert MetadataCatalog.get("birds").thing_classes == ["crow", "wren"]
+    assert [a["category_id"] for a in DatasetCatalog.get("birds")[0]["annotations"]] == [0, 1]
+    assert MetadataCatalog.get("birds").thing_dataset_id_to_contiguous_id == {10: 1, 20: 0}
+
+
+def test_class_names_that_are_numbers(here):
+    write_coco(here, categories=[{"id": 20, "name": 7}, {"id": 10, "name": "wren"}])
+    register(COCO)
+    DatasetCatalog.get("birds")
+    assert MetadataCatalog.get("birds").thing_classes == ["wren", "7"]
+
+
+def test_a_folder_instead_of_a_file(here):
+    write_coco(here)
+    register({**COCO, "JSON": "birds"})
+    with pytest.raises(ValueError, match=f"{here}/birds is not a COCO annotation file: .*directory"):
+        DatasetCatalog.get("birds")
+
+
+def test_categories_outside_of_classes_are_left_to_the_check(here):
+    write_coco(here)
+    register({**COCO, "CLASSES": ["wren", "jay"]})
+    records = DatasetCatalog.get("birds")
+    assert [a["category_id"] for a in records[0]["annotations"]] == [-1, 0]
+    # The file has other classes than the dataset, so the evaluator must not read it.
+    assert MetadataCatalog.get("birds").get("json_file", None) is None
+    with pytest.raises(ValueError, match=r"annotation 0 \(id 1\): found category_id -1 \(crow\)"):
+        check_dataset_dicts(records, "birds", ["wren", "jay"], check_images="none")
+
+
+def test_category_that_the_file_does_not_define(here):
+    write_coco(here, categories=[{"id": 10, "name": "wren"}])
+    register(COCO)
+    records = DatasetCatalog.get("birds")
+    with pytest.raises(ValueError, match=r"category_id -1 \(category id 20\), legal: 0 to 0 \(wren\)"):
+        check_dataset_dicts(records, "birds", ["wren"], check_images="none")
+
+
+def test_voc_on_real_data(shared_data, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
+    register({"NAME": "cells", "FORMAT": "voc", "ROOT": "bccd", "SPLIT": "test"})
+    assert len(DatasetCatalog.get("cells")) == 72
+    metadata = MetadataCatalog.get("cells")
+    assert metadata.thing_classes == ["Platelets", "RBC", "WBC"] and metadata.evaluator_type == "coco"
+    assert metadata.get("json_file", None) is None
+
+
+def test_coco_on_real_data_keeps_all_that_the_file_has(shared_data, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
+    json_file = "coco_mini/annotations/instances_val2017.json"
+    register({**COCO, "JSON": json_file, "IMAGES": "coco_mini/val2017"})
+    records = DatasetCatalog.get("birds")
+    content = json.loads((shared_data / json_file).read_text())
+    assert len(records) == 79
+    assert sum(len(r["annotations"]) for r in records) == len(content["annotations"])
+    assert sum(a["iscrowd"] for r in records for a in r["annotations"]) == sum(
+        a["iscrowd"] for a in content["annotations"]
+    )
+    assert check_dataset_dicts(records, "birds", MetadataCatalog.get("birds").thing_classes)[1].problems == []
+
+
+def test_generated_shapes_pass_the_check(tmp_path):
+    write_shapes(tmp_path / "shapes", 4, 2, image_size=64)
+    items = [
+        {"NAME": f"shapes_{split}", "FORMAT": "coco", "IMAGES": str(tmp_path / "shapes" / split),
+         "JSON": str(tmp_path / "shapes" / "annotations" / f"shapes_{split}.json")}
+        for split in ("train", "val")
+    ]  # fmt: skip
+    register(*items)
+    for item in items:
+        records = DatasetCatalog.get(item["NAME"])
+        assert check_dataset_dicts(records, item["NAME"], CLASS_NAMES, check_images="decode")[1].problems == []
+        assert MetadataCatalog.get(item["NAME"]).thing_classes == list(CLASS_NAMES)
+
+
+def test_the_evaluator_takes_voc_data(shared_data, tmp_path):
+    """It converts our records, text image ids included, as the ground truth."""
+    import torch
+
+    from retinanet_ext.d2 import Boxes, Instances
+
+    register({"NAME": "cells", "FORMAT": "voc", "ROOT": str(shared_data / "bccd"), "SPLIT": "test"})
+    evaluator = COCOEvaluator("cells", tasks=("bbox",), distributed=False, output_dir=str(tmp_path))
+    evaluator.reset()
+    for record in DatasetCatalog.get("cells"):
+        instances = Instances((record["height"], record["width"]))
+        instances.pred_boxes = Boxes(torch.tensor([a["bbox"] for a in record["annotations"]]).reshape(-1, 4))
+        instances.scores = torch.ones(len(instances.pred_boxes))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]], dtype=torch.int64)
+        evaluator.process([record], [{"instances": instances}])
+    # The ground truth as predictions: everything is found.
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100.0, abs=0.1)
+
+
+def test_again_is_a_no_op_and_something_else_is_a_difference(here):
+    register(VOC, COCO)
+    register(dict(VOC), dict(COCO))
+    with pytest.raises(ValueError, match="'pets' is registered already") as caught:
+        register({**VOC, "SPLIT": "val", "CLASSES": ["cat"]})
+    assert "SPLIT: 'train' -> 'val'" in str(caught.value) and "CLASSES: None -> ['cat']" in str(caught.value)
+    assert "ROOT" not in str(caught.value)
+    with pytest.raises(ValueError, match=f"ROOT: {here}/pets -> {here}/dogs"):
+        register({**VOC, "ROOT": "dogs"})
+
+
+def test_a_name_that_belongs_to_other_code():
+    DatasetCatalog.register("pets", lambda: [])
+    with pytest.raises(ValueError, match="'pets' belongs to a dataset that was registered elsewhere"):
+        register(VOC)
+
+
+def test_relative_paths_prefer_the_environment_then_the_working_directory(here, monkeypatch):
+    write_coco(here / "work")
+    write_coco(here / "env")
+    (here / "env" / "birds.json").unlink()
+    monkeypatch.chdir(here / "work")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(here / "env"))
+    register(COCO)
+    DatasetCatalog.get("birds")
+    metadata = MetadataCatalog.get("birds")
+    assert metadata.json_file == str(here / "work" / "birds.json")
+    assert metadata.image_root == str(here / "env" / "birds")
+
+
+def test_missing_files_name_both_places(here, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(here / "env"))
+    register(VOC)
+    with pytest.raises(FileNotFoundError, match=f"'pets': ROOT not found. Tried: {here}/env/pets, {here}/pets"):
+        DatasetCatalog.get("pets")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({**VOC, "FORMAT": "yolo"}, "FORMAT is 'yolo'; legal: voc, coco"),
+        ({**VOC, "FORMAT": "VOC"}, "FORMAT is 'VOC'.*Did you mean voc"),
+        ({"NAME": "x"}, "FORMAT is None"),
+        ({**VOC, "SPLT": "val"}, "unknown key 'SPLT'.*Did you mean SPLIT"),
+        ({**VOC, "root": "pets"}, "unknown key 'root'.*Did you mean ROOT"),
+        ({**VOC, "JSON": "a.json"}, "unknown key 'JSON'; legal for FORMAT voc: NAME, FORMAT, ROOT, SPLIT, CLASSES"),
+        ({"NAME": "pets", "FORMAT": "voc"}, "missing ROOT, SPLIT; FORMAT voc needs"),
+        ({**VOC, "SPLIT": 2007}, "SPLIT must be a non-empty string, found 2007"),
+        ({**VOC, "CLASSES": []}, "CLASSES must be a list of names"),
+        ({**VOC, "CLASSES": [True, "no"]}, "quote numbers, yes and no"),
+        ({**VOC, "CLASSES": ["cat", "dog", "cat"]}, "CLASSES names cat more than once"),
+    ],
+)
+def test_bad_items(item, message):
+    with pytest.raises(ValueError, match=rf"DATASETS\.CUSTOM\[1\].*{message}"):
+        register(COCO, item)
+
+
+def test_an_item_that_is_no_mapping():
+    with pytest.raises(TypeError, match=r"DATASETS\.CUSTOM\[0\] must be a mapping.*found 'pets'"):
+        register("pets")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "birds.json is not a COCO annotation file: it is not valid JSON"),
+        ("[]", "birds.json .*: no images, annotations, categories at its top level"),
+        ('{"images": []}', "no annotations, categories at its top level"),
+    ],
+)
+def test_files_that_are_not_coco(here, content, message):
+    write_coco(here)
+    (here / "birds.json").write_text(content)
+    register(COCO)
+    with pytest.raises(ValueError, match=message):
+        DatasetCatalog.get("birds")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": []}, r"2 annotations belong to image ids that the file does not list; .*: 1, 2\."),
+        ({"images": {}}, "birds.json: images must be a list, found dict"),
+        ({"categories": []}, "birds.json: categories is empty"),
+        ({"images": [7]}, r"images\[0\] must be a mapping, found 7"),
+        ({"images": [{"id": 7, "file_name": "a.jpg"}]}, r"birds.json: images\[0\] \(id 7\) has no width, height"),
+        ({"images": [{"id": 7, "width": 4, "height": 4}]}, r"images\[0\] \(id 7\) has no file_name"),
+        ({"annotations": [{"id": 3, "image_id": 7}]}, r"birds.json: annotations\[0\] \(id 3\) has no category_id"),
+        ({"annotations": [{"category_id": 20}]}, r"annotations\[0\] has no id, image_id"),
+        ({"categories": [{"id": 20}]}, r"birds.json: categories\[0\] \(id 20\) has no name"),
+        ({"categories": [{"name": "crow"}]}, r"categories\[0\] has no id"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "names of the categories must be unique"),
+    ],
+)
+def test_coco_files_that_contradict_themselves(here, changes, message):
+    write_coco(here, **changes)
+    register(COCO)
+    with pytest.raises(ValueError, match=message):
+        DatasetCatalog.get("birds")
+
+
+def test_a_version_of_a_coco_file_is_examined_once(here, monkeypatch):
+    write_coco(here)
+    register(COCO, {**COCO, "NAME": "same"})
+    parsed = []
+    monkeypatch.setattr(registration, "read_coco_file", lambda path: parsed.append(1) or read_coco_file(path))
+    first = DatasetCatalog.get("birds")
+    assert DatasetCatalog.get("birds") == first and DatasetCatalog.get("same") == first
+    assert len(parsed) == 1
+    write_coco(here, images=[])
+    with pytest.raises(ValueError, match="image ids that the file does not list"):
+        DatasetCatalog.get("birds")

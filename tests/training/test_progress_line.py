@@ -1,0 +1,56 @@
+import logging
+import os
+import re
+import sys
+
+import pytest
+
+from retinanet_ext.d2 import EventStorage
+from retinanet_ext.training.progress_line import ProgressWriter
+
+
+def run(writer, first, last):
+    with EventStorage(first) as storage:
+        for iteration in range(first, last):
+            storage.iter = iteration
+            storage.put_scalars(total_loss=1.5, time=0.5, lr=0.01)
+        writer.write()
+
+
+def test_a_quiet_line_where_there_is_no_terminal(caplog, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    writer = ProgressWriter(max_iter=100, images_per_batch=4, num_images=80)
+    with caplog.at_level(logging.INFO, "retinanet_ext.training.progress_line"):
+        run(writer, 0, 20)
+    # 20 iterations of 4 images are one epoch of 80; 80 iterations at half a second are left.
+    (line,) = {record.getMessage() for record in caplog.records}  # a set: two handlers may catch it
+    fields = r"iteration 20/100, epoch 1.00, eta 0:00:40, 8.0 images/s, memory \d+ MB, total_loss 1.500, lr 1.00e-02"
+    assert re.fullmatch(fields, line)
+
+
+def test_a_bar_on_a_terminal_knows_the_time_left_after_a_resume(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    writer = ProgressWriter(max_iter=100, images_per_batch=4, num_images=80)
+    run(writer, 90, 95)
+    writer.close()
+    shown = capsys.readouterr().err
+    assert "95/100" in shown and "eta 0:00:02" in shown and "it/s" not in shown
+
+
+def test_a_terminal_without_width_gets_lines(monkeypatch, caplog):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.fileno", lambda: 2, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda descriptor: os.terminal_size((0, 0)))
+    writer = ProgressWriter(max_iter=100, images_per_batch=4, num_images=80)
+    with caplog.at_level(logging.INFO, "retinanet_ext.training.progress_line"):
+        monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)
+        run(writer, 0, 20)
+    assert "iteration 20/100" in caplog.text
+
+
+@pytest.mark.parametrize("iteration", [100, 101])
+def test_nothing_after_the_last_iteration(iteration, caplog):
+    writer = ProgressWriter(max_iter=100, images_per_batch=4, num_images=None)
+    with caplog.at_level(logging.INFO, "retinanet_ext.training.progress_line"), EventStorage(iteration):
+        writer.write()
+    assert not caplog.records
