@@ -17,7 +17,7 @@ def read_version() -> str:
 setup(
     name="retinanet_ext",
     version=read_version(),
-    description="RetinaNet for Detectron2, with an embedded engine for where Detectron2 is not installed",
+    description="RetinaNet for Detectron2, with an embedded engine for machines without Detectron2",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

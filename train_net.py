@@ -17,18 +17,18 @@ def setup(args):
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
-    # Detectron2 sets up its own log only.
+    # Detectron2's default_setup sets up Detectron2's log only.
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")
     return cfg
 
 
 def evaluate(cfg, resume: bool) -> dict:
-    """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of the output folder if there is one."""
+    """Evaluate MODEL.WEIGHTS or, with ``resume``, the last checkpoint in the output folder if one exists."""
     if not cfg.DATASETS.TEST:
-        raise ValueError("--eval-only, but DATASETS.TEST names no dataset")
+        raise ValueError("--eval-only needs a dataset, but DATASETS.TEST names no dataset")
     model = Trainer.build_model(cfg)
-    last = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    weights = last.get_checkpoint_file() if resume and last.has_checkpoint() else cfg.MODEL.WEIGHTS
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
     load_weights(model, weights, strict=True)
     results = Trainer.test(cfg, model)
     return {**results, **Trainer.test_with_tta(cfg, model)} if cfg.TEST.AUG.ENABLED else results

@@ -1,1 +1,1 @@
-"""Measurements, side by side with Detectron2. Not installed with the package; run from the repository."""
+"""Measurements, side by side with Detectron2. Not installed with the package; run them from the repository."""

@@ -1,6 +1,6 @@
-"""All benchmarks one after another, each in a process of its own; their tables go to the terminal and to a folder.
+"""All benchmarks one after another, each in its own process; their tables go to the terminal and to a folder.
 
-On CUDA the sizes are those of training on COCO, and one call takes some minutes on a large GPU.
+On CUDA the sizes are those of training on COCO, and all together take some minutes on a large GPU.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ON_CUDA = [
 
 
 def run(words: Sequence[str], device: str, folder: Path) -> int:
-    """One benchmark. Returns its exit status; what it prints is in ``folder`` as well."""
+    """Run one benchmark and return its exit status. Its output also goes to ``folder``."""
     name = "_".join([words[0], *[word for word in words[1:] if not word.startswith("--")]])
     command = [sys.executable, "-m", f"benchmarks.{words[0]}", *words[1:], "--json", str(folder / f"{name}.json")]
     command += ["--device", device] if device != "cpu" else []

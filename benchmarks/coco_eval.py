@@ -24,7 +24,7 @@ from retinanet_ext.lite.structures import Boxes, Instances
 HEIGHT, WIDTH = 480, 640
 BOXES_PER_IMAGE = 7
 NAME = "benchmark of COCO evaluation"
-# Of all metrics, which are in 0 to 100.
+# Largest accepted difference of a metric, on the scale 0 to 100.
 TOLERANCE = 1e-6
 PARTS = ("process", "evaluate", "both")
 
@@ -35,14 +35,14 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def make_data(images: int, detections: int, classes: int) -> tuple[dict, list[Arrays]]:
-    """Ground truth as in a COCO file, categories 1..K, and for each image its predictions.
+    """Ground truth as in a COCO file, categories 1..K, and predictions for each image.
 
-    Of an image's predictions about a fifth are moved boxes of the truth, one in ten of them of another class; the rest
-    is noise with lower scores.
+    About a fifth of an image's predictions are moved ground truth boxes, one in ten of these with a random class. The
+    rest is noise with lower scores.
 
     Returns:
-        The content of the file, and for image i + 1 boxes ``(detections, 4)`` (XYXY, pixels), scores and classes
-        (0..K-1).
+        The content of the file; and for each image, in the order of ids from 1 on, boxes ``(detections, 4)`` (XYXY,
+        pixels), scores ``(detections,)`` and classes ``(detections,)`` in 0..K-1.
     """
     rng = np.random.default_rng(0)
     annotations, predictions = [], []
@@ -71,7 +71,7 @@ def make_data(images: int, detections: int, classes: int) -> tuple[dict, list[Ar
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """XYXY, sides of 8 to 320 pixels, as many per octave."""
+    """Boxes ``(count, 4)``, XYXY, with log-uniform sides of 8 to 320 pixels."""
     sides = np.exp(rng.uniform(np.log(8), np.log(320), (count, 2)))
     corner = rng.random((count, 2)) * ([WIDTH, HEIGHT] - sides)
     return np.concatenate([corner, corner + sides], axis=1)
@@ -92,7 +92,7 @@ def _predict(rng: np.random.Generator, boxes: np.ndarray, labels: np.ndarray, de
 
 
 def to_batches(predictions: Sequence[Arrays], instances: Callable, boxes: Callable) -> list[tuple[list, list]]:
-    """Arguments of ``process``, one image each, with ``Instances`` of an engine."""
+    """Arguments for the calls of ``process``, one image each, with the ``Instances`` and ``Boxes`` of an engine."""
     batches = []
     for image_id, (corners, scores, classes) in enumerate(predictions, start=1):
         found = instances((HEIGHT, WIDTH))
@@ -107,7 +107,7 @@ def to_batches(predictions: Sequence[Arrays], instances: Callable, boxes: Callab
 
 
 class PlainPycocotools:
-    """The published code with nothing around it but the predictions' way into its format."""
+    """The published code; only the conversion of the predictions to its format is added."""
 
     def __init__(self, json_file: Path):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -130,8 +130,10 @@ class PlainPycocotools:
 
 
 def build_evaluators(coco: dict, predictions: Sequence[Arrays], folder: Path) -> dict[str, tuple[Any, list]]:
-    """By row of the table: evaluator and batches. Those with an output folder also write the predictions there, as they
-    do in a run. The last one is the reference of the others."""
+    """Row of the table -> (evaluator, batches). The last row is the reference.
+
+    Evaluators with an output folder also write the predictions there, as in a run.
+    """
     json_file = folder / "truth.json"
     json_file.write_text(json.dumps(coco))
     metadata = {
@@ -167,7 +169,7 @@ def _detectron2_evaluator(predictions: Sequence[Arrays], metadata: dict, folder:
 
 
 def run_once(evaluator: Any, batches: list) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics, and seconds of each of ``PARTS``."""
+    """(metrics, seconds of each part in ``PARTS``)."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.reset()
         start = now("cpu")
@@ -180,17 +182,17 @@ def run_once(evaluator: Any, batches: list) -> tuple[dict[str, float], dict[str,
 
 
 def measure(rows: dict[str, tuple[Any, list]], repeats: int) -> dict[str, list[Case]]:
-    """For each of ``PARTS`` one case a row, in the order of ``rows``; timed in turns.
+    """Part in ``PARTS`` -> one case for each row, in the order of ``rows``; timed in turns.
 
     Raises:
-        RuntimeError: a row's metrics differ from the last one's by more than ``TOLERANCE``; nothing is timed.
+        RuntimeError: metrics of a row differ from the last row's by more than ``TOLERANCE``. Nothing is timed then.
     """
-    first = {name: run_once(*row)[0] for name, row in rows.items()}  # warms up, too
+    first = {name: run_once(*row)[0] for name, row in rows.items()}  # this also warms up
     reference = list(rows)[-1]
     tables: dict[str, list[Case]] = {part: [] for part in PARTS}
     for name, metrics in first.items():
         difference = _difference(metrics, first[reference])
-        if not difference <= TOLERANCE:  # written so that NaN is wrong, too
+        if not difference <= TOLERANCE:  # this form also catches NaN
             raise RuntimeError(f"metrics of {name} differ from those of {reference} by {difference:.3g}")
         for cases in tables.values():
             cases.append(Case(name, run=lambda row=rows[name]: run_once(*row), difference=difference))
@@ -205,10 +207,10 @@ def measure(rows: dict[str, tuple[Any, list]], repeats: int) -> dict[str, list[C
 
 
 def _difference(found: dict[str, float], expected: dict[str, float]) -> float:
-    """Largest one among the metrics that both have; NaN where one is defined and the other is not."""
+    """Largest difference among the common metrics; NaN if one side is defined and the other is not."""
     common = [name for name in found if name in expected]
     left, right = (np.array([metrics[name] for name in common], dtype=np.float64) for metrics in (found, expected))
-    # What is undefined is -100 in pycocotools' own summary, and NaN elsewhere.
+    # An undefined metric is -100 in pycocotools' own summary, and NaN elsewhere.
     left, right = (np.where(values < 0, np.nan, values) for values in (left, right))
     same = np.isnan(left) & np.isnan(right)
     return float(np.max(np.where(same, 0, np.abs(left - right))))
@@ -217,7 +219,7 @@ def _difference(found: dict[str, float], expected: dict[str, float]) -> float:
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = make_parser("COCO evaluation: lite, Detectron2 and pycocotools", repeats=3)
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="predictions an image")
+    parser.add_argument("--detections", type=int, default=100, help="predictions per image")
     parser.add_argument("--classes", type=int, default=80)
     return parser.parse_args(words)
 
@@ -225,7 +227,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
 def main() -> None:
     settings = parse_arguments()
     torch.set_num_threads(settings.threads)
-    logging.disable(logging.WARNING)  # every evaluation logs its tables
+    logging.disable(logging.WARNING)  # every evaluation would log its tables
     coco, predictions = make_data(settings.images, settings.detections, settings.classes)
     header = print_header(settings, boxes=len(coco["annotations"]))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
 """Decoding: from the raw predictions of a dense detector to detections, ours beside others' on the same tensors.
 
-The rows agree, because what else they do differently makes no difference here. All use the same box coding, as the
-weights are 1. Torchvision's clips boxes to the image before NMS, but the images are in a frame so large that no box
-leaves it. Detectron2's is given memory to take the sigmoid into, as in its model, where it overwrites the logits. Its
-head is not channels-last, so that its model first brings the predictions into the order that the others begin with:
-that is a row of its own, "from its head's layout", and what decoding costs in Detectron2.
+The inputs are such that all rows must agree. All use the same box coding, because the weights are 1. Torchvision clips
+boxes to the image before NMS, but the images lie in a frame so large that no box leaves it. Detectron2 gets memory for
+the result of the sigmoid, because in its model the sigmoid overwrites the logits. Its head is not channels-last, so its
+model must first bring the predictions into the order that the other rows start from. The row "from its head's layout"
+includes this step: it is the real cost of decoding in Detectron2.
 """
 
 import argparse
@@ -23,14 +23,16 @@ from retinanet_ext.detection.decoding import Detections, decode_batch
 
 STRIDES = (8, 16, 32, 64, 128)
 SCORE_THRESH, NMS_THRESH, MAX_DETECTIONS = 0.05, 0.5, 100
-# Width around the images into which no box reaches, and the largest difference that is rounding: of scores, and of
-# coordinates in parts of the frame.
+# MARGIN: pixels around the images that no box crosses. TOLERANCE: largest difference that counts as rounding, for
+# scores and for coordinates divided by the longer side of the frame.
 MARGIN, TOLERANCE = 1024, 1e-5
 
 
 class Inputs(NamedTuple):
-    """Per level logits ``(N, R_l, K)``, deltas ``(N, R_l, 4)``, anchors ``(R_l, 4)`` and the grid's rows and columns;
-    ``frame`` is (height, width) of images that hold all boxes, in pixels."""
+    """For each level: logits ``(N, R_l, K)``, deltas ``(N, R_l, 4)``, anchors ``(R_l, 4)`` (XYXY), (rows, columns).
+
+    ``frame`` is the (height, width) in pixels of images that hold all boxes.
+    """
 
     logits: list[torch.Tensor]
     deltas: list[torch.Tensor]
@@ -40,9 +42,9 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(settings: argparse.Namespace, share: float) -> Inputs:
-    """Random predictions for the anchors of RetinaNet, such that ``share`` of the scores pass the threshold."""
+    """Random predictions for the anchors of RetinaNet; the fraction ``share`` of the scores passes the threshold."""
     generator = torch.Generator().manual_seed(0)
-    # Normal logits, moved so that the threshold lies at the wanted quantile; eight standard deviations stand for all.
+    # The logits are normal, shifted so that the threshold is the wanted quantile; a share of 0 or 1 shifts by 8 sigma.
     quantile = NormalDist().inv_cdf(min(max(1 - share, 1e-15), 1 - 1e-15))
     mean = torch.logit(torch.tensor(SCORE_THRESH)).item() - quantile
     grids = [(-(-settings.height // stride), -(-settings.width // stride)) for stride in STRIDES]
@@ -52,12 +54,12 @@ def make_inputs(settings: argparse.Namespace, share: float) -> Inputs:
         shape = (settings.images, len(anchors[-1]))
         logits.append(torch.randn(*shape, settings.classes, generator=generator) + mean)
         deltas.append(torch.randn(*shape, 4, generator=generator) * 0.1)
-    levels = [[x.to(settings.device) for x in parts] for parts in (logits, deltas, anchors)]
+    levels = [[level.to(settings.device) for level in parts] for parts in (logits, deltas, anchors)]
     return Inputs(*levels, grids, (settings.height + 2 * MARGIN, settings.width + 2 * MARGIN))
 
 
 def level_anchors(grid: tuple[int, int], stride: int) -> torch.Tensor:
-    """Anchors ``(rows * columns * 9, 4)``, xyxy: three sizes from four strides on, in three shapes each."""
+    """Anchors ``(rows * columns * 9, 4)``, XYXY: three sizes from 4 strides upwards, three shapes each."""
     sides = 4 * stride * 2 ** (torch.arange(3) / 3)
     ratios = torch.tensor([0.5, 1.0, 2.0]).sqrt()[:, None]
     half = torch.stack([sides / ratios, sides * ratios], dim=-1).reshape(9, 2) / 2
@@ -67,7 +69,7 @@ def level_anchors(grid: tuple[int, int], stride: int) -> torch.Tensor:
 
 
 def make_cases(inputs: Inputs, settings: argparse.Namespace) -> list[Case]:
-    """Ours, the reference and, where they are installed, others; each gives ``list[Detections]``."""
+    """Our batched form, our reference, and the others that are installed; each returns ``list[Detections]``."""
     cases = [
         Case("retinanet_ext, whole batch", partial(_ours, inputs, settings.topk)),
         Case("retinanet_ext, reference by image", partial(_by_image, inputs, settings.topk)),
@@ -150,8 +152,8 @@ def _detectron2(inputs: Inputs, settings: argparse.Namespace, from_head: bool) -
             logits, deltas = model._transpose_dense_predictions(predictions, [settings.classes, 4])
         results = []
         for i in range(settings.images):
-            of_image = [torch.sigmoid(x[i], out=out[i]) for x, out in zip(logits, scores)]
-            found = model.inference_single_image(anchors, of_image, [x[i] for x in deltas], inputs.frame)
+            image_scores = [torch.sigmoid(x[i], out=out[i]) for x, out in zip(logits, scores)]
+            found = model.inference_single_image(anchors, image_scores, [x[i] for x in deltas], inputs.frame)
             results.append(Detections(found.pred_boxes.tensor, found.scores, found.pred_classes))
         return results
 
@@ -164,7 +166,7 @@ def _as_from_head(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def check(cases: Sequence[Case], reference: Case, frame: tuple[int, int]) -> None:
-    """Fill in ``difference`` of all cases.
+    """Fill in ``difference`` of all cases. ``frame``: see `Inputs`.
 
     Raises:
         RuntimeError: the detections of a case differ from the reference's by more than ``TOLERANCE``.
@@ -173,7 +175,7 @@ def check(cases: Sequence[Case], reference: Case, frame: tuple[int, int]) -> Non
     for case in cases:
         images = zip(case.run(), expected, strict=True)
         case.difference = max(max(_farthest(a, b, frame), _farthest(b, a, frame)) for a, b in images)
-        if not case.difference <= TOLERANCE:  # written so that NaN is wrong too
+        if not case.difference <= TOLERANCE:  # this form also catches NaN
             raise RuntimeError(
                 f"{case.name} differs from {reference.name} by {case.difference:.2g}, more than {TOLERANCE}; "
                 "nothing was timed"
@@ -181,9 +183,9 @@ def check(cases: Sequence[Case], reference: Case, frame: tuple[int, int]) -> Non
 
 
 def _farthest(detections: Detections, others: Detections, frame: tuple[int, int]) -> float:
-    """Largest distance of a detection to the nearest of ``others`` of its class, in score and parts of the frame.
+    """Largest distance of a detection to the nearest of ``others`` of its class, in score and box / frame side.
 
-    Nearest, not the one in the same place: rounding may swap detections of almost equal scores.
+    The nearest, not the one with the same index, because rounding may swap detections of almost equal scores.
     """
     rows, other_rows = (
         torch.cat([found.scores[:, None], found.boxes / max(frame)], dim=1) for found in (detections, others)
@@ -197,18 +199,18 @@ def _farthest(detections: Detections, others: Detections, frame: tuple[int, int]
 
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("From raw predictions to detections", repeats=20)
-    parser.add_argument("--images", type=int, default=2, help="images a batch")
-    parser.add_argument("--height", type=int, default=480, help="of each image, in pixels")
-    parser.add_argument("--width", type=int, default=640, help="of each image, in pixels")
+    parser.add_argument("--images", type=int, default=2, help="images per batch")
+    parser.add_argument("--height", type=int, default=480, help="height of each image, pixels")
+    parser.add_argument("--width", type=int, default=640, help="width of each image, pixels")
     parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--share", type=float, nargs="+", default=[0.001], help="of the scores that pass the threshold")
-    parser.add_argument("--topk", type=int, default=1000, help="candidates of each level")
+    parser.add_argument("--share", type=float, nargs="+", default=[0.001], help="share of scores over the threshold")
+    parser.add_argument("--topk", type=int, default=1000, help="candidates per level")
     return parser.parse_args(words)
 
 
 @torch.no_grad()
 def measure(settings: argparse.Namespace, share: float) -> list[Case]:
-    """Check the cases and time them; the last is the reference of the times, ours by image that of the results."""
+    """Check the cases and time them. Results are compared with our reference by image, times with the last case."""
     inputs = make_inputs(settings, share)
     cases = make_cases(inputs, settings)
     check(cases, cases[1], inputs.frame)

@@ -1,4 +1,4 @@
-"""The least time that a training step and an inference can take here: their operations over the measured rate."""
+"""The least time that a training step and an inference can take here: their operations divided by the measured rate."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from .workers import Row, add_model_options
 
 def operations(settings) -> dict[str, int]:
     """Floating-point operations (a multiplication and an addition are two) of the convolutions of both steps."""
-    from benchmarks.subject import Subject  # only now: it imports an engine
+    from benchmarks.subject import Subject  # here, because it imports an engine
 
     subject = Subject(Row("FocalRetinaNet", "lite"), settings)
     found = {}
@@ -26,7 +26,7 @@ def operations(settings) -> dict[str, int]:
 
 
 def rates(settings, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """Operations a second of the matrix product and of the network's commonest convolution, and bytes of a copy."""
+    """Operations/s of a matrix product and of the network's commonest convolution, bytes/s of a copy: ``(M,)`` each."""
     device, generator = settings.device, torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

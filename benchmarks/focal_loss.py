@@ -1,6 +1,6 @@
-"""The focal loss of RetinaNet, from logits and labels to loss and gradient, as four packages do it.
+"""The focal loss of RetinaNet, from logits and labels to loss and gradient, in the way of four packages.
 
-Targets are assembled in the time that is measured, by each in its own way.
+The measured time includes the assembly of the targets, which each package does in its own way.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -18,7 +18,7 @@ from retinanet_ext.losses.focal import dense_focal_reference
 
 ALPHA = 0.25
 FOREGROUND, IGNORED = 0.001, 0.003  # shares of the anchors
-# Of the loss relative, of the gradient absolute (no entry's exceeds 2): rounding of the logits' dtype.
+# Rounding of the logits' dtype: relative for the loss, absolute for the gradient, whose entries are at most 2.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
@@ -31,30 +31,30 @@ def make_inputs(settings: Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     classes = torch.randint(settings.classes, shape[:2], generator=generator)
     labels = torch.where(chance < FOREGROUND, classes, settings.classes)
     labels[chance > 1 - IGNORED] = -1
-    labels[:, 0], labels[:, 1] = 0, -1  # also where there are few anchors
+    labels[:, 0], labels[:, 1] = 0, -1  # both kinds occur even among few anchors
     return logits.to(settings.device, getattr(torch, settings.dtype)).requires_grad_(), labels.to(settings.device)
 
 
 def make_cases(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> list[Case]:
-    """All that can run here; the last is the reference of the ratios. Each returns the loss and its gradient."""
+    """One case per implementation; the last is the reference of the ratios. Each returns the loss and its gradient."""
     num_classes = logits.shape[2]
 
     def plain():
         return dense_focal_reference(logits.float(), labels, ALPHA, gamma).sum()
 
     def like_torchvision():
-        # As its classification head: images one by one, a dense target, valid anchors cut out.
+        # As in its classification head: images one by one, a dense target, valid anchors cut out.
         total = 0
-        for x, label in zip(logits, labels):
+        for image_logits, label in zip(logits, labels):
             foreground = (label >= 0) & (label < num_classes)
-            target = torch.zeros_like(x)
+            target = torch.zeros_like(image_logits)
             target[foreground, label[foreground]] = 1.0
             valid = label != -1
-            total = total + torchvision_loss(x[valid], target[valid], ALPHA, gamma, reduction="sum")
+            total = total + torchvision_loss(image_logits[valid], target[valid], ALPHA, gamma, reduction="sum")
         return total
 
     def by_fvcore():
-        # As Detectron2 calls it: one-hot targets of K + 1 classes in int64, the last cut off.
+        # As Detectron2 calls it: int64 one-hot targets with K + 1 classes, without the last.
         valid = labels >= 0
         target = F.one_hot(labels[valid], num_classes=num_classes + 1)[:, :-1].to(logits.dtype)
         return sigmoid_focal_loss_jit(logits[valid], target, alpha=ALPHA, gamma=gamma, reduction="sum")
@@ -77,7 +77,7 @@ def check(cases: Sequence[Case], logits: torch.Tensor, labels: torch.Tensor, gam
     """Fill in the differences to the plain formula in float64.
 
     Raises:
-        RuntimeError: one exceeds the tolerance.
+        RuntimeError: a difference exceeds the tolerance.
     """
     exact = logits.detach().double().requires_grad_()
     expected = with_gradient(lambda: dense_focal_reference(exact, labels, ALPHA, gamma).sum(), exact)
@@ -90,23 +90,23 @@ def check_loss_and_gradient(
     """Fill in the differences to a loss and its gradient in float64.
 
     Raises:
-        RuntimeError: one exceeds the tolerance; names ``subject`` and the case.
+        RuntimeError: a difference exceeds the tolerance; the message names ``subject`` and the case.
     """
     for case in cases:
         loss, gradient = case.run()
-        of_loss = abs(loss.double() / expected[0] - 1).item()
-        of_gradient = (gradient.double() - expected[1]).abs().max().item()
-        case.difference = float(np.max([of_loss, of_gradient]))  # NaN, if one of them is
-        # Written so that NaN, which compares as false, is wrong too.
+        loss_error = abs(loss.double() / expected[0] - 1).item()
+        gradient_error = (gradient.double() - expected[1]).abs().max().item()
+        case.difference = float(np.max([loss_error, gradient_error]))  # NaN if one of them is NaN
+        # This form also catches NaN, which compares as false.
         if not case.difference <= tolerance:
             raise RuntimeError(
-                f"{subject}{case.name} differs from the plain formula in float64: loss by {of_loss:.1e} of it, "
-                f"gradient by {of_gradient:.1e}; nothing was timed"
+                f"{subject}{case.name} differs from the plain formula in float64: loss by {loss_error:.1e} of it, "
+                f"gradient by {gradient_error:.1e}; nothing was timed"
             )
 
 
 def describe_floor(logits: torch.Tensor, best: Case, device: str, repeats: int) -> str:
-    """The least that any implementation must move, at the rate at which this machine copies."""
+    """The time to move the bytes that any implementation must move, at the rate of a copy on this machine."""
     source = logits.detach()
     target, seconds = torch.empty_like(source), []
     for _ in range(repeats + 1):
@@ -125,7 +125,7 @@ def describe_floor(logits: torch.Tensor, best: Case, device: str, repeats: int) 
 def make_arguments() -> ArgumentParser:
     parser = make_parser("Focal loss, forward and backward")
     parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--anchors", type=int, default=57600, help="for each image; default: those of 480x640 pixels")
+    parser.add_argument("--anchors", type=int, default=57600, help="per image; default: as for 480x640 pixels")
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--gamma", type=float, default=2.0)
     parser.add_argument("--dtype", default="float32", choices=sorted(TOLERANCES))

@@ -9,7 +9,7 @@ def modes(device: str, compile: bool) -> list[str]:
 
 def main() -> None:
     parser = make_model_parser(__doc__)
-    parser.add_argument("--compile", action="store_true", help="a row with TEST.COMPILE; takes minutes to begin")
+    parser.add_argument("--compile", action="store_true", help="add a row with TEST.COMPILE; it takes minutes to start")
     settings = parser.parse_args()
     rows = available_rows(settings.device, modes(settings.device, settings.compile))
     report(settings, rows, "inference", whole="inference")

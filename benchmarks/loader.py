@@ -1,6 +1,6 @@
 """The training loader on both engines: reading, augmenting and mapping an image, and batches by number of workers.
 
-The engine of ``retinanet_ext`` is fixed per process, so each has a process of its own.
+The engine of ``retinanet_ext`` is fixed per process, so each engine has its own process.
 """
 
 import itertools
@@ -34,7 +34,7 @@ ENGINES = {"lite": "lite", "detectron2": "Detectron2"}
 
 
 def write_images(folder: Path, count: int) -> list[dict]:
-    """JPEG files of about 100 kB, clouds with a little noise, and their records with random boxes."""
+    """Write JPEG files of about 100 kB (clouds with a little noise), and return their records, with random boxes."""
     rng = np.random.default_rng(0)
     records = []
     for number in range(count):
@@ -56,7 +56,7 @@ def _annotation(rng: np.random.Generator, xywh: list[float]) -> dict:
 
 
 class InOrder(Sampler):
-    """0, 1, 2 ... size - 1, again and again."""
+    """Yields 0, 1, 2 ... size - 1 again and again."""
 
     def __init__(self, size: int):
         self._size = size
@@ -69,14 +69,15 @@ class InOrder(Sampler):
 
 
 class Subject:
-    """Loading on the engine of this process. All methods but ``fingerprints`` return seconds an image."""
+    """Loading on the engine of this process. All methods but ``fingerprints`` return seconds per image."""
 
     def __init__(self, records: list[dict], settings: Namespace):
-        from retinanet_ext import d2  # only now: the import chooses the engine
+        from retinanet_ext import d2  # here, because the import chooses the engine
 
         torch.set_num_threads(settings.threads)
-        # glibc keeps freed blocks for the next image only up to the size of the largest one that was ever freed. In a
-        # run a model has been built by now; without one, imports would decide on thousands of page faults an image.
+        # glibc reuses freed blocks only up to the size of the largest block that was ever freed. In a run, building the
+        # model has freed a large block by now. Without this line, the imports would decide whether each image costs
+        # thousands of page faults.
         np.empty(2**24, dtype=np.uint8)
         self._engine = d2
         self._records = [self._in_mode_of_engine(record) for record in records]
@@ -106,8 +107,10 @@ class Subject:
         return _seconds_each(self._mapper, self._records)
 
     def loader(self, num_workers: int) -> float:
-        """In the steady state, after what the workers had loaded in advance; for as many batches as hold all images,
-        or three rounds of the workers' advance if that is more."""
+        """In the steady state: the batches that the workers load in advance are used up before the clock starts.
+
+        Measured over all images once, or over three times the workers' advance if that is more.
+        """
         batches = self._batches(self._mapper, num_workers)
         advance = 2 * num_workers
         for _ in range(1 + 2 * advance):
@@ -119,7 +122,7 @@ class Subject:
         return (time.perf_counter() - start) / (count * self._settings.batch)
 
     def fingerprints(self) -> list[list[tuple]]:
-        """Of every image, without and with a flip: id, shape and CRC-32 of the pixels, boxes and classes."""
+        """For every image, without and with a flip: id, shape, CRC-32 of the pixels, boxes and classes."""
         transforms, found = self._engine.T, []
         for flip in (0.0, 1.0):
             resize = transforms.ResizeShortestEdge(self._settings.size, self._cfg.INPUT.MAX_SIZE_TRAIN, "choice")
@@ -165,7 +168,7 @@ class Worker(ProcessPoolExecutor):
 
 def _build(engine: str, records: list[dict], settings: Namespace) -> None:
     os.environ["RETINANET_EXT_ENGINE"] = engine
-    # A spawned process spawns its own workers, too. They shall be started as those of a run.
+    # A spawned process would also spawn its loader workers; a run forks them.
     set_start_method("fork", force=True)
     global _subject
     _subject = Subject(records, settings)
@@ -179,7 +182,7 @@ def _call(method: str, args: tuple) -> Any:
 
 
 def available_engines() -> list[str]:
-    """The last one is the reference."""
+    """The last engine is the reference."""
     return list(ENGINES) if has_detectron2() else ["lite"]
 
 
@@ -191,10 +194,10 @@ def open_workers(engines: Sequence[str], settings: Namespace) -> Iterator[dict[s
 
 
 def measure(workers: dict[str, Worker], settings: Namespace) -> dict[str, list[Case]]:
-    """Tables by what was measured, one case an engine, seconds an image; timed in turns.
+    """Title -> table: one case per engine, seconds per image, timed in turns.
 
     Raises:
-        RuntimeError: samples differ from those of the last worker; nothing is timed.
+        RuntimeError: samples differ from the last worker's. Nothing is timed then.
     """
     samples = {name: worker.ask("fingerprints") for name, worker in workers.items()}
     reference = list(workers)[-1]
@@ -213,7 +216,7 @@ def _in_turns(workers: dict[str, Worker], question: tuple, repeats: int) -> list
     cases = [
         Case(name, run=lambda worker=worker: worker.ask(*question), difference=0.0) for name, worker in workers.items()
     ]
-    for number in range(1 + repeats):  # the first one warms up
+    for number in range(1 + repeats):  # the first round warms up
         first = number % len(cases)
         for case in [*cases[first:], *cases[:first]]:
             seconds = case.run()
@@ -223,7 +226,7 @@ def _in_turns(workers: dict[str, Worker], question: tuple, repeats: int) -> list
 
 
 def format_rates(tables: dict[str, list[Case]]) -> str:
-    """Markdown: images a second of every loader, by number of workers."""
+    """Markdown: images per second of every loader, by number of workers."""
     lines = ["| images/s | " + " | ".join(title for title in tables) + " |", "|---" * (1 + len(tables)) + "|"]
     for cases in zip(*tables.values()):
         rates = [f"{1 / np.median(case.seconds):.0f}" for case in cases]
@@ -235,7 +238,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     parser = make_parser("The training loader on both engines", repeats=5)
     parser.add_argument("--images", type=int, default=100, help=f"JPEG files of {WIDTH}x{HEIGHT}")
     parser.add_argument("--size", type=int, default=800, help="INPUT.MIN_SIZE_TRAIN")
-    parser.add_argument("--batch", type=int, default=2, help="images a batch")
+    parser.add_argument("--batch", type=int, default=2, help="images per batch")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of worker processes")
     return parser.parse_args(words)
 
@@ -246,7 +249,7 @@ def main() -> None:
     with open_workers(available_engines(), settings) as workers:
         tables = measure(workers, settings)
     for title, cases in tables.items():
-        print(format_cases(cases, cases[-1], f"{title}, an image"), end="\n\n")
+        print(format_cases(cases, cases[-1], f"{title}, per image"), end="\n\n")
     print(format_rates({title: cases for title, cases in tables.items() if title.startswith("loader")}))
     write_json(settings.json, header, tables)
 

@@ -1,8 +1,7 @@
-"""The classification losses, each in its dense form and by its plain formula on one-hot targets: time and memory of
-loss and gradient.
+"""Time and memory of every classification loss with its gradient: dense form against plain formula on one-hot targets.
 
 The inputs are those of ``benchmarks.focal_loss``, which compares the focal loss with other projects'. For quality
-focal and varifocal the plain form gets the IoUs, its targets, for nothing; the dense form computes them.
+focal and varifocal, the targets are IoUs: the dense form computes them, the plain form gets them precomputed.
 """
 
 from argparse import ArgumentParser
@@ -36,7 +35,7 @@ from retinanet_ext.losses import (
 )
 from retinanet_ext.ops import Box2BoxTransform, pairwise_iou
 
-# Names of CLS_LOSS_REGISTRY, with module and plain function for one setting of the knobs.
+# Name in CLS_LOSS_REGISTRY -> (module, plain function), both with the same arguments of the formula.
 ONE_HOT = {
     "focal": (DenseFocalLoss(), sigmoid_focal_loss),
     "cross_entropy": (DenseFocalLoss(alpha=-1, gamma=0), partial(sigmoid_focal_loss, alpha=-1, gamma=0)),
@@ -46,15 +45,15 @@ ONE_HOT = {
     "focal_star": (DenseFocalStarLoss(), sigmoid_focal_star_loss),
     "hinge": (DenseHingeLoss(), sigmoid_hinge_loss),
 }  # fmt: skip
-OF_QUALITY = {
+QUALITY = {
     "quality_focal": (DenseQualityFocalLoss(), quality_focal_loss),
     "varifocal": (DenseVarifocalLoss(), varifocal_loss),
 }
-LOSSES = {**ONE_HOT, **OF_QUALITY}
+LOSSES = {**ONE_HOT, **QUALITY}
 
 
 def make_batch(logits: torch.Tensor, labels: torch.Tensor) -> tuple[DensePredictions, DenseTargets]:
-    """Predictions with these logits, and targets with these labels, whose boxes fit by about a half."""
+    """Predictions with logits ``(N, R, K)`` and targets with labels ``(N, R)``; the IoU of their boxes is about 0.5."""
     generator, coding = torch.Generator().manual_seed(0), Box2BoxTransform()
     centers = torch.rand(labels.shape[1], 2, generator=generator) * 600
     sizes = 32 + torch.rand(labels.shape[1], 2, generator=generator) * 200
@@ -66,7 +65,7 @@ def make_batch(logits: torch.Tensor, labels: torch.Tensor) -> tuple[DensePredict
 
 
 def make_cases(name: str, predictions: DensePredictions, targets: DenseTargets) -> list[Case]:
-    """The dense form and, as the last, the plain one. Each returns the loss and its gradient."""
+    """The dense form, then the plain form. Each returns the loss and its gradient."""
     module, function = LOSSES[name]
     logits, entries = predictions.logits, foreground_targets(name, predictions, targets)
 
@@ -78,7 +77,7 @@ def make_cases(name: str, predictions: DensePredictions, targets: DenseTargets) 
 
 
 def foreground_targets(name: str, predictions: DensePredictions, targets: DenseTargets) -> torch.Tensor:
-    """What the foreground anchors should predict for their classes, ``(M,)``: 1, or the IoU of their boxes."""
+    """Targets ``(M,)`` of the foreground anchors for their classes: 1, or the IoU of their predicted boxes."""
     if name in ONE_HOT:
         return torch.ones_like(targets.gt_boxes[:, 0])
     deltas = predictions.deltas[targets.image_index, targets.anchor_index]
@@ -87,18 +86,18 @@ def foreground_targets(name: str, predictions: DensePredictions, targets: DenseT
 
 
 def plain_form(function: Callable, logits: torch.Tensor, targets: DenseTargets, entries: torch.Tensor) -> torch.Tensor:
-    """Sum of an elementwise loss over the anchors that are not ignored, by a target for every entry."""
-    of_all = torch.zeros_like(logits, dtype=torch.float32)
+    """Sum of an elementwise loss over the anchors that are not ignored, with a target for every entry ``(N, R, K)``."""
+    entry_targets = torch.zeros_like(logits, dtype=torch.float32)
     image, anchor = targets.image_index, targets.anchor_index
-    of_all[image, anchor, targets.labels[image, anchor]] = entries
-    return function(logits, of_all).masked_fill((targets.labels < 0)[..., None], 0.0).sum()
+    entry_targets[image, anchor, targets.labels[image, anchor]] = entries
+    return function(logits, entry_targets).masked_fill((targets.labels < 0)[..., None], 0.0).sum()
 
 
 def check(name: str, cases: Sequence[Case], predictions: DensePredictions, targets: DenseTargets, dtype: str) -> None:
     """Fill in the differences to the plain form in float64.
 
     Raises:
-        RuntimeError: one exceeds the tolerance.
+        RuntimeError: a difference exceeds the tolerance.
     """
     exact = predictions.logits.detach().double().requires_grad_()
     entries = foreground_targets(name, predictions, targets)
@@ -109,7 +108,7 @@ def check(name: str, cases: Sequence[Case], predictions: DensePredictions, targe
 def make_arguments() -> ArgumentParser:
     parser = make_parser("Classification losses, forward and backward")
     parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--anchors", type=int, default=57600, help="for each image; default: those of 480x640 pixels")
+    parser.add_argument("--anchors", type=int, default=57600, help="per image; default: as for 480x640 pixels")
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--dtype", default="float32", choices=sorted(TOLERANCES))
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), metavar="NAME")

@@ -22,7 +22,7 @@ Match = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 
 
 def make_anchors(height: int, width: int) -> torch.Tensor:
-    """RetinaNet's anchors ``(R, 4)``: 3 sizes and 3 shapes at every position of every level of the padded image."""
+    """RetinaNet's anchors ``(R, 4)``, XYXY: 3 sizes in 3 shapes at each position of each level of the padded image."""
     height, width = (-(-length // PAD_TO) * PAD_TO for length in (height, width))
     levels = []
     for stride in STRIDES:
@@ -35,9 +35,9 @@ def make_anchors(height: int, width: int) -> torch.Tensor:
 
 
 def make_boxes(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """Boxes ``(G, 4)`` inside the image, sides log-uniform from 16 pixels to half the shorter side of the image.
+    """Boxes ``(count, 4)``, XYXY, inside the image; log-uniform sides from 16 pixels to half the shorter image side.
 
-    Each overlaps some anchor: about those that do not, Detectron2 and this package differ by intention.
+    Each box overlaps an anchor. For boxes that do not, Detectron2 and this package differ on purpose.
     """
     largest = min(height, width) / 2
     size = 16 * (largest / 16) ** torch.rand(count, 1, generator=generator)
@@ -47,7 +47,7 @@ def make_boxes(count: int, height: int, width: int, generator: torch.Generator) 
 
 
 def matchers() -> dict[str, Match]:
-    """Functions of the anchors and the boxes of one image; the last is the reference of the table."""
+    """Row -> function of the anchors ``(R, 4)`` and boxes ``(G, 4)`` of an image; the last row is the reference."""
     found = {"this package": IoUMatcher(), "plain form": plain_form, "torchvision": torchvision_matching()}
     if has_detectron2():
         found["Detectron2"] = detectron2_matching()
@@ -55,7 +55,7 @@ def matchers() -> dict[str, Match]:
 
 
 def plain_form(anchors: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition over the whole matrix."""
+    """The definition, over the whole ``(G, R)`` matrix. Returns box indices ``(R,)`` and states ``(R,)``."""
     iou = pairwise_iou(boxes, anchors)
     best, matched = iou.max(dim=0)
     best_of_box = iou.amax(dim=1, keepdim=True)
@@ -70,7 +70,7 @@ def torchvision_matching() -> Match:
 
     def match(anchors, boxes):
         found = matcher(torchvision.ops.box_iou(boxes, anchors))
-        # Its one result is the index, or -1 for background and -2 for between the thresholds.
+        # It returns the index of the box, -1 for background, or -2 between the thresholds.
         state = (found >= 0).to(torch.int8)
         return found, state.masked_fill_(found == matcher.BETWEEN_THRESHOLDS, IGNORE)
 
@@ -87,13 +87,13 @@ def detectron2_matching() -> Match:
 
 
 def one_by_one(match: Match, anchors: torch.Tensor, images: Sequence[torch.Tensor]):
-    """Index and state ``(N, R)`` by a loop over the images."""
+    """Box indices and states, ``(N, R)`` each, by a loop over the images."""
     matched, state = zip(*(match(anchors, boxes) for boxes in images))
     return torch.stack(matched), torch.stack(state)
 
 
 def batched(anchors: torch.Tensor, images: Sequence[torch.Tensor]):
-    """The same at once; all images have the same number of boxes."""
+    """The same for all images at once; they must have the same number of boxes."""
     return IoUMatcher().match_batch(anchors, torch.stack(list(images)), [len(boxes) for boxes in images])
 
 
@@ -106,17 +106,17 @@ def make_cases(anchors: torch.Tensor, images: Sequence[torch.Tensor]) -> list[Ca
 
 
 def check(cases: Sequence[Case]) -> None:
-    """Fill in ``difference``, of the states and of the indices of foreground anchors.
+    """Compare the states of all anchors and the boxes of foreground anchors, and fill in ``difference``.
 
     Raises:
-        RuntimeError: an anchor of one case has another state or box than in the last case.
+        RuntimeError: an anchor has another state or box than in the last case.
     """
     matched, state = cases[-1].run()
     foreground = state == FOREGROUND
     for case in cases:
-        its_matched, its_state = case.run()
-        wrong_states = int((its_state != state).sum())
-        wrong_boxes = int((its_matched != matched)[foreground & (its_state == FOREGROUND)].sum())
+        case_matched, case_state = case.run()
+        wrong_states = int((case_state != state).sum())
+        wrong_boxes = int((case_matched != matched)[foreground & (case_state == FOREGROUND)].sum())
         if wrong_states or wrong_boxes:
             raise RuntimeError(
                 f"{case.name} gives {wrong_states} anchors another state and {wrong_boxes} foreground anchors another "
@@ -127,17 +127,17 @@ def check(cases: Sequence[Case]) -> None:
 
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("matching of anchors to boxes", repeats=5)
-    parser.add_argument("--boxes", type=int, default=2000, help="an image, in the first table")
-    parser.add_argument("--images", type=int, default=1, help="in the first table")
-    parser.add_argument("--small-boxes", type=int, default=8, help="an image, in the second table")
-    parser.add_argument("--small-images", type=int, default=16, help="in the second table")
-    parser.add_argument("--height", type=int, default=800, help="of each image, in pixels")
-    parser.add_argument("--width", type=int, default=1333, help="of each image, in pixels")
+    parser.add_argument("--boxes", type=int, default=2000, help="boxes per image, first table")
+    parser.add_argument("--images", type=int, default=1, help="images, first table")
+    parser.add_argument("--small-boxes", type=int, default=8, help="boxes per image, second table")
+    parser.add_argument("--small-images", type=int, default=16, help="images, second table")
+    parser.add_argument("--height", type=int, default=800, help="height of each image, pixels")
+    parser.add_argument("--width", type=int, default=1333, help="width of each image, pixels")
     return parser.parse_args(words)
 
 
 def measure(settings: argparse.Namespace) -> Iterator[tuple[str, list[Case]]]:
-    """Title and cases of one table after the other, checked and timed."""
+    """Yield title and cases of each table, checked and timed."""
     torch.set_num_threads(settings.threads)
     anchors = make_anchors(settings.height, settings.width).to(settings.device)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Timing of functions that compute the same thing: in turns, with spread, peak memory and differences, in one table."""
+"""Timing of functions that compute the same: in turns, with spread, peak memory and differences, in one table."""
 
 import ctypes
 import datetime
@@ -29,10 +29,10 @@ class Case:
 
     Attributes:
         name: its row in the table.
-        run: does the work once and returns its result. This is what is timed.
-        difference: largest difference of its result from the reference's, filled in by the benchmark's own check.
-        seconds: one time a round.
-        peak_mib: memory that a run takes beyond what was there before it.
+        run: does the work once and returns its result. This call is timed.
+        difference: largest difference between its result and the reference's; the benchmark's check fills it in.
+        seconds: one time per round.
+        peak_mib: memory that a run takes in addition to what was in use before it.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Case:
 def time_in_turns(cases: Sequence[Case], repeats: int, device: str = "cpu") -> None:
     """Fill in ``seconds`` and ``peak_mib`` of all ``cases``.
 
-    Every round runs every case once and another case begins it, so that a drift of the machine hits all alike.
+    Every round runs every case once, and starts with another case, so that a drift of the machine hits all alike.
     """
     for case in cases:
         case.peak_mib = _peak_mib(case.run, device)
@@ -60,18 +60,18 @@ def time_in_turns(cases: Sequence[Case], repeats: int, device: str = "cpu") -> N
 
 
 def now(device: str) -> float:
-    """Seconds of a clock, after everything that the device was asked to do is done."""
+    """A clock in seconds, read after the device has finished all its work."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def _peak_mib(run: Callable[[], Any], device: str) -> float | None:
-    """CUDA: of PyTorch's tensors. CPU: growth of the resident set while it runs, on Linux only."""
-    run()  # what is allocated once for all, and code that is loaded on first use
+    """CUDA: memory of PyTorch's tensors. CPU: growth of the resident set during the run, on Linux only."""
+    run()  # allocates what stays allocated, and loads code on first use
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used again, and count as nothing
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory would be used again without being counted
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -79,7 +79,7 @@ def _peak_mib(run: Callable[[], Any], device: str) -> float | None:
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the present size
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the present size
     except OSError:
         return None
     before = _status_mib("VmHWM")
@@ -93,8 +93,10 @@ def _status_mib(name: str) -> float:
 
 
 def format_cases(cases: Sequence[Case], reference: Case, title: str = "case") -> str:
-    """Markdown: medians in milliseconds, interquartile range in brackets; ``times faster`` than the reference in the
-    same round; differences from the reference."""
+    """Markdown: medians in milliseconds with the interquartile range in brackets, and differences from the reference.
+
+    ``times faster`` compares with the reference in the same round.
+    """
     lines = []
     for case in cases:
         seconds = np.array(case.seconds)
@@ -112,17 +114,17 @@ def median(values: np.ndarray) -> str:
 
 
 def make_parser(description: str, repeats: int = 10) -> ArgumentParser:
-    """The options that all benchmarks share; each adds its own."""
+    """A parser with the options that all benchmarks share."""
     parser = ArgumentParser(description=description)
-    parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds, after two that are not")
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds, after two rounds of warm-up")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", metavar="FILE", help="write the header and every single time here")
+    parser.add_argument("--json", metavar="FILE", help="write the header and every single time to this file")
     return parser
 
 
 def print_header(settings: Namespace, **more: Any) -> dict[str, Any]:
-    """Print, and return, what the figures depend on: date, machine, versions and settings."""
+    """Print and return what the figures depend on: date, machine, versions and settings."""
     header = {"date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"), "CPU": cpu_model()}
     if settings.device == "cuda":
         header["GPU"] = torch.cuda.get_device_name()
@@ -142,7 +144,7 @@ def version(package: str) -> str:
 
 def has_detectron2() -> bool:
     spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+    return spec is not None and spec.origin is not None  # a folder that only has that name has no origin
 
 
 def cpu_model() -> str:
@@ -153,7 +155,7 @@ def cpu_model() -> str:
 
 
 def write_json(file: str | None, header: dict, tables: dict[str, Sequence[Case]]) -> None:
-    """Keep every single time, if the user named a file."""
+    """Write every single time to ``file``, unless it is None."""
     if file is None:
         return
     found = {

@@ -1,4 +1,4 @@
-"""How the cost of a training step and of inference grows: with pixels, boxes, classes, images and processes."""
+"""How the cost of a training step and of inference grows with pixels, boxes, classes, images and processes."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_header
 from .workers import Row, add_model_options, measure, open_workers
 
-# What is varied, one at a time, and the option it is set by. Sizes are (height, width).
+# The values of each option that is varied, one option at a time. Sizes are (height, width).
 FACTORS = {
     "pixels": [(240, 320), (480, 640), (960, 1280)],
     "boxes": [1, 10, 100, 1000],
@@ -33,7 +33,7 @@ def vary(settings: argparse.Namespace, factor: str, value) -> argparse.Namespace
 
 
 def measure_factor(settings: argparse.Namespace, factor: str) -> list[dict]:
-    """A line of the table for each value: medians of both steps, and how many times faster than Detectron2's model."""
+    """A line of the table per value: medians of both steps, and how many times faster than Detectron2 they are."""
     rows, lines = [Row("FocalRetinaNet", "lite")], []
     if has_detectron2():
         rows.append(Row("RetinaNet", "detectron2"))
@@ -52,7 +52,7 @@ def measure_factor(settings: argparse.Namespace, factor: str) -> list[dict]:
 
 
 def measure_processes(settings: argparse.Namespace, counts: Sequence[int]) -> list[dict]:
-    """Images a second of data-parallel training on this machine; the threads are shared out among the processes."""
+    """Images per second of data-parallel training on this machine; the processes share the threads."""
     lines = []
     for count in counts:
         with multiprocessing.get_context("spawn").Manager() as manager:
@@ -64,7 +64,7 @@ def measure_processes(settings: argparse.Namespace, counts: Sequence[int]) -> li
 
 
 def _train_one_process(rank: int, count: int, port: int, settings: argparse.Namespace, seconds) -> None:
-    """``settings.images`` images a process and step. Process 0 appends the seconds of each step."""
+    """Train with ``settings.images`` images per process and step. Process 0 appends the seconds of each step."""
     os.environ["RETINANET_EXT_ENGINE"] = "lite"
     from benchmarks.subject import Subject
 
@@ -73,7 +73,7 @@ def _train_one_process(rank: int, count: int, port: int, settings: argparse.Name
         "nccl" if settings.device == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=count
     )
     subject = Subject(Row("FocalRetinaNet", "lite"), argparse.Namespace(**{**vars(settings), "threads": threads}))
-    # Nobody else is on the line: one process goes without the wrapper, as the trainer does.
+    # A single process goes without the wrapper, as in the trainer.
     subject.model = DistributedDataParallel(subject.model, broadcast_buffers=False) if count > 1 else subject.model
     for number in range(WARMUP_ROUNDS + settings.repeats):
         dist.barrier()

@@ -1,4 +1,4 @@
-"""The model under measurement, on the engine of this process, and the steps that are timed."""
+"""The model under measurement, on the engine of this process, and its timed steps."""
 
 import contextlib
 import math
@@ -33,17 +33,17 @@ class Subject:
     def __init__(self, row: Row, settings):
         """
         Args:
-            row: the model and what it computes in.
+            row: the model, its dtype and its mode.
             settings: see :func:`benchmarks.workers.add_model_options`.
         """
         self.row, model_name, self.device = row, row.model, torch.device(settings.device)
         torch.set_num_threads(settings.threads)
-        torch.backends.cudnn.allow_tf32 = False  # float32 is what the table says
+        torch.backends.cudnn.allow_tf32 = False  # the table says float32
         torch.manual_seed(0)
         opts = ["MODEL.META_ARCHITECTURE", model_name, "MODEL.DEVICE", settings.device, "MODEL.WEIGHTS", ""]
         opts += ["MODEL.RESNETS.DEPTH", str(settings.depth), "MODEL.RETINANET.NUM_CLASSES", str(settings.classes)]
         opts += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"] if settings.depth < 50 else []
-        # The optimizer does all its work, but the weights stay: every round measures the same computation.
+        # The optimizer does all its work, but the weights stay the same, so every round measures the same computation.
         opts += ["SOLVER.BASE_LR", "0.0"]
         self.cfg = cfg = retinanet_ext.load_config(str(CONFIG), opts, datasets=False)
         self.model = build_model(cfg).train()
@@ -57,9 +57,9 @@ class Subject:
     @torch.no_grad()
     def make_weights(self, path: Path) -> None:
         """Make the random weights behave like trained ones, and save them for the other workers."""
-        # Without statistics in its frozen norms, the features of a random network explode.
+        # Without statistics in the frozen norms, the features of a random network explode.
         pixels = 75 * torch.randn(4, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-        # A backbone of its own: that of the model folds its norms and never calls them.
+        # A separate backbone, because the one in the model folds its norms and never calls them.
         backbone = build_backbone(self.cfg).to(self.model.device)
         backbone.load_state_dict(self.model.backbone.state_dict())
         for module in backbone.modules():
@@ -70,13 +70,13 @@ class Subject:
         features = self.model.backbone(self.model.preprocess_image(self.inputs).tensor)
         outputs = self.model.head([features[name] for name in self.model.head_in_features])
         logits, deltas = (torch.cat([level.flatten() for level in levels]) for levels in outputs)
-        # One score in a thousand passes the threshold, so that there is something to sort and to suppress.
+        # One score in a thousand passes the threshold, so that sorting and suppression have work.
         score, threshold = self.model.head.cls_score, self.model.test_score_thresh
         found = logits.kthvalue(int(0.999 * len(logits))).values - score.bias[0]
         score.weight.mul_((math.log(threshold / (1 - threshold)) - score.bias[0]) / found)
         self.model.head.bbox_pred.weight.mul_(0.1 / deltas.std())
         state = self.model.state_dict()
-        del state["loss_normalizer.average"]  # Detectron2's RetinaNet has none, and ours does without
+        del state["loss_normalizer.average"]  # Detectron2's RetinaNet has no such buffer, and ours does not need it
         torch.save(state, path)
 
     def load_weights(self, path: Path) -> None:
@@ -94,12 +94,12 @@ class Subject:
         return {name: value.item() for name, value in scalars.items()} | {"network": network[0]}
 
     def inference_outputs(self) -> dict:
-        """Detections of each image, rows (class, score, box / longer side), and a sample of the network's outputs."""
+        """Detections of each image ``(D, 6)``: class, score, box / longer side; sample of the network's outputs."""
         model = self._model_for_inference()
         with sampled_outputs(model.head) as network:
             results = [result["instances"].to("cpu") for result in self._infer(model)]
         detections = [
-            np.column_stack([x.pred_classes, x.scores, x.pred_boxes.tensor / max(x.image_size)]) for x in results
+            np.column_stack([r.pred_classes, r.scores, r.pred_boxes.tensor / max(r.image_size)]) for r in results
         ]
         return {"detections": detections, "network": network[0]}
 
@@ -135,7 +135,7 @@ class Subject:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def _model_for_inference(self) -> torch.nn.Module:
-        """The model itself, or for this package in another dtype or mode what its predictor would make of it."""
+        """The model itself; for this package in another dtype or mode, the fast copy that the predictor would make."""
         if self._inference_model is None:
             self._inference_model = self.model.eval()
             if self.row.model == "FocalRetinaNet" and self.row[2:] != ("float32", ""):
@@ -144,7 +144,7 @@ class Subject:
         return self._inference_model
 
     def peak_mib(self) -> float:
-        """Most CUDA memory allocated, or on CPU the high-water mark of the process's resident set."""
+        """Peak of the allocated CUDA memory, or on a CPU the high-water mark of the process's resident set."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -163,7 +163,7 @@ class Subject:
 
 @contextlib.contextmanager
 def sampled_outputs(head: torch.nn.Module):
-    """A list that gets a sample of what ``head`` computes: every 997th logit of each level, and every 97th delta."""
+    """Yield a list; each call of ``head`` adds every 997th logit and every 97th delta of each level to it."""
     samples = []
 
     def take(module, args, outputs):
@@ -182,7 +182,7 @@ def _take_statistics(norm: torch.nn.Module, arguments: tuple[torch.Tensor]) -> N
 
 
 def make_inputs(settings) -> list[dict]:
-    """The same random images and boxes in every process; boxes of 5 to 60 % of the shorter side, 1:2 to 2:1."""
+    """The same random images and boxes in every process; boxes have 5 to 60 % of the shorter side, 1:2 to 2:1."""
     random, num_boxes = np.random.default_rng(0), settings.boxes
     image_size = np.array([settings.height, settings.width])
     inputs = []

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet with the weights, anchors and inputs of the others; offers what ``Subject`` offers."""
+"""torchvision's RetinaNet with the weights, anchors and inputs of the other models, and the methods of ``Subject``."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from benchmarks.workers import Row
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import ShapeSpec, build_anchor_generator
 
-# Parts of parameter names, theirs after ours; applied in this order.
+# Pattern in our parameter names -> replacement in theirs; applied in this order.
 RENAMED = [
     (r"^backbone\.bottom_up\.stem\.", "backbone.body."),
     (r"^backbone\.bottom_up\.res(\d)\.", lambda match: f"backbone.body.layer{int(match[1]) - 1}."),
@@ -57,16 +57,17 @@ class TorchvisionSubject(Subject):
             image_mean=cfg.MODEL.PIXEL_MEAN,
             image_std=cfg.MODEL.PIXEL_STD,
         ).to(self.device)
-        # Its own are rounded to whole pixels.
+        # torchvision's own cell anchors are rounded to whole pixels.
         shapes = [ShapeSpec(channels=256, stride=2**level) for level in range(3, 8)]
         anchors = build_anchor_generator(cfg, shapes).cell_anchors
         self.model.anchor_generator.cell_anchors = [level.to(self.device) for level in anchors]
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=1e-4)
         inputs = make_inputs(settings)
-        self.images = [x["image"] for x in inputs]
+        self.images = [item["image"] for item in inputs]
         self.targets = [
-            {"boxes": x["instances"].gt_boxes.tensor.float(), "labels": x["instances"].gt_classes} for x in inputs
+            {"boxes": item["instances"].gt_boxes.tensor.float(), "labels": item["instances"].gt_classes}
+            for item in inputs
         ]
 
     def load_weights(self, path: Path) -> None:
@@ -78,13 +79,13 @@ class TorchvisionSubject(Subject):
             renamed[name] = tensor
         missing, unexpected = self.model.load_state_dict(renamed, strict=False)
         if missing or any(not name.startswith("anchor_generator") for name in unexpected):
-            raise RuntimeError(f"torchvision's RetinaNet lacks {missing} and does not know {unexpected}")
-        # As Detectron2 freezes the stem and the first stage.
+            raise RuntimeError(f"torchvision's RetinaNet got no {missing} and does not know {unexpected}")
+        # Freeze the stem and the first stage, as in Detectron2.
         for part in (self.model.backbone.body.conv1, self.model.backbone.body.layer1):
             part.requires_grad_(False)
 
     def inference_outputs(self) -> dict:
-        """A sample of the network's outputs; detections are not comparable, as boxes are clipped before NMS."""
+        """A sample of the network's outputs; detections are not comparable, because boxes are clipped before NMS."""
         samples = []
 
         def take(module, args, outputs):
@@ -92,7 +93,7 @@ class TorchvisionSubject(Subject):
                 levels = [9 * feature.shape[2] * feature.shape[3] for feature in args[0]]
                 logits = outputs["cls_logits"].split(levels, dim=1)
                 deltas = outputs["bbox_regression"].split(levels, dim=1)
-                parts = [x.flatten()[::997] for x in logits] + [x.flatten()[::97] for x in deltas]
+                parts = [level.flatten()[::997] for level in logits] + [level.flatten()[::97] for level in deltas]
                 samples.append(torch.cat([part.float().cpu() for part in parts]).numpy())
 
         handle = self.model.head.register_forward_hook(take)
@@ -101,7 +102,7 @@ class TorchvisionSubject(Subject):
         return {"network": samples[0]}
 
     def train_step_outputs(self) -> dict:
-        """The network's outputs alone: torchvision normalises its losses by each image's foreground anchors."""
+        """The network's outputs alone, because torchvision divides its losses by each image's foreground anchors."""
         return self.inference_outputs()
 
     def _loss(self) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Models under measurement, each in a process of its own: the engine of ``retinanet_ext`` is fixed per process.
+"""Models under measurement, each in its own process, because the engine of ``retinanet_ext`` is fixed per process.
 
-A worker computes only when its parent asks, and one at a time.
+A worker computes only when its parent asks it, and only one worker computes at a time.
 """
 
 import argparse
@@ -20,21 +20,21 @@ from tabulate import tabulate
 
 from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_header
 
-# Largest differences between a row and the reference that count as rounding of the row's dtype: of losses and gradient
-# relative, of the network's outputs relative to the largest one. A ReLU whose input is almost zero may open in one row
-# and stay shut in another, which leaves the loss alone but not the gradient: in float32 its norm is off by 1e-3 in
-# every row, while in float64 the rows agree to 1e-7.
+# Largest differences between a row and the reference that count as rounding of the row's dtype. They are relative for
+# losses and gradient, and relative to the largest output for the network. A ReLU whose input is almost zero may be open
+# in one row and shut in another. This changes the gradient but not the loss: in float32 the norm of the gradient is off
+# by 1e-3 in every row, while in float64 the rows agree to 1e-7.
 TOLERANCES = {
     "float32": {"loss_cls": 1e-4, "loss_box_reg": 1e-4, "gradient": 1e-2, "network": 1e-3},
     "bfloat16": {"loss_cls": 0.1, "loss_box_reg": 0.1, "gradient": 0.3, "network": 0.2},
     "float16": {"loss_cls": 0.02, "loss_box_reg": 0.02, "gradient": 0.1, "network": 0.02},
 }
-# Detections of float32 rows, absolute in score and in parts of the longer image side.
+# For detections of float32 rows: absolute, for scores and for coordinates divided by the longer image side.
 DETECTION_TOLERANCE = 1e-4
 
 
 class Row(NamedTuple):
-    """A row of a table. ``mode``: nothing, or ``compile`` or ``CUDA graphs``."""
+    """A row of a table. ``mode`` is empty, ``compile`` or ``CUDA graphs``."""
 
     model: str
     engine: str
@@ -55,14 +55,14 @@ class Worker(ProcessPoolExecutor):
         self.submit(_build, row, settings).result()
 
     def ask(self, method: str, *args):
-        """Call a method of the subject; what it returns or raises comes back here."""
+        """Call a method of the subject; return its result, or raise its error."""
         return self.submit(_call, method, args).result()
 
 
 def _build(row: Row, settings: argparse.Namespace) -> None:
     global _subject
     os.environ["RETINANET_EXT_ENGINE"] = row.engine or "lite"
-    # Only now: the import chooses the engine.
+    # Imports stand here, because they choose the engine.
     if row.model == "torchvision":
         from benchmarks.torchvision_subject import TorchvisionSubject
 
@@ -78,22 +78,22 @@ def _call(method: str, args: tuple):
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=2, help="images a step")
-    parser.add_argument("--height", type=int, default=480, help="of each image, in pixels")
-    parser.add_argument("--width", type=int, default=640, help="of each image, in pixels")
-    parser.add_argument("--boxes", type=int, default=8, help="ground truth boxes of each image")
+    parser.add_argument("--images", type=int, default=2, help="images per step")
+    parser.add_argument("--height", type=int, default=480, help="height of each image, pixels")
+    parser.add_argument("--width", type=int, default=640, help="width of each image, pixels")
+    parser.add_argument("--boxes", type=int, default=8, help="ground truth boxes per image")
     parser.add_argument("--classes", type=int, default=80, help="K, without background")
-    parser.add_argument("--depth", type=int, default=50, choices=[18, 34, 50, 101], help="of the ResNet")
+    parser.add_argument("--depth", type=int, default=50, choices=[18, 34, 50, 101], help="depth of the ResNet")
 
 
 def available_rows(device: str, modes: Sequence[str] = ()) -> list[Row]:
-    """What can run here; the last is the reference of the others. ``modes``: of a further row in bfloat16 each."""
+    """Rows that can run here; the last is the reference. Each of ``modes`` adds a row in bfloat16."""
     engines = ["lite", "detectron2"] if has_detectron2() else ["lite"]
     found = [Row("FocalRetinaNet", engine, dtype) for dtype in ("float32", "bfloat16") for engine in engines]
     found += [Row("FocalRetinaNet", engines[-1], "bfloat16", mode) for mode in modes]
     found.append(Row("torchvision", ""))
     if has_detectron2():
-        if device == "cuda":  # its mixed precision is for CUDA alone
+        if device == "cuda":  # its mixed precision works only on CUDA
             found.append(Row("RetinaNet", "detectron2", "float16"))
         found.append(Row("RetinaNet", "detectron2"))
     return found
@@ -106,7 +106,7 @@ def make_model_parser(description: str) -> argparse.ArgumentParser:
 
 
 def report(settings: argparse.Namespace, rows: Sequence[Row], step: str, whole: str) -> None:
-    """Measure the rows and print their table; arguments as of :func:`measure` and :func:`format_results`."""
+    """Measure the rows and print their table; for the arguments see :func:`measure` and :func:`format_results`."""
     header = print_header(settings)
     with open_workers(rows, settings) as workers:
         results = measure(workers, step, settings.repeats)
@@ -117,7 +117,7 @@ def report(settings: argparse.Namespace, rows: Sequence[Row], step: str, whole: 
 
 @contextmanager
 def open_workers(rows: Sequence[Row], settings: argparse.Namespace) -> Iterator[list[Worker]]:
-    """One worker a row, all with the weights of the first."""
+    """One worker per row, all with the weights of the first."""
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         weights, workers = Path(folder) / "weights.pth", []
         for row in rows:
@@ -128,7 +128,7 @@ def open_workers(rows: Sequence[Row], settings: argparse.Namespace) -> Iterator[
 
 
 def measure(workers: Sequence[Worker], step: str, repeats: int) -> list[dict]:
-    """Check that the rows agree with the last one, then time them in turns, so that a drift of the machine hits all.
+    """Check that the rows agree with the last row, then time them in turns, so that a drift of the machine hits all.
 
     Args:
         step: ``train_step`` or ``inference``, a method of the subjects that returns the seconds of its parts.
@@ -138,13 +138,13 @@ def measure(workers: Sequence[Worker], step: str, repeats: int) -> list[dict]:
         (``repeats`` values for each part of a step) and ``peak_mib``.
 
     Raises:
-        RuntimeError: a row differs from the last one by more than rounding; nothing is timed.
+        RuntimeError: a row differs from the last row by more than rounding. Nothing is timed then.
     """
     outputs = [worker.ask(f"{step}_outputs") for worker in workers]
     differences = [_differences(w.row, output, outputs[-1]) for w, output in zip(workers, outputs)]
     for worker, difference in zip(workers, differences):
         legal = TOLERANCES[worker.row.dtype] | {"detections": DETECTION_TOLERANCE}
-        # Written so that NaN, which compares as false, is wrong too.
+        # This form also catches NaN, which compares as false.
         wrong = {name: value for name, value in difference.items() if not value <= legal[name]}
         if wrong:
             raise RuntimeError(f"{worker.row} differs from {workers[-1].row} by {wrong}; nothing was timed")
@@ -167,7 +167,7 @@ def _differences(row: Row, actual: dict, expected: dict) -> dict[str, float]:
     found = {name: abs(actual[name] / expected[name] - 1) for name in scalars}
     network, reference = actual["network"], expected["network"]
     found["network"] = float(np.abs(network - reference).max() / np.abs(reference).max())
-    # torchvision clips boxes before NMS and Detectron2 after it; in half precision other boxes come out on top.
+    # Not comparable: torchvision clips boxes before NMS, Detectron2 after it; half precision changes their order.
     if row.dtype == "float32" and "detections" in actual and "detections" in expected:
         images = zip(actual["detections"], expected["detections"])
         found["detections"] = max(max(_farthest(a, b), _farthest(b, a)) for a, b in images)
@@ -175,18 +175,20 @@ def _differences(row: Row, actual: dict, expected: dict) -> dict[str, float]:
 
 
 def _farthest(detections: np.ndarray, others: np.ndarray) -> float:
-    """Largest distance of a detection to the nearest of ``others`` of its class; rows (class, score, box)."""
+    """Largest distance of a detection to the nearest of ``others`` of its class; both ``(D, 6)``: class, score, box."""
     distances = np.abs(detections[:, None, 1:] - others[:, 1:]).max(axis=2)
     distances[detections[:, None, 0] != others[:, 0]] = np.inf
-    # Of almost equal scores, rounding decides which come last and are cut: they may have no counterpart.
+    # Detections with almost the lowest score may have no counterpart, because rounding decides which ones are cut.
     safe = detections[:, 1] > detections[:, 1].min(initial=1) + DETECTION_TOLERANCE
-    # Without any detection the comparison would be void: infinitely wrong.
+    # Without detections nothing is compared, which counts as infinitely wrong.
     return float(distances.min(axis=1, initial=np.inf)[safe].max()) if safe.any() else np.inf
 
 
 def format_results(results: Sequence[dict], whole: str) -> str:
-    """Markdown: medians in milliseconds, interquartile ranges in brackets; how many times faster than the last row in
-    the same round, by the part ``whole``."""
+    """Markdown: medians in milliseconds, with interquartile ranges in brackets.
+
+    ``times faster`` compares the part ``whole`` with the last row in the same round.
+    """
     lines, reference = [], results[-1]
     for result in results:
         seconds = {name: np.array(values) for name, values in result["seconds"].items()}

@@ -2,10 +2,10 @@
 
 Every engine name that the extension uses is imported from here, bound either to Detectron2 or to
 :mod:`retinanet_ext.lite`, the engine that ships with this package. The two offer the same names, call shapes,
-config keys and numbers; ``tests/contract`` holds them to it.
+config keys and numbers; ``tests/contract`` checks this.
 
 ``RETINANET_EXT_ENGINE`` chooses: ``auto`` (default: Detectron2 where it is installed, else ``lite``),
-``detectron2`` or ``lite``. The choice is made once, at import; :data:`ENGINE` says what it was.
+``detectron2`` or ``lite``. The choice is made once, at import; :data:`ENGINE` holds it.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ ENGINES = ("detectron2", "lite")
 
 def _detectron2_is_installed() -> bool:
     spec = importlib.util.find_spec("detectron2")
-    # A folder that merely happens to be called `detectron2`, such as a fresh clone of its repository in the
-    # working directory, is importable as a namespace package with no origin. That is not an installation.
+    # Any folder called `detectron2`, such as a fresh clone of its repository in the working directory, is importable as
+    # a namespace package, which has no origin. That is not an installation.
     return spec is not None and spec.origin is not None
 
 
@@ -34,7 +34,7 @@ def _choose_engine() -> str:
         raise ModuleNotFoundError(
             "RETINANET_EXT_ENGINE=detectron2, but Detectron2 is not installed in this environment. "
             "Install it (https://detectron2.readthedocs.io/tutorials/install.html), or unset the variable: "
-            "the embedded engine `lite` runs everything without it."
+            "the embedded engine `lite` does not need it."
         )
     return "lite"
 

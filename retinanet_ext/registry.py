@@ -6,19 +6,19 @@ from fvcore.common.registry import Registry as _FvcoreRegistry
 
 
 class Registry(_FvcoreRegistry):
-    """fvcore's registry with names of one's choice, and errors that say what would have been right."""
+    """fvcore's registry. Here an object may be registered under any name, and errors list the registered names."""
 
     def __init__(self, name: str, config_key: str | None = None):
         """
         Args:
-            name: of the registry.
-            config_key: the key that chooses one of its objects; the error for an unknown name begins with it.
+            name: name of the registry.
+            config_key: the config key that chooses an object; the error for an unknown name begins with it.
         """
         super().__init__(name)
         self._config_key = config_key
 
     def register(self, obj=None, *, name: str | None = None):
-        """Register ``obj`` as ``name`` (default: its ``__name__``); without ``obj``, a decorator that does so.
+        """Register ``obj`` as ``name`` (default: its ``__name__``); without ``obj``, return a decorator that does so.
 
         Raises:
             KeyError: the name is taken.
@@ -38,7 +38,7 @@ class Registry(_FvcoreRegistry):
         """The object registered as ``name``.
 
         Raises:
-            KeyError: no such name; lists the registered ones, the nearest first.
+            KeyError: no such name; the message lists the registered names, the nearest first.
         """
         if self._config_key:
             check_registered(self._config_key, name, self)
@@ -48,10 +48,10 @@ class Registry(_FvcoreRegistry):
 
 
 def check_registered(key: str, name: str, registry: _FvcoreRegistry) -> None:
-    """Refuse a name that ``registry``, which may be Detectron2's own, does not have.
+    """Refuse a name that is not in ``registry``, which may be a registry of Detectron2.
 
     Raises:
-        KeyError: names the config key, and the registered names, the nearest first.
+        KeyError: the message names the config key, and the registered names, the nearest first.
     """
     if name not in registry:
         raise KeyError(f"{key} is {name!r}, which is not registered; registered: {_registered(registry, name)}")

@@ -7,7 +7,7 @@ from retinanet_ext.d2 import Boxes, Instances
 
 
 def small_config(*opts: str):
-    """A RetinaNet that runs in a fraction of a second: ResNet-18, 32 channels, one convolution a subnet, 3 classes.
+    """A RetinaNet that runs in a fraction of a second: ResNet-18, 32 channels, one convolution per subnet, 3 classes.
 
     Group norm, because frozen batch norm without trained statistics lets the features of a random network explode.
     """
@@ -27,7 +27,7 @@ def ground_truth(height: int, width: int, boxes=(), classes=()) -> Instances:
 
 
 def batch(generator: torch.Generator, *sizes_hw: tuple[int, int], num_objects: int = 2, num_classes: int = 3) -> list:
-    """Training inputs with random pixels and ``num_objects`` boxes of at least 16 pixels a side in each image."""
+    """Training inputs with random pixels and ``num_objects`` boxes, at least 16 pixels a side, in each image."""
     inputs = []
     for index, (height, width) in enumerate(sizes_hw):
         upper_left = torch.rand(num_objects, 2, generator=generator) * torch.tensor([width - 40, height - 40])

@@ -10,7 +10,7 @@ from tests.conftest import REPO_ROOT
 
 
 def import_seam(tmp_path, detectron2_init: str | None, **environment: str) -> subprocess.CompletedProcess:
-    """Import the seam in a process of its own that finds, first of all, a `detectron2` made of one file."""
+    """Import the seam in a new process. It finds a `detectron2` with the given `__init__.py` before any other."""
     if detectron2_init is not None:
         (tmp_path / "detectron2").mkdir()
         (tmp_path / "detectron2" / "__init__.py").write_text(detectron2_init)

@@ -1,4 +1,4 @@
-"""Who may import whom, and how long files and functions may get."""
+"""Which module may import which, and how long files and functions may get."""
 
 import ast
 from collections import Counter
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "retinanet_ext"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Modules that know no engine, and import no more of the package than each other: `lite` may use them too.
+# Modules that import no engine, and nothing of the package but each other: `lite` may use them too.
 ENGINE_FREE = {
     "registry",
     "ops",
@@ -23,8 +23,8 @@ ENGINE_FREE = {
     "training.step",
     "training.nonfinite_losses",
 }
-# What a part may import of the package, besides itself and what knows no engine. Parts that are not listed, the verbs
-# and what they run, may import everything.
+# What each part may import from the package, besides itself and the engine-free modules. Parts that are not listed
+# (the command line and what it runs) may import everything.
 ALLOWED = {
     "registry": set(),
     "ops": set(),
@@ -41,17 +41,17 @@ ALLOWED = {
     "training": {"d2", "checkpoint", "data", "inference"},
 }
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 40
-# Longer for a reason: constructors whose arguments are the documentation of a model.
+# May be longer: constructors whose arguments document a model.
 LONG_BODIES = {"detection/retinanet.py:__init__"}
 
 
 def module_of(path: Path) -> str:
-    """``lite.engine.hooks``: below the package, without its name."""
+    """The module's name without the package's: ``lite.engine.hooks``."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Modules of the package that a file imports, as `module_of` has them, and modules of Detectron2."""
+    """Modules of the package that a file imports, named as by `module_of`, and modules of Detectron2."""
     names = set()
     package = ["retinanet_ext", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -103,7 +103,7 @@ def test_files_and_functions_stay_small(path):
 
 
 def test_every_name_of_the_seam_is_used():
-    """A name nobody imports is deleted, so that the embedded engine stays as small as it can."""
+    """Names that no file imports must be deleted, so that the embedded engine stays small."""
     exported = set()
     for node in ast.walk(ast.parse((PACKAGE / "d2.py").read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("detectron2"):
@@ -113,7 +113,7 @@ def test_every_name_of_the_seam_is_used():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == "retinanet_ext.d2":
                 used.update(alias.name for alias in node.names)
-    # For users' own code, which should not have to know which engine runs either.
+    # For users' own code, which should not need to know the engine either.
     promised = {"DefaultPredictor", "EventStorage", "ColorMode"}
     assert exported - used <= promised
 

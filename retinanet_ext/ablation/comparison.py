@@ -14,19 +14,19 @@ from .study import Arm, Study
 
 ABSENT = "absent"
 """Shown in place of the value of a key that a config does not have."""
-_OWN_KEYS = ("SEED", "OUTPUT_DIR")  # of each run, whatever the arm
+_KEYS_OF_A_RUN = ("SEED", "OUTPUT_DIR")  # differ between any two runs, so they say nothing about an arm
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What the runs of an arm gave.
+    """The results of one arm.
 
     Args:
-        values: seed -> the study's metric, of the runs that have one.
-        difference: to the baseline arm, over the common seeds; None for the baseline itself.
-        paper: the paper's value of the metric, None if it has none.
-        paper_difference: to the paper's value of the baseline.
-        changes: full key -> (the baseline's value, this arm's value), where their configs differ.
+        values: seed -> the study's metric, for the runs that have it.
+        difference: this arm minus the baseline, over the common seeds; None for the baseline itself.
+        paper: the paper's value of the metric; None if the paper states none.
+        paper_difference: `paper` minus the paper's value of the baseline; None for the baseline or if one is missing.
+        changes: full key -> (the baseline's value, this arm's value), for keys in which the two configs differ.
     """
 
     arm: Arm
@@ -84,7 +84,10 @@ def values_of(runs: Iterable[Run], metric: str) -> dict[int, float]:
 
 
 def other_metrics(study: Study, runs: Iterable[Run]) -> list[str]:
-    """AP50, AP75, and what else the paper states: full names, of the same task as the study's metric."""
+    """Full names of AP50, AP75 and the other metrics in the paper, for the task of the study's metric.
+
+    A metric that no run has and the paper does not state is left out.
+    """
     task = study.metric.rpartition("/")[0]
     measured = {name for run in runs for name in run.metrics}
     stated = [name for arm in study.arms for name in arm.paper]
@@ -94,7 +97,7 @@ def other_metrics(study: Study, runs: Iterable[Run]) -> list[str]:
 
 
 def unfinished_runs(runs: Iterable[Run], metric: str) -> list[str]:
-    """A line for each run that has not come to an end: missing, running, failed, or done without the metric."""
+    """A line for each run without a result: missing, running, failed, or done without the metric."""
     lines = []
     for run in runs:
         if run.state not in OUTCOMES:
@@ -102,15 +105,15 @@ def unfinished_runs(runs: Iterable[Run], metric: str) -> list[str]:
                 f"arm {run.arm}, seed {run.seed}: {run.state}" + (f" ({shortened(run.reason)})" if run.reason else "")
             )
         elif run.state == DONE and metric not in run.metrics:
-            there = ", ".join(run.metrics) or "none"
-            lines.append(f"arm {run.arm}, seed {run.seed}: done, but has no {metric} (its metrics: {there})")
+            available = ", ".join(run.metrics) or "none"
+            lines.append(f"arm {run.arm}, seed {run.seed}: done, but has no {metric} (its metrics: {available})")
     return lines
 
 
 def differing_runs(runs: Sequence[Run]) -> list[str]:
-    """A line for each run that came to its end and differs from most in code, engine or torch, or from its arm's first.
+    """A line for each finished run that differs from most in code, engine or torch, or from its arm in the config.
 
-    All starts of a run count: resumed with other code, it was made with both.
+    All starts of a run count, because a run that was resumed with other code was made with both.
     """
     runs = [run for run in runs if run.state in OUTCOMES]
     lines = []
@@ -144,24 +147,24 @@ def _unlike_most(runs: Sequence[Run], name: str) -> list[str]:
 
 
 def short_keys(results: Iterable[ArmResult], keys: Iterable[str]) -> dict[str, str]:
-    """Full key -> the shortest end of it that no other of `keys` has, for the keys in which arms differ."""
+    """Full key -> its shortest ending that no other key in `keys` shares, for the keys in which arms differ."""
     ends = Counter(end for key in set(keys) for end in _ends(key))
     changed = dict.fromkeys(key for result in results for key in result.changes)
     return {key: next(end for end in _ends(key) if ends[end] == 1) for key in changed}
 
 
 def _ends(key: str) -> list[str]:
-    """ "C", "B.C", "A.B.C" of "A.B.C"."""
+    """The endings of a key, shortest first: "A.B.C" gives "C", "B.C", "A.B.C"."""
     parts = key.split(".")
     return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
 
 
 def _changes(baseline: Sequence[Run], runs: Sequence[Run]) -> dict[str, tuple[Any, Any]]:
-    """Between the first configs that there are; whether seeds agree is checked by `differing_runs`."""
-    old, new = (next((run.config for run in of if run.config is not None), None) for of in (baseline, runs))
+    """Differences between the first config of each arm; `differing_runs` checks that the seeds of an arm agree."""
+    old, new = (next((run.config for run in group if run.config is not None), None) for group in (baseline, runs))
     return {} if old is None or new is None else _differences(old, new)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in dict.fromkeys([*old, *new])}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and key not in _OWN_KEYS}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and key not in _KEYS_OF_A_RUN}

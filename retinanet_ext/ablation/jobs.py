@@ -1,4 +1,4 @@
-"""One run of a study in a process of its own, so that no crash of it ends the study."""
+"""One run of a study in a process of its own, so that a crash of the run does not end the study."""
 
 import os
 import signal
@@ -16,22 +16,22 @@ CONSOLE_FILE = "console.txt"
 WORKER = (sys.executable, "-m", "retinanet_ext.ablation.worker")
 _TAIL_LINES = 15
 _POLL_SECONDS = 0.2
-# A run that is told to stop has this long, in seconds, before it is killed.
+# Seconds between telling a run to stop and killing it.
 _PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to do one run; it can be sent to another machine that has the same folders.
+    """Everything that a process needs for one run. It can be sent to another machine that has the same folders.
 
     Args:
-        arm, seed: which run it is.
-        folder: of the run, absolute.
+        arm, seed: identify the run.
+        folder: absolute path of the run's folder.
         config: YAML of the whole config.
-        metric: that the run must have.
-        on_gpu: whether it wants one.
-        working_directory: that relative paths in the config start from.
-        environment: variables that the process has to have.
+        metric: name of a metric that the run must produce.
+        on_gpu: whether the run needs a GPU.
+        working_directory: folder that relative paths in the config start from.
+        environment: environment variables that the process needs.
     """
 
     arm: str
@@ -51,16 +51,16 @@ def execute(
     stopping: threading.Event | None = None,
     keep_open: tuple[int, ...] = (),
 ) -> Status:
-    """Do a run, or go on with one that was interrupted, and wait for its end.
+    """Start a run, or resume an interrupted run, and wait until it ends.
 
     Args:
-        environment: more variables of the process.
-        stopping: when it is set, the process is ended. The state is then still "running", and calling this again goes
-            on with the run; so it is after a KeyboardInterrupt.
+        environment: further environment variables for the process.
+        stopping: set it to end the process. The state then stays "running", and a further call resumes the run. The
+            same holds after a KeyboardInterrupt.
         keep_open: file descriptors that the process inherits.
 
     Returns:
-        The status, also in the run's ``status.json``.
+        The status, which is also in the run's ``status.json``.
     """
     stopping = stopping or threading.Event()
     earlier = _seconds_so_far(job.folder)
@@ -81,7 +81,7 @@ def execute(
             seconds = earlier + time.monotonic() - start
             status = replace(status, seconds=seconds, iterations=steps_done(job.folder))
             if not stopping.is_set():
-                status = replace(status, state=FAILED, reason=_death(process.returncode, job.folder))
+                status = replace(status, state=FAILED, reason=_exit_reason(process.returncode, job.folder))
             write_status(job.folder, status)
     return status
 
@@ -94,16 +94,16 @@ def _start(job: Job, environment: Mapping[str, str], keep_open: tuple[int, ...])
             stdout=console,
             stderr=subprocess.STDOUT,
             cwd=job.working_directory,
-            # Colours would be noise in the file.
+            # Colour codes would be noise in the file.
             env={**os.environ, "NO_COLOR": "1", **job.environment, **environment},
             pass_fds=keep_open,
-            # A signal of the terminal is for the study, which then stops its runs.
+            # Ctrl-C in the terminal must reach only the study, which then stops its runs.
             start_new_session=True,
         )
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Nothing if it has ended; else end it and the processes that load its data."""
+    """End the process and its data-loading processes, if it still runs."""
     for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
         if process.poll() is not None:
             return
@@ -115,7 +115,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _seconds_so_far(folder: Path) -> float:
-    """Wall time of earlier starts. That of one that was killed with its study is taken from its last line of output."""
+    """Wall time of earlier starts. A start that was killed with its study ended at its last line of output."""
     status = read_status(folder)
     if status is None:
         return 0.0
@@ -125,12 +125,12 @@ def _seconds_so_far(folder: Path) -> float:
     return status.seconds + max(0.0, console.stat().st_mtime - (folder / "status.json").stat().st_mtime)
 
 
-def _death(code: int, folder: Path) -> str:
+def _exit_reason(code: int, folder: Path) -> str:
     try:
-        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     except ValueError:
-        cause = f"killed by signal {-code}"
+        cause = f"was killed by signal {-code}"
     if code == -signal.SIGKILL:
-        cause += " (often by the system, for want of memory)"
+        cause += " (often by the system, because memory ran out)"
     lines = (folder / CONSOLE_FILE).read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-    return "\n".join([f"the process was {cause}; its last lines:", *lines])
+    return "\n".join([f"the process {cause}; its last lines:", *lines])

@@ -1,4 +1,4 @@
-"""Runs on this machine, several at a time, each with its share of it."""
+"""Runs on this machine, several at a time, each with its share of the GPUs or cores."""
 
 import functools
 import os
@@ -20,11 +20,11 @@ def local_runner(
 ) -> Callable[[Sequence[Job], Callable[[Job, Status], None]], None]:
     """A function ``run(jobs, record)`` that does the jobs in order.
 
-    ``record`` is called, in the caller's thread, with each job that has ended.
+    When a job has ended, ``record(job, status)`` is called in the caller's thread.
 
     Args:
-        at_a_time: how many at most; None: one for each GPU, or one on a CPU.
-        keep_open: file descriptors that their processes inherit.
+        at_a_time: most runs at a time; None: one for each GPU, or one on a CPU.
+        keep_open: file descriptors that the processes of the runs inherit.
 
     Raises:
         ValueError: ``at_a_time`` is below 1.
@@ -53,19 +53,19 @@ def _run_locally(jobs, record, *, at_a_time, keep_open):
             for future in as_completed(futures):
                 record(futures[future], future.result())
         except BaseException:
-            stopping.set()  # the pool waits for its threads, and they for their processes
+            stopping.set()  # the pool waits for its threads, and each thread for its process
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def shares_of_the_machine(at_a_time: int | None, on_gpu: bool) -> list[dict[str, str]]:
-    """Environment variables for each of the runs that go on at a time."""
+    """For each of the simultaneous runs, the environment variables that give it its share."""
     if on_gpu:
         gpus = _visible_gpus()
         return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(at_a_time or len(gpus))]
     at_a_time = at_a_time or 1
     threads = max(1, usable_cores() // at_a_time)
-    # Who has set it knows better.
+    # A value that the user has set is kept.
     return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} for _ in range(at_a_time)]
 
 

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster: Ray finds each a machine with room for it."""
+"""Runs on a Ray cluster: Ray finds a machine with room for each run."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,11 +10,12 @@ from .status import FAILED, Status, read_status, steps_done, write_status
 def ray_runner(address: str) -> Callable[[Sequence[Job], Callable[[Job, Status], None]], None]:
     """A function ``run(jobs, record)`` that does the jobs in order, as many at a time as the cluster has room for.
 
-    A job takes a GPU, or without one a CPU core. The machines of the cluster need this package, and must see the same
-    folders under the same names: output, data and working directory. ``record`` is called in the caller's process.
+    A job takes one GPU, or one CPU core if it needs no GPU. The machines of the cluster need this package, and must see
+    the output, data and working directory under the same names. When a job has ended, ``record(job, status)`` is called
+    in the caller's process.
 
     Args:
-        address: of a cluster: HOST:PORT, "auto" for the one that runs here, or "local" for a new one on this machine.
+        address: HOST:PORT of a cluster, "auto" for the cluster that runs here, "local" for a new one on this machine.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
@@ -32,7 +33,7 @@ def ray_runner(address: str) -> Callable[[Sequence[Job], Callable[[Job, Status],
 def _run_on_cluster(ray, jobs, record):
     tasks = {}
     for job in jobs:
-        # A repetition by Ray, after a machine was lost, would not be told from the first; calling again does it.
+        # No Ray retries: a retry after a lost machine looks like a first attempt. Running the study again retries.
         remote = ray.remote(num_gpus=int(job.on_gpu), num_cpus=int(not job.on_gpu), max_retries=0)(execute)
         tasks[remote.remote(job)] = job
     waiting = list(tasks)
@@ -42,7 +43,7 @@ def _run_on_cluster(ray, jobs, record):
             record(tasks[finished], _status(ray, finished, tasks[finished]))
     except BaseException:
         for task in waiting:
-            ray.cancel(task)  # a KeyboardInterrupt in `execute`, which then ends the process of the run
+            ray.cancel(task)  # raises KeyboardInterrupt in `execute`, which then ends the run's process
         ray.wait(waiting, num_returns=len(waiting), timeout=60)
         raise
 

@@ -1,4 +1,4 @@
-"""What a report says, section by section."""
+"""The sections of the report of a study."""
 
 import shlex
 from collections import Counter
@@ -50,17 +50,17 @@ def what_was_run(study: Study, runs: Sequence[Run]) -> list[Block]:
 
 def main_table(study: Study, runs: Sequence[Run], results: Sequence[ArmResult]) -> list[Block]:
     name = _short(study.metric)
-    spread = digits_for(result.summary.std for result in results)
+    value_digits = digits_for(result.summary.std for result in results)
     differences = [result.difference for result in results if result.difference is not None]
-    fine = digits_for(value for entry in differences for value in (entry.mean, *(entry.interval or ())))
+    difference_digits = digits_for(value for entry in differences for value in (entry.mean, *(entry.interval or ())))
     keys = short_keys(results, [key for run in runs for key in run.config or ()])
     rows = [
         [
             result.name,
             _count(result),
-            mean_and_std(result.summary, spread) if result.summary.n else _without_mean(result),
-            interval(result.summary, spread),
-            difference(result.difference, fine),
+            mean_and_std(result.summary, value_digits) if result.summary.n else _without_mean(result),
+            interval(result.summary, value_digits),
+            difference(result.difference, difference_digits),
             number(result.paper, 1),
             signed(result.paper_difference, 1),
             duration(result.seconds),
@@ -70,7 +70,7 @@ def main_table(study: Study, runs: Sequence[Run], results: Sequence[ArmResult]) 
         for result in results
     ]
     header = ["arm", "n", f"{name}, mean ± std", "95 % interval", "difference to the baseline [95 %]", "paper"]
-    header += ["paper's difference", "time of a run", "config, where unlike the baseline"]
+    header += ["paper's difference", "time of a run", "config changes from the baseline"]
     blocks: list[Block] = [
         Heading(f"{name} of each arm"),
         Table(header, rows, numbers=range(1, 8)),
@@ -92,9 +92,7 @@ def figures(study: Study, results: Sequence[ArmResult]) -> list[Block]:
         Row(_row_label(r), r.summary.mean, r.summary.interval, list(r.values.values()), r.paper) for r in results
     ]  # fmt: skip
     means = f"{name}: mean, 95 % interval, and a small dot for each seed"
-    means += (
-        "; diamonds: the paper's values, on an axis of their own" if any(row.paper is not None for row in rows) else ""
-    )
+    means += "; diamonds: the paper's values, on their own axis" if any(row.paper is not None for row in rows) else ""
     blocks: list[Block] = [
         Heading("Plots"),
         Figure("means.svg", means, draw_means(rows, name)),
@@ -110,13 +108,13 @@ def figures(study: Study, results: Sequence[ArmResult]) -> list[Block]:
         blocks.append(Figure("differences.svg", caption, draw_differences(rows, name, study.baseline)))
     losses = _curves(results, "total_loss")
     if losses:
-        caption = "Training loss, a line for each seed; each arm has its own scale, as losses differ in kind"
+        caption = "Training loss, a line for each seed; each arm has its own scale, because losses differ in kind"
         blocks.append(Figure("losses.svg", caption, draw_curves(losses, None, log=True)))
-    on_the_way = _curves(results, study.metric)
-    if any(len(run) > 1 for curves in on_the_way.values() for run in curves):
-        reference = study.baseline if study.baseline in on_the_way else None
+    metric_curves = _curves(results, study.metric)
+    if any(len(run) > 1 for curves in metric_curves.values() for run in curves):
+        reference = study.baseline if study.baseline in metric_curves else None
         caption = f"{name} during training, a line for each seed; grey: {study.baseline}"
-        blocks.append(Figure("progress.svg", caption, draw_curves(on_the_way, reference, log=False)))
+        blocks.append(Figure("progress.svg", caption, draw_curves(metric_curves, reference, log=False)))
     return blocks
 
 
@@ -131,23 +129,23 @@ def other_metrics_table(study: Study, runs: Sequence[Run], results: Sequence[Arm
     for result in results:
         row = [result.name]
         for name in names:
-            own = summarize(values_of(result.runs, name).values())
-            row += [mean_and_std(own, 1) if own.n else NOTHING, number(result.arm.paper.get(_short(name)), 1)]
+            summary = summarize(values_of(result.runs, name).values())
+            row += [mean_and_std(summary, 1) if summary.n else NOTHING, number(result.arm.paper.get(_short(name)), 1)]
         rows.append(row)
     return [Heading("Other metrics"), Paragraph("Mean ± standard deviation over the same runs."), Table(header, rows)]
 
 
 def agreement_section(results: Sequence[ArmResult]) -> list[Block]:
-    """Whether our order of the arms is the paper's."""
+    """How well our order of the arms agrees with the paper's."""
     paper = {result.name: result.paper for result in results if result.paper is not None}
     if len(paper) < 2:
         return []
     agreement = compare_order({result.name: result.values for result in results}, paper)
     blocks: list[Block] = [Heading("Agreement with the paper's order")]
-    apart = [_why_apart(result) for result in results if result.name not in agreement.arms]
-    left_out = [Paragraph("Not in this comparison: " + "; ".join(apart) + ".")] if apart else []
+    excluded = [_why_excluded(result) for result in results if result.name not in agreement.arms]
+    left_out = [Paragraph("Not in this comparison: " + "; ".join(excluded) + ".")] if excluded else []
     if len(agreement.arms) < 2:
-        return [*blocks, Paragraph("Fewer than two arms have both a value here and one in the paper."), *left_out]
+        return [*blocks, Paragraph("Fewer than two arms have a value both here and in the paper."), *left_out]
     pairs = agreement.pairs
     wrong = [pair for pair in pairs if pair.is_reversed]
     ties = sum(pair.is_tied for pair in pairs)
@@ -174,31 +172,33 @@ def runs_without_value(study: Study, runs: Sequence[Run]) -> list[Block]:
 def how_to_repeat(study: Study, runs: Sequence[Run]) -> list[Block]:
     words = ["retinanet-ext", "ablate", "run", study.name, "--config-file", readable_path(study.base), "--seeds"]
     words += map(str, study.seeds)
-    # Overrides of the command line are text, and no arm sets them too; all others are in the study's file.
+    # Command-line overrides are text, and no arm sets the same key. The study's file holds all other overrides.
     by_arms = {key for arm in study.arms for key in arm.overrides}
     given = {key: value for key, value in study.overrides.items() if isinstance(value, str) and key not in by_arms}
     words += [word for pair in given.items() for word in pair]
     code = distinct(start.code for run in runs for start in run.starts)
     kept = "command, versions and uncommitted changes" if "uncommitted" in code else "command and versions"
     text = (
-        f"With the code {code}. Each run's run.json has its {kept}. A study that is not built in is given as its file."
+        f"Use the code {code}. The run.json of each run records its {kept}. "
+        "If the study is not built in, replace its name by the path of its file."
     )
     return [Heading("How to repeat it"), Command(shlex.join(words)), Paragraph(text)]
 
 
 def _reversed_pairs(pairs: Sequence[Pair]) -> list[Block]:
     if not pairs:
-        return [Paragraph("No pair is ordered otherwise than in the paper.")]
+        return [Paragraph("No pair of arms has the opposite order to the paper's.")]
     clear = sum(pair.is_clear for pair in pairs)
     text = (
         f"The paired 95 % interval excludes 0 for {clear} of the {len(pairs)} pairs that are ordered the other way "
-        "round; the seeds do not tell the others apart. Of arms that are alike, one interval in twenty excludes 0."
+        "round; for the other pairs, the seeds show no clear difference. One interval in twenty excludes 0 even if two "
+        "arms are alike."
     )
-    fine = digits_for(value for pair in pairs for value in (pair.ours, *(pair.paired.interval or ())))
+    digits = digits_for(value for pair in pairs for value in (pair.ours, *(pair.paired.interval or ())))
     rows = [
         [
-            f"{pair.first} - {pair.second}", signed(pair.paper, 1), signed(pair.ours, fine),
-            difference(pair.paired, fine),
+            f"{pair.first} - {pair.second}", signed(pair.paper, 1), signed(pair.ours, digits),
+            difference(pair.paired, digits),
             "yes" if pair.is_clear else "no",
         ]
         for pair in pairs
@@ -208,12 +208,12 @@ def _reversed_pairs(pairs: Sequence[Pair]) -> list[Block]:
 
 def _how_to_read(results: Sequence[ArmResult]) -> str:
     text = (
-        "Intervals are those of Student's t over seeds. Differences are paired: seed by seed, over the seeds that both "
-        "arms have. Diverged runs enter no mean. "
+        "Intervals are Student's t intervals over seeds. Differences are paired: they are taken seed by seed, over the "
+        "seeds that both arms have. Means leave out diverged runs. "
     )
     if any(result.summary.n == 1 for result in results):
         text += "One seed (n = 1) has no deviation and no interval. "
-    return text + "The table compares every arm with the baseline; its intervals are not corrected for their number."
+    return text + "Each arm is compared with the baseline; intervals are not corrected for the number of comparisons."
 
 
 def _overrides(study: Study) -> str:
@@ -221,12 +221,12 @@ def _overrides(study: Study) -> str:
 
 
 def _short(metric: str) -> str:
-    """ "AP" of "bbox/AP"."""
+    """The last part: "bbox/AP" gives "AP"."""
     return metric.rpartition("/")[2]
 
 
 def _count(result: ArmResult) -> str:
-    """Runs with a value, and how the others ended."""
+    """Number of runs with a value, and how the other runs ended."""
     lost = Counter(
         "undefined" if run.state == DONE else run.state for run in result.runs if run.seed not in result.values
     )
@@ -254,14 +254,14 @@ def _row_label(result: ArmResult) -> str:
     return f"{result.name} ({lost} of {len(result.runs)} {state})"
 
 
-def _why_apart(result: ArmResult) -> str:
+def _why_excluded(result: ArmResult) -> str:
     reasons = [] if result.summary.n else [_without_mean(result) if result.count(DIVERGED) else "no value here"]
     reasons.append("no value in the paper" if result.paper is None else f"{number(result.paper, 1)} in the paper")
     return f"{result.name} ({', '.join(reasons)})"
 
 
 def _curves(results: Iterable[ArmResult], name: str) -> dict[str, list[list[tuple[int, float]]]]:
-    """Arm -> curves of its runs; arms and runs without any are left out."""
+    """Arm -> curves of its runs; runs without points and arms without curves are left out."""
     curves = {result.name: [read_curve(run, name) for run in result.runs] for result in results}
     curves = {arm: [curve for curve in runs if curve] for arm, runs in curves.items()}
     return {arm: runs for arm, runs in curves.items() if runs}

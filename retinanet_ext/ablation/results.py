@@ -1,4 +1,4 @@
-"""The runs of a study, as the study's output folder has them."""
+"""Reads the runs of a study from its output folder."""
 
 import hashlib
 import json
@@ -17,20 +17,20 @@ logger = logging.getLogger(__name__)
 
 STATES = (RUNNING, DONE, DIVERGED, FAILED)
 MISSING = "missing"
-"""The state of a run that the study asks for and the folder does not have."""
+"""State of a run that the study asks for but the folder does not hold."""
 OUTCOMES = (DONE, DIVERGED)
-"""States in which a run has come to its end, and says something about its arm."""
+"""States of a run that has ended and says something about its arm."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What one start of a run was made with (its record in ``run.json``).
+    """Code, engine and machine of one start of a run, from its record in ``run.json``.
 
     Args:
         time: ISO 8601, in UTC.
-        code: "git COMMIT", with a hash of the uncommitted changes if there were any; else the package's version.
+        code: "git COMMIT", with a hash of the uncommitted changes if any; outside git, the package's version.
         engine: "detectron2" or "lite".
-        torch: version.
+        torch: its version.
         machine: device and platform.
     """
 
@@ -49,10 +49,10 @@ class Run:
         state: one of `STATES`, or `MISSING`.
         reason: why it diverged, failed or is missing; else empty.
         seconds: wall time, over all starts.
-        iterations: training iterations that were done.
+        iterations: number of finished training iterations.
         metrics: "bbox/AP" and so on, AP in 0-100, None where undefined; empty unless the state is "done".
-        starts: the first start, and each time it was resumed or repeated.
-        config: full key -> value; empty if the run never came that far.
+        starts: the first start, then each resumed or repeated one.
+        config: full key -> value; None if the run has written no config.
     """
 
     arm: str
@@ -76,9 +76,9 @@ def read_study_folder(directory: str | Path) -> tuple[Study, tuple[Run, ...]]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is no folder; give the output folder of a study")
+        raise FileNotFoundError(f"{directory} is not a folder; give the output folder of a study")
     if not any(directory.iterdir()):
-        raise ValueError(f"{directory} is empty: no study has been run into it")
+        raise ValueError(f"{directory} is empty: no study has written to it")
     study = _read_study(directory / STUDY_FILE)
     _refuse_foreign_runs(directory, study)
     runs = (_read_run(run_folder(directory, arm.name, s), arm.name, s) for arm in study.arms for s in study.seeds)
@@ -86,10 +86,10 @@ def read_study_folder(directory: str | Path) -> tuple[Study, tuple[Run, ...]]:
 
 
 def read_curve(run: Run, name: str) -> list[tuple[int, float]]:
-    """(iteration, value) of a metric in a run's ``metrics.json``, by iteration; what is not finite is left out.
+    """Points (iteration, value) of a metric in a run's ``metrics.json``, by iteration; non-finite values are left out.
 
-    A run that was interrupted and resumed did some iterations twice: the later ones count. The line that it was
-    writing when it was killed may be torn; it is skipped, with a warning.
+    A run that was interrupted and resumed has some iterations twice; the later value counts. A line that is torn,
+    because the run was killed while writing it, is skipped with a warning.
     """
     path = run.folder / "metrics.json"
     if not path.exists():
@@ -99,7 +99,7 @@ def read_curve(run: Run, name: str) -> list[tuple[int, float]]:
         try:
             record = json.loads(line)
         except ValueError:
-            logger.warning("%s, line %d is no JSON and is left out of the curves.", path, number)
+            logger.warning("%s, line %d is not JSON and is left out of the curves.", path, number)
             continue
         value = record.get(name)
         if isinstance(value, (int, float)) and math.isfinite(value):
@@ -140,7 +140,7 @@ def _read_run(folder: Path, arm: str, seed: int) -> Run:
     for needed in (record, config):
         if status.state in OUTCOMES and not needed.exists():
             raise FileNotFoundError(
-                f"{needed} is missing, although the run is {status.state}; delete {folder}, repeat it"
+                f"{needed} is missing, although the run is {status.state}; delete {folder} and repeat the run"
             )
     return Run(
         arm, seed, folder, status.state,

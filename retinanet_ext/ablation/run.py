@@ -1,4 +1,4 @@
-"""One run as a plain function: config in, metrics out, and the process afterwards as it was before."""
+"""One run as a plain function: config in, metrics out. It restores the state of the process."""
 
 import json
 import logging
@@ -19,9 +19,9 @@ from retinanet_ext.data.registration import register_custom_datasets
 from retinanet_ext.machine.devices import check_device
 from retinanet_ext.training.trainer import Trainer
 
-# Those that the engines and this package log to.
+# Loggers of the engines and of this package.
 _LOGGERS = ("detectron2", "fvcore", "retinanet_ext")
-_OF_ALL_OBJECTS = ("AP", "AP50", "AP75")
+_OVERALL_METRICS = ("AP", "AP50", "AP75")
 
 
 class DivergedError(FloatingPointError):
@@ -35,31 +35,31 @@ class DivergedError(FloatingPointError):
 def run(cfg: CfgNode) -> dict[str, float]:
     """Train and evaluate as ``train_net.py --resume`` does: from the last checkpoint in ``OUTPUT_DIR`` if there is one.
 
-    May be called any number of times in one process. Random generators, loggers, precision and cuDNN switches,
-    environment variables and the catalogs of datasets are then as they were; only freed memory stays with the process
-    (see `cpu_memory`). With ``SEED`` >= 0, two runs on a CPU into two empty folders give the same metrics.
+    May be called any number of times in one process: it restores random generators, loggers, precision and cuDNN
+    switches, environment variables and the catalogs of datasets. Only freed memory stays with the process (see
+    `keep_freed_memory`). With ``SEED`` >= 0, two runs on a CPU into two empty folders give the same metrics.
 
     Args:
         cfg: not changed; its ``DATASETS.CUSTOM`` need not be registered yet.
 
     Returns:
-        "task/metric" -> value, as in ``results.json``: AP in 0-100, NaN where undefined; but AP, AP50 and AP75 are 0 if
-        nothing at all was detected, where the evaluators leave them undefined. With several ``DATASETS.TEST`` each name
-        begins with that of the dataset; in a job of several processes all but the main one get an empty dict.
+        "task/metric" -> value, as in ``results.json``: AP in 0-100, NaN where undefined. If nothing was detected, AP,
+        AP50 and AP75 are 0, although the evaluators leave them undefined. With several ``DATASETS.TEST``, each name
+        starts with that of the dataset. In a job of several processes, all but the main process get an empty dict.
 
     Raises:
-        DivergedError: a loss that is not finite.
-        ValueError: no ``DATASETS.TEST``, or whatever else of the config or the data cannot be trained with.
+        DivergedError: a loss is not finite.
+        ValueError: ``DATASETS.TEST`` is empty, or something else in the config or the data makes training impossible.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST names no dataset, so the run would have no metrics")
     check_device(cfg.MODEL.DEVICE)
     cfg = cfg.clone()
     cfg.freeze()
-    with _process_left_as_it_was(cfg):
+    with _restored_process_state(cfg):
         register_custom_datasets(cfg)
         default_setup(cfg, Namespace(config_file="", eval_only=False))
-        # Detectron2 sets up its own log only.
+        # Detectron2 sets up only its own log.
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=any(comm.all_gather(trainer.checkpointer.has_checkpoint())))
@@ -75,7 +75,7 @@ def run(cfg: CfgNode) -> dict[str, float]:
 def _flat_metrics(results: dict, prefix: str = "") -> dict[str, float]:
     metrics = {}
     if _nothing_was_detected(results):
-        results = {**results, **dict.fromkeys(_OF_ALL_OBJECTS, 0.0)}
+        results = {**results, **dict.fromkeys(_OVERALL_METRICS, 0.0)}
     for name, value in results.items():
         if isinstance(value, dict):
             metrics |= _flat_metrics(value, f"{prefix}{name}/")
@@ -85,15 +85,16 @@ def _flat_metrics(results: dict, prefix: str = "") -> dict[str, float]:
 
 
 def _nothing_was_detected(results: dict) -> bool:
-    """The evaluator then leaves everything undefined, also what is 0: precision with objects, and none of them found.
+    """Whether all overall metrics are undefined, because the evaluator saw no detection.
 
-    The metrics of objects of one size or class stay undefined: there may be no such objects.
+    With objects to find and none found, precision is 0, not undefined. The metrics of objects of one size or class stay
+    undefined, because there may be no such objects.
     """
-    return set(_OF_ALL_OBJECTS) <= set(results) and all(value is None for value in results.values())
+    return set(_OVERALL_METRICS) <= set(results) and all(value is None for value in results.values())
 
 
 @contextmanager
-def _process_left_as_it_was(cfg: CfgNode) -> Iterator[None]:
+def _restored_process_state(cfg: CfgNode) -> Iterator[None]:
     with _logging(), _environment(), _switches(), _random_generators(cfg), _catalogs(Path(cfg.OUTPUT_DIR)):
         yield
 
@@ -111,7 +112,7 @@ def _logging():
                 logger.removeHandler(handler)
                 stream = getattr(handler, "stream", sys.stdout)
                 handler.close()
-                # Detectron2 leaves its files open until the process ends: in a long search there would be too many.
+                # Detectron2 keeps its log files open until the process ends; a long search would open too many.
                 if stream not in (None, sys.stdout, sys.stderr) and id(stream) not in kept:
                     stream.close()
             logger.handlers[:] = handlers
@@ -121,7 +122,7 @@ def _logging():
 
 
 def _forget_set_up_logs() -> None:
-    """Detectron2 sets a log up once for all; asked again for the same folder, it would log nothing."""
+    """Clear the caches of Detectron2's log set-up; else a second run in the same folder would log nothing."""
     for function in vars(sys.modules[setup_logger.__module__]).values():
         if getattr(function, "__module__", None) == setup_logger.__module__ and hasattr(function, "cache_clear"):
             function.cache_clear()
@@ -129,7 +130,7 @@ def _forget_set_up_logs() -> None:
 
 @contextmanager
 def _environment():
-    before = os.environ.get("PYTHONHASHSEED")  # set by Detectron2 along with the seeds
+    before = os.environ.get("PYTHONHASHSEED")  # Detectron2 sets it together with the seeds
     try:
         yield
     finally:
@@ -152,7 +153,7 @@ def _switches():
 @contextmanager
 def _random_generators(cfg: CfgNode):
     python, numpy = random.getstate(), np.random.get_state()
-    # Seeds are set on all GPUs. Those that nobody uses are not woken up for it.
+    # Seeding changes the generators of all GPUs. A run on a CPU must not initialise CUDA just to save them.
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_initialized()
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else ()):
@@ -171,7 +172,7 @@ def _catalogs(output_dir: Path):
         for catalog, names in before:
             for name in set(catalog) - names:
                 catalog.remove(name)
-        # Where a dataset has no annotation file, Detectron2's evaluator writes one for the run, and names it here.
+        # For a dataset without annotation file, Detectron2's evaluator writes one for the run and stores its path here.
         for metadata in MetadataCatalog.values():
             if output_dir in Path(metadata.as_dict().get("json_file") or "/").parents:
                 del metadata.json_file

@@ -1,4 +1,4 @@
-"""Runs the arms of a study, and keeps what is there already."""
+"""Runs the arms of a study; runs that are already finished are kept."""
 
 import fcntl
 import json
@@ -21,22 +21,22 @@ from .status import DIVERGED, DONE, RUNNING, Status, read_status, write_atomical
 from .study import STUDY_FILE, Arm, Study, arm_config, run_folder, study_from_dict, study_to_dict
 from .unread_keys import check_overrides_are_read
 
-_REASON_WIDTH = 200  # characters in the log; status.json has all
-# What a process on another machine must have as it is here.
+_REASON_WIDTH = 200  # characters in the log; status.json has the whole reason
+# Environment variables with these prefixes are passed on to processes on other machines.
 _ENVIRONMENT_PREFIXES = ("RETINANET_EXT_", "DETECTRON2_", "PYTHONPATH")
 
 logger = logging.getLogger(__name__)
 
 Results = dict[tuple[str, int], Status]
-"""By arm and seed."""
+"""(arm, seed) -> status."""
 
 
 def run_study(study: Study, output_dir: str | Path, **options) -> Results:
-    """Run every arm with every seed, each in a folder and a process of its own; all arms of a seed before the next.
+    """Run every arm with every seed, each run in its own folder and process; all arms of a seed before the next seed.
 
-    Finished runs are not repeated, interrupted ones go on from their last checkpoint, and failed ones are tried again.
-    A run that diverges or fails, even by a crash of its process, is recorded as that, and the study goes on. On a
-    KeyboardInterrupt the runs are stopped; calling this again goes on with them.
+    Finished runs are not repeated, interrupted runs resume from their last checkpoint, and failed runs are tried again.
+    A run that diverges or fails, even by a crash of its process, is recorded and the study goes on. A KeyboardInterrupt
+    stops the runs; a further call resumes them.
 
     Args:
         study, output_dir, options: see `prepare_study`.
@@ -53,11 +53,12 @@ def run_study(study: Study, output_dir: str | Path, **options) -> Results:
 
 @dataclass(frozen=True)
 class PreparedStudy:
-    """A study that was found fit to run.
+    """A study that has passed all checks.
 
     Args:
-        todo: the runs that are not there yet, in order.
-        results: the others.
+        todo: the runs still to do, in order.
+        results: the status of all other runs.
+        start: does the jobs and reports each job that has ended, see `local_runner`.
     """
 
     study: Study
@@ -89,22 +90,22 @@ def prepare_study(
     ray_address: str | None = None,
     retry: bool = False,
 ) -> Iterator[PreparedStudy]:
-    """Check all that can be checked before a study is run. Within the context the output folder is its own.
+    """Make all checks that are possible before a run. Within the context, the output folder is locked for this study.
 
     Args:
         study: with the seeds and overrides to use, see `with_changes`.
         output_dir: gets ``study.json`` and a folder ``ARM/seed_S`` for each run.
-        jobs: runs at a time on this machine; None: one for each GPU, or one on a CPU. Each gets a GPU of its own, if
-            there are so many, or its share of the CPU cores.
-        ray_address: instead of on this machine, run on the Ray cluster there ("auto", "local", HOST:PORT), as many at
-            a time as it has room for. Its machines must see the same folders.
-        retry: repeat runs that diverged as well.
+        jobs: runs at a time on this machine; None: one for each GPU, or one on a CPU. Each run gets its own GPU, while
+            there are enough, or its share of the CPU cores.
+        ray_address: run on this Ray cluster ("auto", "local", HOST:PORT) instead of this machine, as many runs at a
+            time as it has room for. Its machines must see the same folders.
+        retry: also repeat runs that diverged.
 
     Raises:
-        ModuleNotFoundError: ``ray_address``, and Ray is not installed.
+        ModuleNotFoundError: ``ray_address`` is given, but Ray is not installed.
         OSError: another process runs a study in that folder.
-        KeyError, TypeError, ValueError: configs that cannot be run; overrides that no code reads; or the folder holds
-            another study, or a run with another config.
+        KeyError, TypeError, ValueError: a config cannot be run; no code reads an override; or the folder holds another
+            study, or a run with another config.
     """
     output_dir = Path(output_dir).absolute()
     with _locked(output_dir) as lock:
@@ -119,7 +120,7 @@ def prepare_study(
         todo, results = _plan(study, output_dir, retry)
         _write_study(study, output_dir)
         total = len(todo) + len(results)
-        logger.info("%s: %d runs, of which %d have ended; results in %s", study.name, total, len(results), output_dir)
+        logger.info("%s: %d runs, %d already finished; results in %s", study.name, total, len(results), output_dir)
         yield PreparedStudy(study, todo, results, start)
 
 
@@ -128,7 +129,7 @@ def _show(value: float | None) -> str:
 
 
 def _plan(study: Study, output_dir: Path, retry: bool) -> tuple[list[Job], Results]:
-    """What is to be run, in order, and what is there already."""
+    """The jobs still to do, in order, and the results that are already there."""
     jobs, results = [], {}
     for seed in study.seeds:
         for arm in study.arms:
@@ -140,13 +141,13 @@ def _plan(study: Study, output_dir: Path, retry: bool) -> tuple[list[Job], Resul
             else:
                 jobs.append(job)
                 if status is not None and status.state == RUNNING:
-                    logger.info("%s, seed %d was interrupted; it goes on from its last checkpoint", arm.name, seed)
+                    logger.info("%s, seed %d was interrupted; it resumes from its last checkpoint", arm.name, seed)
     return jobs, results
 
 
 def _job(study: Study, arm: Arm, seed: int, folder: Path) -> Job:
     cfg = arm_config(study, arm, ["SEED", str(seed)])
-    cfg.OUTPUT_DIR = str(folder)  # not as an override: the text may look like a number or a list
+    cfg.OUTPUT_DIR = str(folder)  # not as an override, which would parse a path that looks like a number or a list
     return Job(
         arm=arm.name,
         seed=seed,
@@ -163,14 +164,14 @@ def _refuse_other_config(job: Job) -> None:
     path = job.folder / "config.yaml"
     if not path.exists():
         return
-    there, wanted = dict(flat_items(read_config_file(str(path)))), dict(flat_items(yaml.safe_load(job.config)))
-    # A folder may have been moved.
-    keys = [key for key in {**there, **wanted} if key != "OUTPUT_DIR" and there.get(key) != wanted.get(key)]
+    found, wanted = dict(flat_items(read_config_file(str(path)))), dict(flat_items(yaml.safe_load(job.config)))
+    # OUTPUT_DIR may differ, because a folder may have been moved.
+    keys = [key for key in {**found, **wanted} if key != "OUTPUT_DIR" and found.get(key) != wanted.get(key)]
     if keys:
-        lines = "\n".join(f"  {key}: {there.get(key)!r} -> {wanted.get(key)!r}" for key in keys)
+        lines = "\n".join(f"  {key}: {found.get(key)!r} -> {wanted.get(key)!r}" for key in keys)
         raise ValueError(
-            f"{path} is of a run with another config (there -> asked for):\n{lines}\n"
-            "Choose another output folder, or remove that of the run."
+            f"{path} belongs to a run with another config (in the folder -> asked for):\n{lines}\n"
+            "Choose another output folder, or remove the folder of the run."
         )
 
 
@@ -182,21 +183,21 @@ def _write_study(study: Study, output_dir: Path) -> None:
             raise ValueError(
                 f"{output_dir} holds the study {earlier.name!r}, not {study.name!r}; choose another output folder"
             )
-        # A report is on all runs, also on those of other seeds that were asked for before.
+        # A report covers all runs in the folder, also those with seeds from earlier calls.
         study = replace(study, seeds=tuple(sorted({*earlier.seeds, *study.seeds})))
     write_atomically(path, json.dumps(study_to_dict(study), indent=2) + "\n")
 
 
 @contextmanager
 def _locked(output_dir: Path) -> Iterator[int]:
-    """Nobody else runs studies in that folder. Runs inherit the lock: one may have outlived a study that was killed."""
+    """Lock the folder against other studies. Runs inherit the lock, because a run can outlive a killed study."""
     output_dir.mkdir(parents=True, exist_ok=True)
     with open(output_dir / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(
-                f"{output_dir} is in use: another study runs there, or a run that has outlived its study. Wait, or end "
-                f"that process (`fuser {output_dir / '.lock'}` names it)."
+                f"{output_dir} is in use: another study runs there, or a run whose study was killed. Wait, or end that "
+                f"process (`fuser {output_dir / '.lock'}` names it)."
             ) from None
         yield file.fileno()

@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a sample: its size, mean, standard deviation (with n - 1) and confidence interval of the mean.
+    """Size, mean, standard deviation (with n - 1) and confidence interval of the mean of a sample.
 
     The mean is None for an empty sample, standard deviation and interval are None for fewer than two values.
     """
@@ -45,7 +45,7 @@ def summarize(values: Iterable[float]) -> Summary:
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Summary:
     """Summary of `values - reference` over the seeds that both have.
 
-    What a seed does to both arms (the order of the images, the initial weights) cancels in the difference.
+    Effects of a seed on both arms (the order of the images, the initial weights) cancel in the difference.
     """
     return summarize(values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys()))
 
@@ -57,7 +57,7 @@ class Pair:
     Args:
         paper: the paper's difference, first - second, not negative.
         ours: difference of our means.
-        paired: the difference over the common seeds.
+        paired: our difference, seed by seed, over the common seeds.
     """
 
     first: str
@@ -76,16 +76,16 @@ class Pair:
 
     @property
     def is_clear(self) -> bool:
-        """The paired interval lies on the side of zero on which our means are."""
+        """Whether the whole paired interval lies on the same side of zero as the difference of our means."""
         return self.paired.excludes_zero and self.paired.mean * self.ours > 0
 
 
 @dataclass(frozen=True)
 class OrderAgreement:
-    """How far our order of the arms is the paper's.
+    """How well our order of the arms agrees with the paper's.
 
     Args:
-        arms: those with a value of ours and one of the paper.
+        arms: those that have a value both here and in the paper.
         tau: Kendall's tau-b, 1 for the same order, -1 for the opposite; None with fewer than two arms, or if all
             values of one side are equal.
         pairs: all pairs of these arms.
@@ -100,7 +100,7 @@ def compare_order(values: Mapping[str, Mapping[int, float]], paper: Mapping[str,
     """Compare the order of our means with the paper's, over the arms that both have.
 
     Kendall's tau rather than Spearman's rho: it counts pairs of arms, so each pair that lowers it can be named, and
-    it says something for the handful of arms that a table has. Equal values in the paper count as ties (tau-b).
+    it has a meaning for the few arms of a table. Equal values in the paper count as ties (tau-b).
 
     Args:
         values: arm -> seed -> our metric.

@@ -1,4 +1,4 @@
-"""``status.json``: how far a run has come, and what came out."""
+"""``status.json``: how far a run has come, and its result."""
 
 import json
 import os
@@ -14,11 +14,11 @@ class Status:
     """State of one run.
 
     Args:
-        state: "running" (if no process does, it was interrupted), "done", "diverged" or "failed".
+        state: "running" (interrupted, if no process runs it), "done", "diverged" or "failed".
         reason: why it diverged or failed; else None.
         seconds: wall time, summed over resumed starts.
         metrics: "bbox/AP" and so on; AP in 0-100, None where undefined. Empty unless done.
-        iterations: training steps that were done.
+        iterations: number of finished training steps.
     """
 
     state: str
@@ -40,11 +40,11 @@ def read_status(directory: Path) -> Status | None:
     try:
         return Status(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; remove that run's folder, to run it anew") from error
+        raise ValueError(f"{path} cannot be read: {error}; remove the run's folder to repeat the run") from error
 
 
 def write_status(directory: Path, status: Status) -> None:
-    """At once or not at all: who reads it meanwhile, and who finds it after a crash, finds a whole file."""
+    """Write the status atomically: a reader always finds a whole file, also after a crash."""
     write_atomically(directory / STATUS_FILE, json.dumps(asdict(status), indent=2, allow_nan=False) + "\n")
 
 
@@ -56,11 +56,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def steps_done(directory: Path) -> int:
-    """Training steps that a run's ``metrics.json`` knows of, which is written every 20 and at the end."""
+    """Training steps in a run's ``metrics.json``, which is written every 20 steps and at the end."""
     path = directory / "metrics.json"
     for line in reversed(path.read_text().splitlines() if path.exists() else []):
         try:
             return json.loads(line)["iteration"] + 1
-        except (KeyError, ValueError):  # torn, because the process was killed
+        except (KeyError, ValueError):  # a torn line: the process was killed while writing it
             continue
     return 0

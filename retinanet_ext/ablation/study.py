@@ -18,13 +18,13 @@ BUILT_IN_STUDIES = Path(__file__).parents[2] / "configs" / "ablations"
 STUDY_FILE = "study.json"
 ARM_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9._=+-]+")
 PAPER_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ms")
-"""What a paper may state of an arm: AP in 0-100, and milliseconds per image."""
+"""Values that a paper may state for an arm: AP in 0-100, and milliseconds per image."""
 
 _REQUIRED = ("TITLE", "SOURCE", "BASE", "METRIC", "SEEDS", "BASELINE", "ARMS")
 _OPTIONAL = ("NOTE", "OVERRIDES")
 _ARM_REQUIRED = ("NAME", "OVERRIDES")
 _ARM_OPTIONAL = ("PAPER", "NOTE")
-# Of each run by itself; an arm cannot have them.
+# The runner sets these keys for each run; a study cannot override them.
 _SET_BY_RUNNER = ("SEED", "OUTPUT_DIR")
 
 
@@ -35,7 +35,7 @@ class Arm:
     Args:
         name: also the name of its folder.
         overrides: full config key -> value, as on the command line: a number, text or list.
-        paper: the paper's values for it, by `PAPER_COLUMNS` or the last part of the study's metric; may be empty.
+        paper: column -> the paper's value; may be empty. Legal are `PAPER_COLUMNS` and the last part of the metric.
         note: what differs from the paper; may be empty.
     """
 
@@ -50,11 +50,11 @@ class Study:
     """Arms, each to be run with every seed.
 
     Args:
-        name: that of the file.
-        base: the config that all overrides are applied to; an absolute path.
-        metric: what arms are compared by, "task/metric" of the evaluator.
-        baseline: name of the arm that the others are compared with.
-        overrides: of all arms; where an arm sets the same key, the arm's value counts.
+        name: name of the study file, without suffix.
+        base: absolute path of the config that all overrides are applied to.
+        metric: the value by which arms are compared, "task/metric" of the evaluator.
+        baseline: name of the arm that the other arms are compared with.
+        overrides: for all arms; if an arm sets the same key, the arm's value counts.
     """
 
     name: str
@@ -70,15 +70,15 @@ class Study:
 
 
 def built_in_studies() -> list[str]:
-    """Names of the studies in ``configs/ablations``; empty where the package was installed without its checkout."""
+    """Names of the studies in ``configs/ablations``; empty if the package was installed without its repository."""
     return sorted(path.stem for path in BUILT_IN_STUDIES.glob("*.yaml"))
 
 
 def load_study(name_or_path: str | Path) -> Study:
-    """Read a study and load the config of each of its arms, so that whatever is wrong in it shows now.
+    """Read a study and load the config of each of its arms, so that all mistakes in it show now.
 
     Args:
-        name_or_path: a built-in study, or a file (``.yaml`` or ``.yml``) of one's own.
+        name_or_path: name of a built-in study, or path of a study file (``.yaml`` or ``.yml``).
 
     Raises:
         FileNotFoundError: no such study or file, or no base config; lists the built-in studies, the nearest first.
@@ -92,7 +92,7 @@ def load_study(name_or_path: str | Path) -> Study:
             near = difflib.get_close_matches(str(name_or_path), names, n=max(1, len(names)), cutoff=0.0)
             raise FileNotFoundError(
                 f"there is no built-in study {str(name_or_path)!r}; there are: "
-                f"{', '.join(near) or f'none in {BUILT_IN_STUDIES}'}. A study of your own is given as its .yaml file."
+                f"{', '.join(near) or f'none in {BUILT_IN_STUDIES}'}. For a study of your own, give its .yaml file."
             )
         path = BUILT_IN_STUDIES / f"{name_or_path}.yaml"
     study = _parse(read_config_file(str(path)), path)
@@ -111,7 +111,7 @@ def with_changes(
         overrides: alternating keys and values, as on the command line.
 
     Raises:
-        As `load_study`; ValueError also for an override that an arm sets too: the two collide.
+        As `load_study`; ValueError also for an override of a key that an arm sets.
     """
     if len(overrides) % 2:
         raise ValueError(f"overrides come as KEY VALUE pairs, but there are {len(overrides)} words: {overrides}")
@@ -121,7 +121,7 @@ def with_changes(
     collisions = [f"arm {arm.name!r} sets {key}" for arm in study.arms for key in arm.overrides if key in keys]
     if collisions:
         raise ValueError(
-            f"study {study.name}: an override for all arms collides with those of the arms, which are what the study "
+            f"study {study.name}: an override for all arms collides with overrides of single arms, which the study "
             f"compares: {'; '.join(collisions)}. Leave it out, or write a study of your own."
         )
     changed = replace(
@@ -135,20 +135,20 @@ def with_changes(
 
 
 def arm_options(study: Study, arm: Arm) -> list[str]:
-    """Overrides of an arm, with those of the study, as words of a command line: KEY VALUE KEY VALUE ..."""
+    """Overrides of the study and of an arm, as words of a command line: KEY VALUE KEY VALUE ..."""
     merged = {**study.overrides, **arm.overrides}
     return [word for key, value in merged.items() for word in (key, value if isinstance(value, str) else repr(value))]
 
 
 def arm_config(study: Study, arm: Arm, options: Sequence[str] = (), *, datasets: bool = True) -> CfgNode:
-    """The config of an arm; ``options`` come last. Errors as `load_config`, with study and arm named."""
+    """The config of an arm; ``options`` come last. Raises the errors of `load_config`, with study and arm named."""
     with errors_name_arm(study, arm):
         return load_config(str(study.base), [*arm_options(study, arm), *options], datasets=datasets)
 
 
 @contextmanager
 def errors_name_arm(study: Study, arm: Arm) -> Iterator[None]:
-    """Errors of a config or of a model then say which study and arm they are of."""
+    """Add the names of study and arm to errors of a config or of a model."""
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
@@ -156,19 +156,19 @@ def errors_name_arm(study: Study, arm: Arm) -> Iterator[None]:
 
 
 def check_arms(study: Study) -> None:
-    """Load the config of every arm, from the base config without its data.
+    """Load the config of every arm, without its data.
 
     Raises:
-        FileNotFoundError: no base config.
-        KeyError, TypeError, ValueError: overrides that do not fit the config; two arms with one and the same config.
+        FileNotFoundError: the base config does not exist.
+        KeyError, TypeError, ValueError: overrides do not fit the config; two arms have the same config.
     """
     seen: dict[str, str] = {}
     for arm in study.arms:
         content = arm_config(study, arm, datasets=False).dump()
         if content in seen:
             raise ValueError(
-                f"study {study.name}: the arms {seen[content]!r} and {arm.name!r} have the same config, so that they "
-                "would be compared with themselves; remove one, or correct its OVERRIDES"
+                f"study {study.name}: the arms {seen[content]!r} and {arm.name!r} have the same config, so there is "
+                "nothing to compare; remove one of them, or correct its OVERRIDES"
             )
         seen[content] = arm.name
 
@@ -178,15 +178,15 @@ def run_folder(output_dir: Path, arm: str, seed: int) -> Path:
 
 
 def study_to_dict(study: Study) -> dict[str, Any]:
-    """For ``study.json``; `study_from_dict` takes it back."""
+    """The content of ``study.json``; `study_from_dict` reads it."""
     return {**asdict(study), "base": str(study.base)}
 
 
 def study_from_dict(content: Mapping[str, Any]) -> Study:
-    """What `study_to_dict` gave. Configs are not loaded: they may be elsewhere.
+    """The study that `study_to_dict` wrote. Configs are not loaded, because they may be on another machine.
 
     Raises:
-        KeyError, TypeError: not such a dictionary.
+        KeyError, TypeError: `content` does not describe a study.
     """
     fields = dict(content)
     fields["base"] = Path(fields["base"])
@@ -207,7 +207,7 @@ def _parse(content: dict[str, Any], path: Path) -> Study:
         raise TypeError(f"{where}: ARMS must be a list of arms, at least one, found {content['ARMS']!r}")
     columns = dict.fromkeys([*PAPER_COLUMNS, content["METRIC"].split("/")[-1]])
     arms = tuple(_parse_arm(arm, f"{where}: ARMS[{i}]", columns) for i, arm in enumerate(content["ARMS"]))
-    # Names of folders, some of which do not know upper from lower case.
+    # Arm names become folder names; some file systems ignore case.
     _refuse_repeated(f"{where}: ARMS", [arm.name.lower() for arm in arms])
     names = [arm.name for arm in arms]
     if content["BASELINE"] not in names:
@@ -284,7 +284,7 @@ def _checked_overrides(overrides: Any, where: str) -> dict[str, Any]:
 def _check_override_keys(where: str, keys: Iterable[str]) -> None:
     reserved = [key for key in keys if key in _SET_BY_RUNNER]
     if reserved:
-        raise ValueError(f"{where}: {', '.join(reserved)} cannot be set there; each run gets its own from the runner")
+        raise ValueError(f"{where}: {', '.join(reserved)} cannot be set there; the runner sets it for each run")
 
 
 def _refuse_repeated(where: str, values: Iterable) -> None:

@@ -30,25 +30,25 @@ def write_report(
 ) -> dict[str, Path]:
     """Write ``report.md`` with its pictures, ``report.html``, ``runs.csv`` and ``arms.csv``.
 
-    Diverged runs are counted, and enter no mean. So are runs that end without the metric (no detection at all).
+    Diverged runs, and runs whose metric is undefined (no detection at all), are counted but enter no mean.
 
     Args:
         directory: output folder of ``retinanet-ext ablate run``.
         output: where to write; None: into `directory`.
-        allow_missing: report although runs are missing, running or failed.
-        allow_mixed: report although runs differ in code, engine or torch, or the runs of an arm in their config.
+        allow_missing: report even if runs are missing, running or failed.
+        allow_mixed: report even if runs differ in code, engine or torch, or the runs of an arm in their config.
             What was allowed is listed at the top of the report.
 
     Returns:
         File name -> path, of the files written.
 
     Raises:
-        FileNotFoundError, ValueError: the folder is not one of a study, see `read_study_folder`; no run in it has
-            come to an end; or a run is missing or differs and that was not allowed: the message has each of them.
+        FileNotFoundError, ValueError: the folder does not hold a study, see `read_study_folder`; no run in it has
+            ended; or runs are missing or differ and that was not allowed: the message lists each of them.
     """
     study, runs = read_study_folder(directory)
     if not any(run.state in OUTCOMES for run in runs):
-        raise ValueError(f"{directory}: none of the {len(runs)} runs has come to an end, there is nothing to report")
+        raise ValueError(f"{directory}: none of the {len(runs)} runs has ended, so there is nothing to report")
     missing, mixed = unfinished_runs(runs, study.metric), differing_runs(runs)
     _refuse(directory, missing if not allow_missing else [], mixed if not allow_mixed else [])
     report = Report(study, runs, compare_arms(study, runs), missing, mixed)
@@ -70,7 +70,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is written from; `missing` and `mixed` are the lines of what was allowed."""
+    """The content of a report; `missing` and `mixed` are lines about runs that were allowed nevertheless."""
 
     study: Study
     runs: Sequence[Run]
@@ -81,9 +81,9 @@ class Report:
     def blocks(self) -> list[Block]:
         blocks: list[Block] = []
         if self.missing:
-            blocks.append(Warning("Incomplete: these runs have no value, and means are over the others.", self.missing))
+            blocks.append(Warning("Incomplete: these runs have no value; means are over the others.", self.missing))
         if self.mixed:
-            blocks.append(Warning("Mixed: these runs were not made like the others.", self.mixed))
+            blocks.append(Warning("Mixed: these runs differ from most in code, engine, torch or config.", self.mixed))
         blocks += what_was_run(self.study, self.runs)
         blocks += main_table(self.study, self.runs, self.results)
         blocks += figures(self.study, self.results)
@@ -111,7 +111,7 @@ def runs_csv(runs: Sequence[Run]) -> str:
 
 
 def arms_csv(study: Study, runs: Sequence[Run], results: Sequence[ArmResult]) -> str:
-    """A row for each arm, with full keys and unrounded values; for the other metrics mean, deviation and paper."""
+    """A row for each arm, with full keys and unrounded values; other metrics: mean, deviation, paper."""
     others = other_metrics(study, runs)
     header = ["arm", "n", "diverged", "unfinished", "mean", "std", "interval_low", "interval_high"]
     header += ["difference", "difference_n", "difference_low", "difference_high", "paper", "paper_difference"]
@@ -119,9 +119,9 @@ def arms_csv(study: Study, runs: Sequence[Run], results: Sequence[ArmResult]) ->
     header += [f"{name}_{part}" for name in others for part in ("mean", "std", "paper")]
     rows = []
     for result in results:
-        own, difference = result.summary, result.difference
-        row = [result.name, own.n, result.count("diverged"), len(result.runs) - result.count(*OUTCOMES)]
-        row += [own.mean, own.std, *(own.interval or (None, None))]
+        summary, difference = result.summary, result.difference
+        row = [result.name, summary.n, result.count("diverged"), len(result.runs) - result.count(*OUTCOMES)]
+        row += [summary.mean, summary.std, *(summary.interval or (None, None))]
         row += [difference.mean, difference.n, *(difference.interval or (None, None))] if difference else [None] * 4
         row += [result.paper, result.paper_difference, result.seconds]
         row.append("; ".join(f"{key}: {new!r}" for key, (_, new) in result.changes.items()))
@@ -141,7 +141,7 @@ def _refuse(directory: str | Path, missing: Sequence[str], mixed: Sequence[str])
         )
     if mixed:
         problems.append(
-            f"{len(mixed)} difference(s) between runs that should be alike; repeat the runs concerned, or compare "
+            f"{len(mixed)} difference(s) between runs that should be alike; repeat these runs, or compare "
             "them nevertheless with --allow-mixed:\n  " + "\n  ".join(mixed)
         )
     if problems:

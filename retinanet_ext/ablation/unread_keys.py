@@ -8,12 +8,12 @@ from retinanet_ext.d2 import CfgNode, build_model
 
 from .study import Study, arm_config, errors_name_arm
 
-# Read outside of the model, by whoever trains or evaluates it.
+# Read outside the model, by training or evaluation.
 _READ_ELSEWHERE = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CLASS_NAMES")
 
 
 class _RecordingNode(CfgNode):
-    """A copy of a config that notes the full names of the values that are read from it, by whichever way."""
+    """A copy of a config that records the full name of every value that is read from it, in whichever way."""
 
     def __init__(self, node: CfgNode, read: set[str], prefix: str = ""):
         super().__init__()
@@ -37,7 +37,7 @@ class _RecordingNode(CfgNode):
         return [self[key] for key in self]
 
     def __iter__(self) -> Iterator[str]:
-        # Its being here makes `dict(node)` and `**node` ask for each value, instead of copying them unseen.
+        # This override makes `dict(node)` and `**node` call `__getitem__`; without it they copy the values directly.
         return super().__iter__()
 
     def _note(self, key: str) -> None:
@@ -45,11 +45,11 @@ class _RecordingNode(CfgNode):
 
 
 def keys_read_by_model(cfg: CfgNode) -> set[str]:
-    """Full names of the values, and the sections, that building the model of a config reads. No weights are loaded."""
+    """Full names of the values and sections that are read while the model is built. No weights are loaded."""
     try:
-        with torch.device("meta"):  # nothing is allocated, and nothing drawn at random
+        with torch.device("meta"):  # no memory is allocated and no random number drawn
             return _keys_read_on("meta", cfg)
-    except Exception:  # of any type: some part looks at values, which there are none of
+    except Exception:  # any exception: a module that inspects tensor values fails, because there are none
         return _keys_read_on("cpu", cfg)
 
 
@@ -62,13 +62,13 @@ def _keys_read_on(device: str, cfg: CfgNode) -> set[str]:
 
 
 def check_overrides_are_read(study: Study) -> None:
-    """Build the model of every arm once, and refuse overrides of ``MODEL`` that this did not read.
+    """Build the model of every arm, and refuse overrides of ``MODEL`` that are not read.
 
-    Each key of an arm must be read by its own model, each key for all arms by that of at least one. Keys of other
-    sections are not checked: they are read by loaders, solver and evaluators, during the run.
+    The model of an arm must read each key that the arm overrides. At least one model must read each key that is
+    overridden for all arms. Keys of other sections are not checked: loaders, solver and evaluators read them later.
 
     Raises:
-        ValueError: names arm and keys.
+        ValueError: an override is not read; names arm and keys.
     """
     unread_by_all = set(study.overrides)
     for arm in study.arms:
@@ -79,7 +79,7 @@ def check_overrides_are_read(study: Study) -> None:
         if unread:
             raise ValueError(
                 f"study {study.name}, arm {arm.name!r}: nothing reads {', '.join(unread)} in the model of this arm, so "
-                "the override changes nothing; remove it, or select the part that it belongs to (CLS_LOSS.NAME, "
+                "the override changes nothing; remove it, or select the part that reads it (CLS_LOSS.NAME, "
                 "MATCHER.NAME and so on)"
             )
         unread_by_all -= read

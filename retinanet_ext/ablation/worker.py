@@ -1,6 +1,6 @@
 """The process of one run: ``python -m retinanet_ext.ablation.worker FOLDER --metric bbox/AP``.
 
-Trains and evaluates by the ``config.yaml`` in the folder, and leaves the outcome in its ``status.json``.
+Trains and evaluates as ``config.yaml`` in the folder says, and writes the outcome to ``status.json`` there.
 """
 
 import argparse
@@ -39,11 +39,11 @@ def _outcome(folder: Path, metric: str) -> Status:
         cfg = load_config(str(folder / "config.yaml"))
         metrics = run(cfg)
         if metric not in metrics:
-            raise ValueError(f"METRIC {metric!r} is none of the metrics of the run: {', '.join(metrics)}")
+            raise ValueError(f"METRIC {metric!r} is not among the metrics of the run: {', '.join(metrics)}")
     except DivergedError as error:
         logger.exception("diverged")
         return Status(DIVERGED, str(error), iterations=error.iteration)
-    except Exception as error:  # of any type: the study goes on, whatever happens to one run
+    except Exception as error:  # any exception: whatever happens to one run, the study goes on
         logger.exception("failed")
         return Status(FAILED, f"{type(error).__name__}: {error}", iterations=steps_done(folder))
     values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -22,7 +22,7 @@ def _focal_star(gamma: float, beta: float) -> Loss:
     return partial(sigmoid_focal_star_loss, alpha=-1, gamma=gamma, beta=beta, reduction="none")
 
 
-# By the names of their columns; all without alpha, as in the paper's figures.
+# Losses by column name; all without alpha, as in the paper's figures.
 FOCAL_LOSSES: Mapping[str, Loss] = {f"gamma = {gamma:g}": _focal(gamma) for gamma in (0, 0.5, 1, 2, 5)}
 COMPARED_LOSSES: Mapping[str, Loss] = {
     "CE": _focal(0),
@@ -35,10 +35,10 @@ MARGINS = np.linspace(-5, 5, 501)
 
 
 def loss_and_derivative(loss: Loss, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A loss and its derivative by the logit, of an example with target 1, whose logit is its margin ``x_t``.
+    """A loss and its derivative by the logit, for an example with target 1, whose logit is its margin ``x_t``.
 
     Args:
-        loss: as of :data:`FOCAL_LOSSES`.
+        loss: called as those in :data:`FOCAL_LOSSES`.
         margins: ``(M,)``.
 
     Returns:
@@ -51,7 +51,7 @@ def loss_and_derivative(loss: Loss, margins: np.ndarray) -> tuple[np.ndarray, np
 
 
 def figure_1() -> tuple[Figure, dict[str, np.ndarray]]:
-    """Focal loss by ``p_t``, for several gammas; and the values drawn, ``p_t`` first, a column a gamma."""
+    """Focal loss by ``p_t`` for several gammas; and the columns drawn, ``(M,)`` each: ``p_t``, then one per gamma."""
     margins = np.log(PROBABILITIES) - np.log1p(-PROBABILITIES)
     curves = {name: loss_and_derivative(loss, margins)[0] for name, loss in FOCAL_LOSSES.items()}
     figure, (axis,) = new_figure()
@@ -66,13 +66,13 @@ def figure_1() -> tuple[Figure, dict[str, np.ndarray]]:
 
 
 def figure_5() -> tuple[Figure, dict[str, np.ndarray]]:
-    """Cross entropy, FL and FL* by the margin ``x_t``; and the values drawn, ``x_t`` first, a column a loss."""
+    """Cross entropy, FL and FL* by ``x_t``; and the columns drawn, ``(M,)`` each: ``x_t``, then one per loss."""
     curves = {name: loss_and_derivative(loss, MARGINS)[0] for name, loss in COMPARED_LOSSES.items()}
     return _by_margin(curves, "Losses", "loss", (0, 5))
 
 
 def figure_6() -> tuple[Figure, dict[str, np.ndarray]]:
-    """The derivatives of the losses of Figure 5 by the logit; and the values drawn."""
+    """The derivatives of Figure 5's losses by the logit; and the columns drawn, ``(M,)`` each, as for Figure 5."""
     curves = {name: loss_and_derivative(loss, MARGINS)[1] for name, loss in COMPARED_LOSSES.items()}
     return _by_margin(curves, "Derivatives", "derivative of the loss by the logit", None)
 

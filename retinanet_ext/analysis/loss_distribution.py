@@ -1,7 +1,7 @@
-"""How the classification loss is spread over the entries of a trained model (Focal Loss paper, section 5.1, Figure 4).
+"""How the classification loss is distributed over a model's entries (Focal Loss paper, section 5.1, Figure 4).
 
-An entry is one logit: a class of an anchor. All quantities are functions of its margin ``x_t``, the logit for the class
-that a foreground anchor has, minus the logit for background (eq. 6).
+An entry is one logit: one class of one anchor. All quantities are functions of its margin ``x_t`` (eq. 6): the logit
+itself for the class of a foreground anchor, and minus the logit for background.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,26 +21,26 @@ from retinanet_ext.losses.focal import check_alpha_gamma, focal_of_margin
 NUM_BINS = 2**16
 MAX_MARGIN = 32.0
 BIN_WIDTH = 2 * MAX_MARGIN / NUM_BINS
-# Entries whose losses are computed at once: some tens of MiB, whatever the number of anchors and classes.
+# Entries handled at a time: they take some tens of MiB, whatever the number of anchors and classes.
 _CHUNK = 2**20
 
 
 class MarginHistogram:
-    """Entries and their focal losses, counted by margin: all that the distribution of the loss needs, in fixed memory.
+    """Counts entries and sums their focal losses by margin: all that the curves need, in fixed memory.
 
     The focal loss without alpha falls strictly with the margin for every gamma >= 0, so one order of the entries serves
-    all gammas. Bins are ``BIN_WIDTH`` wide over -``MAX_MARGIN`` to ``MAX_MARGIN``; what lies outside joins the first
-    and the last one. Counts and sums of the losses are exact (float64), and so are the points of the curves between two
-    bins; only inside a bin a straight line replaces the curve. There the curve lies below the line, by no more than
+    all gammas. Bins are ``BIN_WIDTH`` wide from -``MAX_MARGIN`` to ``MAX_MARGIN``; margins outside join the first or
+    the last bin. Counts and sums of the losses are exact (float64), and so are the points of the curves between two
+    bins. Inside a bin a straight line replaces the curve. The curve lies below this line, by no more than
     ``(1 + gamma) BIN_WIDTH / 4`` times the bin's share of the loss: less than 0.0008 of that share at gamma 2. In the
-    first and the last bin the bound is their share itself; at a margin of 32 the loss is 1e-14.
+    first and the last bin the bound is the share itself; at a margin of 32 the loss is 1e-14.
     """
 
     def __init__(self, gammas: Sequence[float], device: torch.device | str = "cpu") -> None:
         """
         Args:
             gammas: the focusing exponents, >= 0, each once.
-            device: of the margins to come.
+            device: the device of the margins to be added.
         """
         self.gammas = tuple(gammas)
         if not self.gammas or len(set(self.gammas)) < len(self.gammas):
@@ -51,11 +51,11 @@ class MarginHistogram:
         self.sums = torch.zeros(len(self.gammas), NUM_BINS, dtype=torch.float64, device=device)
 
     def __len__(self) -> int:
-        """Entries so far."""
+        """Number of entries so far."""
         return int(self.counts.sum())
 
     def add(self, margins: torch.Tensor) -> None:
-        """Count entries; ``margins`` of any shape and float dtype, finite."""
+        """Count entries by their ``margins``: any shape, any float dtype, finite."""
         for chunk in margins.flatten().split(_CHUNK):
             x_t = chunk.double()
             index = ((x_t + MAX_MARGIN) / BIN_WIDTH).floor().clamp(0, NUM_BINS - 1).long()
@@ -67,11 +67,11 @@ class MarginHistogram:
         """The cumulative distribution of the normalised loss, as in Figure 4.
 
         Returns:
-            Fraction of the entries, by ascending loss, and their share of the loss: points of the curve, both from 0 to
-            1, a point after each bin that has entries.
+            Fraction of the entries, by ascending loss, and their share of the loss, ``(P,)`` each, both from 0 to 1:
+            the points of the curve, at the start and after each bin that has entries.
 
         Raises:
-            ValueError: no entries, or all of their losses are 0; another gamma than was asked for at the start.
+            ValueError: there are no entries, or all their losses are 0; or ``gamma`` is not one of ``gammas``.
         """
         if gamma not in self.gammas:
             raise ValueError(f"gamma is {gamma}; the losses were summed for {', '.join(map(str, self.gammas))}")
@@ -88,13 +88,13 @@ class MarginHistogram:
 
 
 def sorted_curve(margins: torch.Tensor, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """What :meth:`MarginHistogram.curve` approximates, by its definition: every entry is kept, losses are sorted.
+    """The curve that :meth:`MarginHistogram.curve` approximates, by definition: keeps all entries, sorts their losses.
 
     Args:
         margins: ``(M,)``, M at least 1.
 
     Returns:
-        Fraction of the entries and share of the loss, ``M + 1`` points.
+        Fraction of the entries and share of the loss, ``(M + 1,)`` each.
     """
     losses = focal_of_margin(margins.double(), gamma).sort().values
     share = torch.cat([losses.new_zeros(1), losses.cumsum(0) / losses.sum()])
@@ -106,10 +106,10 @@ class LossDistribution:
     """What :func:`loss_distribution` counted.
 
     Attributes:
-        foreground: the own class of each foreground anchor.
-        background: all classes of each background anchor.
-        num_images: images.
-        num_ignored: anchors that the matcher ignores; in neither histogram, as in training.
+        foreground: entries of the foreground anchors, for their own class only.
+        background: entries of the background anchors, for all classes.
+        num_images: number of images.
+        num_ignored: number of anchors that the matcher ignores; they are in neither histogram, as in training.
     """
 
     foreground: MarginHistogram
@@ -129,17 +129,17 @@ def loss_distribution(
     """Distribution of the focal loss without alpha, for several gammas on the same predictions.
 
     Entries of foreground anchors for other classes than their own are left out: the loss counts them as background, but
-    no anchor there is.
+    their anchors are not background.
 
     Args:
-        model: trained; runs in evaluation mode, and anchors are matched by its own matcher. Left in the mode it has.
+        model: trained. It runs in evaluation mode with its own matcher, and then returns to its previous mode.
         loader: batches as for training, with ``instances``; see :func:`annotated_loader`.
         gammas: the focusing exponents.
 
     Raises:
-        TypeError: another kind of model.
-        ValueError: no images, none of the anchors is foreground, an input without usable ground truth, or predictions
-            that are not finite; names the file.
+        TypeError: ``model`` is no FocalRetinaNet.
+        ValueError: no images; no foreground anchors; or, with the file's name, an input without usable ground truth,
+            or predictions that are not finite.
     """
     if not isinstance(model, FocalRetinaNet):
         raise TypeError(f"loss_distribution takes a FocalRetinaNet, got {type(model).__name__}")
@@ -162,7 +162,7 @@ def loss_distribution(
         raise ValueError("the data loader gave no images; a loss distribution needs at least one, with objects")
     if len(foreground) == 0:
         raise ValueError(
-            f"none of the anchors of {num_images} images is foreground: there is no loss of foreground to show. Take "
+            f"none of the anchors of {num_images} images is foreground: there is no foreground loss to show. Take "
             "images with objects, and check that MODEL.ANCHOR_GENERATOR.SIZES and INPUT.MIN_SIZE_TEST fit them"
         )
     return LossDistribution(foreground, background, num_images, int(num_ignored))
@@ -174,21 +174,21 @@ def _predict(model, batch):
     features, logits, _ = model.network(images.tensor)
     logits = torch.cat(logits, dim=1)
     if not torch.isfinite(logits).all():
-        names = ", ".join(str(x.get("file_name", "an image without file_name")) for x in batch)
+        names = ", ".join(str(inputs.get("file_name", "an image without file_name")) for inputs in batch)
         raise ValueError(f"the model's logits are not all finite for {names}; did its training diverge?")
     levels = [level.tensor for level in model.anchor_generator(features)]
-    instances = [x["instances"].to(model.device) for x in batch]
+    instances = [inputs["instances"].to(model.device) for inputs in batch]
     boxes, classes = [x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances]
     return logits, label_anchors(levels, boxes, classes, model.anchor_matcher, model.num_classes)
 
 
 def annotated_loader(cfg: CfgNode, dataset_name: str, max_images: int | None = None) -> Iterable[list[dict]]:
-    """The images of a dataset, one a batch, resized as for evaluation, with their ground truth.
+    """The images of a dataset, one per batch, resized as for evaluation, with their ground truth.
 
     Args:
         cfg: the config; as in an evaluation, an unreadable image is an error.
         dataset_name: a registered dataset.
-        max_images: only the first so many; None: all.
+        max_images: use only the first ``max_images`` images; None: all.
 
     Raises:
         ValueError: the dataset is empty or does not pass its checks; ``max_images`` is less than 1.
@@ -196,7 +196,7 @@ def annotated_loader(cfg: CfgNode, dataset_name: str, max_images: int | None = N
     if max_images is not None and max_images < 1:
         raise ValueError(f"max_images is {max_images}; it must be at least 1")
     records = list(islice(load_checked_dicts(cfg, [dataset_name], filter_empty=False), max_images))
-    # A mapper for training, since only those keep the ground truth, with the augmentations of an evaluation.
+    # A training mapper, since only that keeps the ground truth, but with the augmentations of an evaluation.
     as_tested = detection_utils.build_augmentation(cfg, is_train=False)
     mapper = CheckedMapper(DatasetMapper(cfg, is_train=True, augmentations=as_tested), on_bad_image="error")
     return build_detection_test_loader(dataset=records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)

@@ -1,4 +1,4 @@
-"""The look that all pictures share. No state of pyplot is touched, so that a program may draw in any thread."""
+"""The style that all pictures share. It leaves pyplot's global state alone, so that any thread may draw."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Apart from each other for the colour-blind and in grey (Okabe and Ito, "Color Universal Design").
+# Distinguishable for the colour-blind and in grey (Okabe and Ito, "Color Universal Design").
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#8c8c8c"
 
 
 def ordered_colors(count: int) -> list:
     """Colours for values that have an order, such as gammas: from dark to light, none too light for a white page."""
-    return [colormaps["viridis"](0.85 * position / max(1, count - 1)) for position in range(count)]
+    return [colormaps["viridis"](0.85 * index / max(1, count - 1)) for index in range(count)]
 
 
 def new_figure(panels: int = 1, *, width: float = 5.2, height: float = 4.2) -> tuple[Figure, Sequence[Axes]]:
@@ -29,7 +29,7 @@ def new_figure(panels: int = 1, *, width: float = 5.2, height: float = 4.2) -> t
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG; makes its folder."""
+    """Write a PNG; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path

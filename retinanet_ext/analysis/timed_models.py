@@ -21,10 +21,10 @@ from retinanet_ext.training.trainer import Trainer
 
 from .picture_style import COLORS, GREY, new_figure
 
-# Images that every model sees before its times count: libraries choose their kernels, caches fill.
+# Images that every model sees before its times count, so that libraries choose their kernels and caches fill.
 WARMUP = 5
-# Milliseconds and AP on COCO test-dev, on an Nvidia M40: Table 1e at 400, 500, 600, 700 and 800 pixels, and the others
-# of Figure 2. (The figure has 73 ms for RetinaNet-50-500, the table 72.)
+# Milliseconds and AP on COCO test-dev, on an Nvidia M40: Table 1e at 400, 500, 600, 700 and 800 pixels, and the other
+# models of Figure 2. (The figure has 73 ms for RetinaNet-50-500, the table 72.)
 PAPER_DEVICE = "Nvidia M40"
 PAPER_RETINANET = {
     "RetinaNet-50": [(64, 30.5), (72, 32.5), (98, 34.3), (121, 35.1), (153, 35.7)],
@@ -46,9 +46,9 @@ class Subject:
     """One trained model.
 
     Attributes:
-        name: in tables and pictures.
-        cfg: its config; the first of ``DATASETS.TEST`` is what it is measured on.
-        model: with its weights, in evaluation mode, as ``TEST.DTYPE``, ``COMPILE`` and ``CUDA_GRAPHS`` say.
+        name: its name in tables and pictures.
+        cfg: its config; it is measured on the first dataset of ``DATASETS.TEST``.
+        model: loaded, in evaluation mode, converted as ``TEST.DTYPE``, ``COMPILE`` and ``CUDA_GRAPHS`` say.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a subject: AP and AP50 in 0-100, None where undefined; one time an image."""
+    """Measurements of a subject: AP and AP50 in 0-100, None if undefined; one time per image."""
 
     name: str
     ap: float | None
@@ -81,7 +81,8 @@ def load_subject(name: str, cfg: CfgNode, weights: str) -> Subject:
     """Build the model of ``cfg`` with the weights of a checkpoint.
 
     Raises:
-        ValueError: no test dataset, no such device, or weights that do not fit; also FileNotFoundError.
+        ValueError: no test dataset, no such device, or weights that do not fit.
+        FileNotFoundError: no file ``weights`` (on Detectron2 a ValueError).
     """
     if not cfg.DATASETS.TEST:
         raise ValueError(f"{name}: DATASETS.TEST names no dataset to measure on")
@@ -99,13 +100,13 @@ def evaluate(subject: Subject, output_dir: str) -> dict:
     cfg.defrost()
     cfg.OUTPUT_DIR = output_dir
     cfg.DATASETS.TEST = (subject.dataset,)
-    # The copy for inference is there already.
+    # The model is already the copy for inference.
     cfg.TEST.DTYPE, cfg.TEST.COMPILE, cfg.TEST.CUDA_GRAPHS = "float32", False, False
     return Trainer.test(cfg, subject.model)
 
 
 def read_images(subject: Subject, num_images: int) -> list[list[dict]]:
-    """The first images of the subject's dataset as it takes them, resized, one a batch.
+    """The first images of the subject's dataset, resized as the subject takes them, one per batch.
 
     Raises:
         ValueError: ``num_images`` is less than 1, or the dataset does not pass its checks.
@@ -119,13 +120,13 @@ def read_images(subject: Subject, num_images: int) -> list[list[dict]]:
 def time_in_turns(subjects: Sequence[Subject], inputs: Sequence[list[list[dict]]]) -> list[list[float]]:
     """Milliseconds of each image, for each subject: from the resized image in memory to detections at its full size.
 
-    Reading and resizing the image is not in it; copying it to the device and NMS are. An image is given to all subjects
-    one after another, each time to another one first, so that a drift of the machine hits all alike. ``WARMUP`` rounds
-    that do not count come before.
+    The times include copying the image to the device and NMS, but not reading and resizing the image. All subjects see
+    an image in turn, and each time another subject comes first, so that a drift of the machine affects all alike.
+    ``WARMUP`` rounds run first and do not count.
 
     Args:
         subjects: the models.
-        inputs: for each subject its images, of :func:`read_images`: the same images for all.
+        inputs: the images of each subject, from :func:`read_images`; the same images for all subjects.
     """
     times = [[] for _ in subjects]
     num_images = len(inputs[0])
@@ -141,7 +142,7 @@ def time_in_turns(subjects: Sequence[Subject], inputs: Sequence[list[list[dict]]
 
 
 def _now() -> float:
-    """Seconds of a clock, after everything that the devices were asked to do is done."""
+    """Time in seconds, read after the devices have finished all work given to them."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -164,23 +165,23 @@ def _cpu_name() -> str:
 
 
 def draw(rows: Sequence[Row], device: str, dataset: str) -> Figure:
-    """AP over milliseconds: what was measured here, left, and the paper's figure, right."""
+    """AP against milliseconds: the measurements on the left, the paper's figure on the right."""
     figure, (here, paper) = new_figure(panels=2)
-    for position, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row.ap is None:
             continue
         low, middle, high = row.quartiles
-        color = COLORS[position % len(COLORS)]
+        color = COLORS[index % len(COLORS)]
         here.errorbar(middle, row.ap, xerr=[[middle - low], [high - middle]], fmt="o", color=color, capsize=3)
-        _label(here, row.name, middle, row.ap, color, above=position % 2 == 1)
+        _label(here, row.name, middle, row.ap, color, above=index % 2 == 1)
     here.set(xlim=(0, 1.25 * max(row.quartiles[2] for row in rows)))  # from 0, so that distances are ratios
     here.set(title=f"here: {device}", xlabel="ms per image (median, quartiles)", ylabel=f"AP on {dataset}")
     here.margins(y=0.25)
     for (name, points), color in zip(PAPER_RETINANET.items(), COLORS):
         paper.plot(*zip(*points), "o-", color=color, label=f"{name}, 400 to 800 pixels")
-    for position, (name, point) in enumerate(PAPER_OTHERS.items()):
+    for index, (name, point) in enumerate(PAPER_OTHERS.items()):
         paper.plot(*point, "s", color=GREY)
-        _label(paper, name, *point, GREY, above=position % 2 == 1)
+        _label(paper, name, *point, GREY, above=index % 2 == 1)
     paper.set(title=f"Focal Loss paper: {PAPER_DEVICE}", xlabel="ms per image", ylabel="AP on COCO test-dev")
     paper.set(xlim=(0, 220), ylim=(20, 40))
     paper.legend(loc="lower right", edgecolor="none")
@@ -188,6 +189,6 @@ def draw(rows: Sequence[Row], device: str, dataset: str) -> Figure:
 
 
 def _label(axis: Axes, text: str, x: float, y: float, color: str, above: bool) -> None:
-    """Neighbours take turns above and below their points, so that they overlap less."""
+    """Label a point; neighbours should alternate ``above``, so that their labels overlap less."""
     offset = (0, 8 if above else -15)
     axis.annotate(text, (x, y), xytext=offset, textcoords="offset points", color=color, fontsize=9, ha="center")

@@ -1,8 +1,8 @@
 """Reads pickles of numeric numpy arrays in plain containers, and nothing else.
 
-A pickle is a program. Forbidding all but numpy's own functions is not enough: ``numpy.ndarray`` over a buffer
-of bytes that are taken for object pointers, or a ``numpy.dtype`` with a forged state, reach any memory. So no
-function that a file names is called. The few names that numpy writes stand for the methods below, which build
+A pickle is a program. Allowing only numpy's own functions is not safe enough: ``numpy.ndarray`` can take the bytes
+of a buffer for object pointers, and ``numpy.dtype`` accepts a forged state; both give access to any memory. So no
+function that a file names is called. The few names that numpy writes are mapped to the methods below, which build
 arrays from checked parts.
 """
 
@@ -18,20 +18,20 @@ _NUMERIC_TYPE = re.compile(r"[biufc]\d{1,2}")
 
 
 def load_array_pickle(file: BinaryIO) -> Any:
-    """The content of a pickle, written by any protocol and by numpy 1 or 2 (Python 2 too).
+    """Read a pickle of any protocol, written with numpy 1 or 2, by Python 3 or 2.
 
     Raises:
-        Exception: of any type, if the file is damaged or asks for anything but arrays and plain containers.
+        Exception: any type, if the file is damaged or asks for anything but arrays and plain containers.
     """
     return _finish(_ArrayUnpickler(file, encoding="latin1").load())
 
 
 class _Dtype:
-    """Stands for a ``numpy.dtype`` while its parts come in."""
+    """Placeholder for a ``numpy.dtype`` until all of its parts are read."""
 
     def __init__(self, name: str):
         if not _NUMERIC_TYPE.fullmatch(name):
-            raise pickle.UnpicklingError(f"it has an array of type {name!r}, which is not numeric")
+            raise pickle.UnpicklingError(f"the pickle has an array of type {name!r}, which is not numeric")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: tuple) -> None:
@@ -39,7 +39,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for an array while its parts come in."""
+    """Placeholder for an array until all of its parts are read."""
 
     value: np.ndarray | None = None
 
@@ -49,14 +49,14 @@ class _Array:
 
 
 def _array(data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    # Python 2 had no bytes: its arrays come as text, one character a byte.
+    # Python 2 had no type for bytes and wrote them as text, one character per byte.
     data = data.encode("latin1") if isinstance(data, str) else data
-    # A copy, since the buffer cannot be written to, and torch wants arrays that can.
+    # Copied, because the buffer is read-only and torch wants writable arrays.
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy(order=order)
 
 
 def _finish(value: Any) -> Any:
-    """Put the arrays in the places of what stood for them."""
+    """Replace all placeholders in `value` by their arrays."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
@@ -70,19 +70,19 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Files of numpy 1 and 2 differ in this part of the name.
         full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
-        # Methods, not functions: a pickle can set attributes of what it gets, and methods let it set none.
+        # Methods, not functions: a pickle can set attributes on the objects that it gets, but not on methods.
         known = {
             "numpy.core.multiarray._reconstruct": self._reconstruct,
             "numpy.core.multiarray.scalar": self._scalar,
             "numpy.core.numeric._frombuffer": self._frombuffer,
             "numpy.dtype": self._dtype,
-            "numpy.ndarray": "numpy.ndarray",  # only handed on, to `_reconstruct`
+            "numpy.ndarray": "numpy.ndarray",  # only passed on to `_reconstruct`
             "collections.OrderedDict": self._ordered_dict,
             "_codecs.encode": self._encode,
-            "__builtin__.bytes": self._no_bytes,
+            "__builtin__.bytes": self._empty_bytes,
         }
         if full_name not in known:
-            raise pickle.UnpicklingError(f"it asks for {full_name}")
+            raise pickle.UnpicklingError(f"the pickle calls {full_name}, which is refused")
         return known[full_name]
 
     def _reconstruct(self, *_: Any) -> _Array:
@@ -101,11 +101,11 @@ class _ArrayUnpickler(pickle.Unpickler):
         return OrderedDict()
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        # How protocols 0 to 2 spell bytes; they know no other encoding.
+        # Protocols 0 to 2 write bytes this way, always with this encoding.
         if encoding != "latin1":
-            raise pickle.UnpicklingError(f"it encodes text as {encoding}")
+            raise pickle.UnpicklingError(f"the pickle encodes text as {encoding}; legal: latin1")
         return text.encode("latin1")
 
-    def _no_bytes(self) -> bytes:
-        # How protocols 0 to 2 spell empty ones.
+    def _empty_bytes(self) -> bytes:
+        # Protocols 0 to 2 write empty bytes this way.
         return b""

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoadReport(NamedTuple):
-    """Names of parameters and buffers, from the model's point of view; ``unexpected`` exist in the file only."""
+    """Names of parameters and buffers, from the model's point of view; ``unexpected`` ones are in the file only."""
 
     loaded: list[str]
     missing: list[str]
@@ -32,13 +32,13 @@ class LoadReport(NamedTuple):
 
 
 class _ReportingCheckpointer(DetectionCheckpointer):
-    """Keeps what the engine's checkpointer knows about keys that did not fit, and runs no code from a file."""
+    """Keeps the engine's record of keys that did not fit, and runs no code from a file."""
 
     incompatible = None
 
     def _load_file(self, filename):
         if filename.endswith(".pkl"):
-            # Detectron2 would do whatever the pickle asks for. Read first by what knows numpy's arrays only.
+            # Detectron2 runs whatever a pickle asks for. This reader goes first and refuses all but numpy's arrays.
             with open(filename, "rb") as file:
                 load_array_pickle(file)
         return super()._load_file(filename)
@@ -52,9 +52,9 @@ def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", str
     """Load model weights from ``path`` and log a report.
 
     Args:
-        model: in place; a distributed wrapper is seen through.
+        model: changed in place; may be wrapped in ``DistributedDataParallel``.
         path: file or URL that the engine's checkpointer reads; empty: nothing happens.
-        backbone: attribute of the model that must not come out of this with nothing loaded.
+        backbone: attribute of the model that must get at least one parameter from the file.
         strict: for inference: every parameter must come from the file.
 
     Returns:
@@ -62,9 +62,10 @@ def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", str
 
     Raises:
         FileNotFoundError: no such file (on Detectron2 a ValueError).
-        ValueError: the file cannot be read, or is a pickle of more than arrays and plain containers, which could run
-            code. Nothing of the backbone was loaded, which is never what was meant. (A head that does not fit is
-            normal in training: another number of classes.) With ``strict``, a parameter without a value, or no path.
+        ValueError: the file cannot be read, or is a pickle that holds more than arrays and plain containers and could
+            run code; no parameter of the backbone was loaded, which is never intended (a head that does not fit is
+            normal in training with another number of classes); with ``strict``, a parameter was not loaded, or the
+            path is empty.
     """
     if not path:
         if strict:
@@ -73,7 +74,7 @@ def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", str
     bare_model = model.module if isinstance(model, DistributedDataParallel) else model
     report = _load(bare_model, path)
     if report.missing or report.wrong_shape or report.unexpected:
-        logger.warning("weights from %s fit in part:\n%s", path, report.table())
+        logger.warning("weights from %s fit only in part:\n%s", path, report.table())
         logger.info("not loaded: %s", ", ".join(report.missing + report.wrong_shape) or "-")
         logger.info("in the file only: %s", ", ".join(report.unexpected) or "-")
     else:
@@ -86,18 +87,18 @@ def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", str
 
 def _load(model: nn.Module, path: str) -> LoadReport:
     checkpointer = _ReportingCheckpointer(model)
-    # What arrives at the model, after the engine's renaming: some modules fill in buffers that a file lacks, and
-    # those are not missing, but they were not loaded either.
+    # Names that reach the model after the engine's renaming. A buffer that a module fills in itself is then neither
+    # missing nor loaded.
     arrived = set()
     hook = model.register_load_state_dict_pre_hook(lambda module, state_dict, *rest: arrived.update(state_dict))
     try:
         checkpointer.load(path)
     except FileNotFoundError:
         raise
-    except Exception as error:  # of any type: a damaged file fails wherever the damage is
+    except Exception as error:  # any type: it depends on where the file is damaged
         raise ValueError(
             f"weights {path} cannot be loaded: {type(error).__name__}: {error}\nMODEL.WEIGHTS must name a checkpoint "
-            "(.pth, .pt, .safetensors, .pkl): tensors by name, at its top level or under 'model', and no code."
+            "(.pth, .pt, .safetensors, .pkl): tensors by name, at the top level or under 'model', and no code."
         ) from error
     finally:
         hook.remove()
@@ -115,9 +116,9 @@ def _refuse_useless(model: nn.Module, report: LoadReport, path: str, backbone: s
     parameters = {name for name, _ in model.named_parameters() if name.startswith(backbone + ".")}
     if parameters and parameters.isdisjoint(report.loaded):
         raise ValueError(
-            f"{path} holds nothing that fits the model's {backbone}; training would start from noise without saying "
-            f"so.\n{report.table()}\nUse weights of the configured architecture (MODEL.RESNETS.DEPTH and others), or "
-            "MODEL.WEIGHTS '' to train from scratch."
+            f"{path} holds nothing that fits the model's {backbone}; training would silently start from random "
+            f"weights.\n{report.table()}\nUse weights of the configured architecture (MODEL.RESNETS.DEPTH and others), "
+            "or MODEL.WEIGHTS '' to train from scratch."
         )
 
 

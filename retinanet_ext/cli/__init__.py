@@ -1,1 +1,14 @@
-"""The console command ``retinanet-ext``: `main` dispatches, each verb has its own file."""
+"""The console command ``retinanet-ext``: a file for each verb.
+
+In reading order:
+
+- ``main.py``: runs the verb and prints the user's mistakes
+- ``usage.py``: how a verb reports a mistake of the user
+- ``predict.py``: detections on images, folders and videos
+- ``predict_files.py``: the files that `predict` reads and writes
+- ``shapes.py``: writes the generated data set
+- ``ablate.py``: lists, runs and reports studies
+- ``imbalance.py``: the loss of a trained model, foreground against background
+- ``curves.py``: the paper's loss curves
+- ``speed_accuracy.py``: AP against milliseconds
+"""

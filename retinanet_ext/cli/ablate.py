@@ -1,4 +1,4 @@
-"""``retinanet-ext ablate``: studies of several configs, listed, run and reported."""
+"""``retinanet-ext ablate``: list, run and report studies of several configs."""
 
 import argparse
 import logging
@@ -27,15 +27,15 @@ from retinanet_ext.ablation.unread_keys import check_overrides_are_read
 from .usage import UsageError, usage_errors
 
 HELP = "List, run and report ablation studies: the arms of a YAML file, each with every seed."
-# What the paper's schedule, and so the base configs on COCO, are written for.
+# The paper's schedule, and so the base configs on COCO, assume this number of GPUs.
 _FULL_SCHEDULE_GPUS = 8
-_INTERRUPTED = 130
+_INTERRUPTED = 130  # the exit code of shells after Ctrl-C
 
 logger = logging.getLogger(__name__)
 
 
 class _RunParser(argparse.ArgumentParser):
-    """Takes overrides wherever they stand: argparse looks for them before the first option only."""
+    """Accepts overrides anywhere; argparse alone accepts them only before the first option."""
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, rest = super().parse_known_args(args, namespace)
@@ -48,24 +48,24 @@ class _RunParser(argparse.ArgumentParser):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_RunParser)
     actions.add_parser("list", help="the built-in studies, and how many runs each needs")
-    _add_run_arguments(actions.add_parser("run", help="run a study, or go on with it"))
+    _add_run_arguments(actions.add_parser("run", help="run a study, or resume it"))
     report = actions.add_parser("report", help="compare the arms of a study that was run")
     report.add_argument("directory", metavar="DIR", help="output folder of the study")
-    report.add_argument("--output", metavar="DIR", help="folder for the report; default: that of the study")
-    report.add_argument("--allow-missing", action="store_true", help="report although runs are missing")
-    report.add_argument("--allow-mixed", action="store_true", help="report although runs are of different code")
+    report.add_argument("--output", metavar="DIR", help="folder for the report; default: the study's folder")
+    report.add_argument("--allow-missing", action="store_true", help="report even if runs are missing")
+    report.add_argument("--allow-mixed", action="store_true", help="report even if runs differ in code or config")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="name of a built-in study, or a .yaml file of your own")
-    parser.add_argument("--config-file", metavar="BASE", help="base config; default: that of the study")
-    parser.add_argument("--seeds", nargs="+", metavar="S", help="integers; default: those of the study")
+    parser.add_argument("--config-file", metavar="BASE", help="base config; default: the study's")
+    parser.add_argument("--seeds", nargs="+", metavar="S", help="integers; default: the study's")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: one per GPU, or one on a CPU")
     where.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster: auto, local or HOST:PORT")
     parser.add_argument("--output", metavar="DIR", help="default: output/ablations/STUDY")
     parser.add_argument("--dry-run", action="store_true", help="print the training command of each run, on 8 GPUs")
-    parser.add_argument("--retry", action="store_true", help="repeat runs that diverged")
+    parser.add_argument("--retry", action="store_true", help="also repeat runs that diverged")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides for all arms")
 
 
@@ -98,12 +98,12 @@ def _run(args: argparse.Namespace) -> int:
                 prepared = stack.enter_context(preparing)
             except ModuleNotFoundError as error:
                 raise UsageError(error) from error
-        # What job schedulers send ends the runs in good order, too.
+        # SIGTERM, which job schedulers send, ends the runs as properly as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             results = prepared.run()
         except KeyboardInterrupt:
-            logger.warning("Stopped. The same command goes on where it was.")
+            logger.warning("Stopped. The same command resumes the study.")
             return _INTERRUPTED
     print(_table(study, results))
     return 0 if all(status.state == DONE for status in results.values()) else 1
@@ -122,7 +122,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def full_schedule_commands(study: Study, output: Path) -> list[list[str]]:
-    """The command line of `train_net.py`, word by word, for each run, all arms of a seed before the next."""
+    """For each run, the words of its `train_net.py` command line; all arms of a seed before the next seed."""
     commands = []
     for seed in study.seeds:
         for arm in study.arms:
@@ -135,7 +135,7 @@ def full_schedule_commands(study: Study, output: Path) -> list[list[str]]:
 
 
 def _split_seeds(words: list[str], opts: list[str]) -> tuple[list[int], list[str]]:
-    """`--seeds 0 1 KEY VALUE` takes all words that follow; only the numbers are seeds."""
+    """(seeds, overrides). In `--seeds 0 1 KEY VALUE`, argparse counts all words as seeds."""
     seeds = [int(word) for word in takewhile(str.isdecimal, words)]
     if words and not seeds:
         raise UsageError(f"--seeds wants integers from 0 on, found {words[0]!r}.")

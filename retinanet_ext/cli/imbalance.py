@@ -1,4 +1,4 @@
-"""``retinanet-ext imbalance``: how the loss of a trained model is spread over its entries (paper, Figure 4)."""
+"""``retinanet-ext imbalance``: how the loss of a trained model is distributed over its entries (paper, Figure 4)."""
 
 import argparse
 import csv
@@ -22,16 +22,16 @@ from .usage import UsageError, usage_errors
 HELP = "Distribution of a trained model's loss over foreground and background, for several gammas (paper, Figure 4)."
 _HARDEST = (0.01, 0.1, 0.2, 0.5)
 _SETS = ("foreground", "background")
-# Points of the curves in the CSV file: every hundredth, and on a scale of powers of ten the hardest ones, down to 1e-7.
+# Where the CSV file samples the curves: every hundredth, and more finely for the hardest entries, up to 1 - 1e-7.
 _FRACTIONS = np.concatenate([np.linspace(0.0, 0.99, 100), 1.0 - np.logspace(-2, -7, 101)[1:], [1.0]])
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config, best the config.yaml of a run")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config, ideally the config.yaml of a run")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the trained model")
-    parser.add_argument("--dataset", metavar="NAME", help="registered, annotated; default: the first of DATASETS.TEST")
+    parser.add_argument("--dataset", metavar="NAME", help="annotated dataset; default: the first of DATASETS.TEST")
     parser.add_argument(
         "--gammas", nargs="+", type=float, default=[0.0, 0.5, 1.0, 2.0], metavar="G",
         help="focusing exponents, all on the same predictions (default: 0 0.5 1 2)",
@@ -74,7 +74,7 @@ def draw(distribution: LossDistribution) -> Figure:
     for axis, name in zip(axes, _SETS):
         histogram = getattr(distribution, name)
         for gamma, color in zip(distribution.gammas, ordered_colors(len(distribution.gammas))):
-            # Not clipped, since the steepest curves run along the border.
+            # No clipping, because the steepest curves run along the border.
             axis.plot(*histogram.curve(gamma), color=color, linewidth=2, label=f"γ = {gamma:g}", clip_on=False)
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"fraction of {name} entries, by ascending loss")
         axis.set(ylabel="cumulative normalised loss", title=f"{name}: {len(histogram):,} entries")
@@ -83,7 +83,7 @@ def draw(distribution: LossDistribution) -> Figure:
 
 
 def _table(distribution):
-    """Markdown: the share of the loss that the hardest entries hold."""
+    """Markdown: the share of the loss in the hardest entries."""
     rows = [
         [name, f"{gamma:g}", *(f"{100 * getattr(distribution, name).hardest(part, gamma):.1f} %" for part in _HARDEST)]
         for name in _SETS

@@ -1,4 +1,4 @@
-"""Entry point of ``retinanet-ext``: one verb, one file."""
+"""Entry point of ``retinanet-ext``. Each verb has its own file."""
 
 import argparse
 import logging

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config, best the config.yaml of a run")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config, ideally the config.yaml of a run")
     parser.add_argument(
         "--weights", metavar="FILE",
         help="checkpoint; default: MODEL.WEIGHTS if given among the overrides, else model_best.pth or "
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images per forward pass (default: 4)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"),
-        help=f"auto: CUDA if there is one; default: {_DEVICE_KEY} if given among the overrides, else auto",
+        help=f"auto: CUDA if available; default: {_DEVICE_KEY} if given among the overrides, else auto",
     )  # fmt: skip
     parser.add_argument("--no-pictures", action="store_true", help="write JSON only")
     parser.add_argument(
@@ -90,7 +90,7 @@ def _check_arguments(args, output, sources):
 
 
 def _build_predictor(args):
-    """(BatchPredictor, class names) as the arguments and the config say."""
+    """(BatchPredictor, class names), from the arguments and the config."""
     cfg = _load_config(args)
     _set_device(cfg, args)
     cfg.MODEL.WEIGHTS = _weights(args, cfg)
@@ -117,16 +117,16 @@ def _load_config(args):
     cfg = load_config(args.config_file, args.opts, datasets=False)
     if cfg.MODEL.CLASS_NAMES:
         return cfg
-    # Not the config of a run, which knows its classes: ask the training data.
+    # Only the config of a run holds the class names; otherwise the training data have them.
     try:
         return load_config(args.config_file, args.opts)
     except OSError as error:
-        logger.warning("The training data are not here, so classes have numbers instead of names. %s", error)
+        logger.warning("The training data cannot be read, so classes have numbers instead of names. %s", error)
         return cfg
 
 
 def _weights(args, cfg):
-    """The checkpoint to use. The config of a run names in MODEL.WEIGHTS what training began from: hence last."""
+    """The checkpoint to use. The config's MODEL.WEIGHTS comes last: for a run, training started from these weights."""
     folders = [Path(args.config_file).parent, Path(cfg.OUTPUT_DIR)]
     found = [str(folder / name) for folder in folders for name in _WEIGHT_FILES if (folder / name).is_file()]
     if args.weights or "MODEL.WEIGHTS" in args.opts[::2]:
@@ -152,7 +152,7 @@ def _class_names(cfg):
 
 
 class _Job:
-    """One run over all inputs: predicts, draws, collects results and what had to be skipped."""
+    """One run over all inputs: predicts, draws, collects results and skipped inputs."""
 
     def __init__(self, predictor: BatchPredictor, class_names: Sequence[str], output: Path, pictures: bool) -> None:
         self.predictor = predictor
@@ -203,8 +203,8 @@ class _Job:
         def frames():
             nonlocal refusal
             while True:
-                there, frame = capture.read()
-                if not there:
+                success, frame = capture.read()
+                if not success:
                     return
                 try:
                     self.predictor.check_image(frame)
@@ -234,7 +234,7 @@ class _Job:
         results.save(source.results(self.output))
 
     def _read(self, source):
-        """(source, uint8 BGR image after its EXIF rotation), or (source, error)."""
+        """(source, uint8 BGR image ``(H, W, 3)`` after its EXIF rotation), or (source, error)."""
         try:
             image = detection_utils.read_image(str(source.path), format="BGR")
             self.predictor.check_image(image)
@@ -248,13 +248,13 @@ class _Job:
         self.detections += len(instances)
 
     def _draw(self, image, instances):
-        """BGR image with boxes, class names and scores drawn in."""
+        """The BGR image with boxes, class names and scores."""
         canvas = Visualizer(image[:, :, ::-1], {"thing_classes": self.class_names})
         return canvas.draw_instance_predictions(instances).get_image()[:, :, ::-1]
 
 
 def _progress(total, unit):
-    """A progress bar on stderr; none where that is no terminal."""
+    """A progress bar on stderr, only if that is a terminal."""
     return tqdm(total=total or None, unit=unit, disable=None)
 
 

@@ -1,4 +1,4 @@
-"""What ``retinanet-ext predict`` reads and writes: input files, and COCO-format results."""
+"""Files of ``retinanet-ext predict``: its inputs, and its results in COCO format."""
 
 import json
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from retinanet_ext.d2 import Instances
 
-RESULTS_FILE = "predictions.json"  # of all images together; each video has a file of its own
+RESULTS_FILE = "predictions.json"  # for all images together; each video has its own file
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-# Other formats are read, but pictures of them are written as PNG.
+# For inputs in other formats, pictures are written as PNG.
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -26,26 +26,26 @@ class Source:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
     def picture(self, output: Path) -> Path:
-        """Where its annotated picture or video goes."""
+        """Path of the annotated picture or video."""
         if self.is_video:
             return (output / self.name).with_suffix(".mp4")
         keeps = self.path.suffix.lower() in _PICTURE_SUFFIXES
         return output / (self.name if keeps else self.name + ".png")
 
     def results(self, output: Path) -> Path:
-        """Where the detections of this video go."""
+        """Path of the detections, for a video."""
         return (output / self.name).with_suffix(".json")
 
 
 def find_sources(paths: Sequence[str | Path], output: Path) -> tuple[list[Source], dict[Path, str]]:
-    """Files among `paths`: each file itself, and all images and videos below each folder.
+    """The input files: each file in `paths`, and all images and videos below each folder in `paths`.
 
     Args:
         paths: files and folders.
-        output: the output folder, left out when it lies in one of the folders.
+        output: the output folder; its files are left out if it lies in one of the folders.
 
     Returns:
-        The sources, and the reason for each path that gives none.
+        The sources; and path -> reason, for each path without any source.
     """
     sources, problems, names = [], {}, set()
     for path in map(Path, paths):
@@ -70,7 +70,7 @@ def _is_input(path, output):
 
 
 def _unique(name, taken):
-    """`name`, numbered if an earlier input has the same; videos share ``.mp4`` and ``.json``, so stems count."""
+    """`name`, numbered if taken. Suffixes do not count, because all videos give an ``.mp4`` and a ``.json``."""
     candidate, number = name, 1
     while candidate.with_suffix("") in taken or _is_results_file(candidate):
         number += 1
@@ -80,7 +80,7 @@ def _unique(name, taken):
 
 
 def _is_results_file(name):
-    """Whether the JSON of a video called `name` would be that of all images."""
+    """Whether `name` is a video whose JSON file would overwrite `RESULTS_FILE`."""
     source = Source(name, name.as_posix())
     return source.is_video and source.results(Path()) == Path(RESULTS_FILE)
 

@@ -1,4 +1,4 @@
-"""``retinanet-ext shapes``: write the generated detection set."""
+"""``retinanet-ext shapes``: write the generated data set."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from retinanet_ext.data.generated_shapes import write_shapes
 
 from .usage import usage_errors
 
-HELP = "Write a small generated detection set (coloured shapes, COCO format) to a folder, once."
+HELP = "Write a small generated detection set (coloured shapes, COCO format) to a folder, unless it is there."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--images", type=int, default=50, metavar="N", help="timed images (default: 50)")
     parser.add_argument(
-        "--ap-from-results", action="store_true", help="take AP from the results.json beside each config, not measured"
+        "--ap-from-results", action="store_true", help="read AP from results.json beside each config, do not measure it"
     )
     parser.add_argument("--output", default="output/speed_accuracy", metavar="DIR", help="default: %(default)s")
     parser.add_argument(
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _runs(args):
-    """Name -> (config, weights)."""
+    """Name -> (config, weights), both paths."""
     runs = [(*run, None)[:3] for run in args.runs]
     if args.runs_file:
         runs += _read_runs_file(args.runs_file)
@@ -83,7 +83,7 @@ def _runs(args):
         path = Path(config)
         name = name or (path.resolve().parent.name if path.stem == "config" else path.stem)
         if name in named or Path(name).name != name:
-            raise UsageError(f"the name {name!r} of {config} is taken, or no name of a folder; give --run ... NAME")
+            raise UsageError(f"the name {name!r} of {config} is taken or cannot be a folder's; give --run ... NAME")
         named[name] = (config, weights)
     return named
 
@@ -95,9 +95,9 @@ def _read_runs_file(file):
         raise UsageError(f"{file} must have the one key RUNS, a list of mappings; found {', '.join(content) or 'none'}")
     folder = Path(file).parent
     runs = []
-    for position, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or not {"CONFIG", "WEIGHTS"} <= set(entry) <= set(_RUN_KEYS):
-            raise UsageError(f"{file}: RUNS[{position}] needs CONFIG and WEIGHTS, may have NAME; found {entry!r}")
+            raise UsageError(f"{file}: RUNS[{index}] needs CONFIG and WEIGHTS, may have NAME; found {entry!r}")
         runs.append((str(folder / entry["CONFIG"]), str(folder / entry["WEIGHTS"]), entry.get("NAME")))
     return runs
 
@@ -114,7 +114,7 @@ def _read_results(config, dataset):
     if not path.is_file():
         raise UsageError(f"{path} does not exist; leave out --ap-from-results to measure AP")
     content = json.loads(path.read_text())
-    results = content.get(dataset, content)  # by name only if there were several
+    results = content.get(dataset, content)  # grouped by dataset only if there were several
     if not {"AP", "AP50"} <= set(results.get("bbox", {})):
         raise UsageError(f"{path} has no bbox AP of {dataset}; leave out --ap-from-results to measure it")
     return results
@@ -125,7 +125,7 @@ def _or_none(value):
 
 
 def _write(rows, about, output):
-    """Table (printed too), values and picture."""
+    """Write table, values and picture; also print the table."""
     output.mkdir(parents=True, exist_ok=True)
     save_figure(draw(rows, about["device"], about["dataset"]), output / "speed_accuracy.png")
     values = [

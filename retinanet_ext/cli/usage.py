@@ -10,7 +10,7 @@ class UsageError(Exception):
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn the errors that our library raises for bad input into UsageError. Wrap set-up only, not the work itself."""
+    """Turn the errors that the package raises for bad input into UsageError. Wrap set-up only, not the work itself."""
     try:
         yield
     except KeyError as error:

@@ -1,1 +1,9 @@
-""""""
+"""The config: its keys, their legal values, and how it is loaded.
+
+In reading order:
+
+- ``keys.py``: the keys that this package adds, each with its default and its meaning
+- ``loading.py``: `load_config`: builds a config from defaults, a file, overrides and the training data
+- ``legal_values.py``: keys that take one of a few values
+- ``yaml_files.py``: YAML with inheritance and without code, for both engines
+"""

@@ -1,12 +1,12 @@
-"""The keys that take one of a few values: refused here, by name and before anything is built, on both engines.
+"""The keys that take one of a few values. An illegal value is refused before anything is built, on both engines.
 
-Names that stand for registered objects (META_ARCHITECTURE, HEAD.NAME, ...) are not listed: anybody may add some.
+Names of registered objects (META_ARCHITECTURE, HEAD.NAME, ...) are not listed, because users may register their own.
 """
 
 from retinanet_ext.d2 import CfgNode
 from retinanet_ext.data.doctor.record_checks import ANNOTATION_POLICIES, IMAGE_CHECKS, IMAGE_POLICIES
 
-# What either engine accepts; where `lite` has fewer, it says so itself.
+# All values that either engine accepts. If `lite` lacks one of them, it refuses that value itself.
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 LEGAL_VALUES = {
     "DATASETS.ON_BAD_ANNOTATION": ANNOTATION_POLICIES,
@@ -35,10 +35,10 @@ LEGAL_VALUES = {
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Refuse values that no engine knows.
+    """Refuse values that neither engine knows.
 
     Raises:
-        ValueError: names every such key, its value and the legal ones.
+        ValueError: names every such key, its value and the legal values.
     """
     problems = []
     for key, legal in LEGAL_VALUES.items():

@@ -1,4 +1,4 @@
-"""How a config is made: defaults, a YAML file with its bases, overrides, and what follows from the data."""
+"""Builds a config from defaults, a YAML file with its bases, overrides, and the training data."""
 
 import os
 import re
@@ -22,19 +22,19 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         config_file: YAML with ``_BASE_`` inheritance, read by the safe loader; None: defaults only.
         opts: alternating keys and values, as on the command line.
         datasets: register ``DATASETS.CUSTOM``, and take ``MODEL.RETINANET.NUM_CLASSES`` (unless set in file or
-            opts) and ``MODEL.CLASS_NAMES`` from the training data. Off for inference away from the data.
+            opts) and ``MODEL.CLASS_NAMES`` from the data. Set to False for inference without the data.
 
     Returns:
         The config, not frozen.
 
     Raises:
         FileNotFoundError: no such file.
-        KeyError: a key that does not exist; the message gives the nearest ones.
-        ValueError: a value of the wrong type, or that is none of the legal ones; classes that disagree with the data.
+        KeyError: a key does not exist; the message names the nearest keys.
+        ValueError: a value has the wrong type or is not legal; the classes disagree with the data.
     """
     cfg = get_cfg()
     add_retinanet_ext_config(cfg)
-    # Checked here, not left to the engine, so that the message is as helpful on both.
+    # Keys are checked here, not by the engine, so that both engines give the same helpful message.
     legal = set(flat_keys(cfg))
     mentioned = []
     if config_file:
@@ -61,17 +61,17 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
 
 @contextmanager
 def _names_source(where: str) -> Iterator[None]:
-    """Says where a value of the wrong type was given, and how a list is written, which is what goes wrong most."""
+    """Add the source of the value to a ValueError and, for the most frequent mistake, how a list is written."""
     try:
         yield
     except ValueError as error:
         is_list = any(f"<class '{kind}'>" in str(error) for kind in ("list", "tuple"))
-        hint = "; a list is written ['a', 'b'], with one entry ['a'], on the command line in quotes" if is_list else ""
+        hint = "; a list is written ['a', 'b'], a single entry ['a'], in quotes on the command line" if is_list else ""
         raise ValueError(f"{where}: {error}{hint}") from None
 
 
 def _drop_empty_sections(loaded: dict, cfg: CN) -> None:
-    """A section whose lines are all commented out reads as null; it says nothing, and is no error."""
+    """Remove sections whose lines are all commented out. They read as null, and are no error."""
     for name in list(loaded):
         if isinstance(cfg.get(name), CN):
             if loaded[name] is None:
@@ -81,7 +81,7 @@ def _drop_empty_sections(loaded: dict, cfg: CN) -> None:
 
 
 def _write_integers_as_floats(loaded: dict, cfg: CN) -> None:
-    """The engines refuse 2 where they want 2.0, which means the same to who writes it."""
+    """Turn integers into floats where the default is a float. The engines would refuse 2 in place of 2.0."""
     for name, value in loaded.items():
         if isinstance(value, dict):
             _write_integers_as_floats(value, cfg[name])
@@ -91,12 +91,12 @@ def _write_integers_as_floats(loaded: dict, cfg: CN) -> None:
 
 def _with_integers_as_floats(opts: Sequence[str], cfg: CN) -> list[str]:
     words = list(opts)
-    for place, key in enumerate(words[::2]):
+    for index, key in enumerate(words[::2]):
         current = cfg
         for part in key.split("."):
             current = current[part]
-        if isinstance(current, float) and re.fullmatch(r"[+-]?[0-9]+", str(words[2 * place + 1])):
-            words[2 * place + 1] = f"{words[2 * place + 1]}.0"
+        if isinstance(current, float) and re.fullmatch(r"[+-]?[0-9]+", str(words[2 * index + 1])):
+            words[2 * index + 1] = f"{words[2 * index + 1]}.0"
     return words
 
 

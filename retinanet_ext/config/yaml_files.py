@@ -1,4 +1,4 @@
-"""Reading config files: plain YAML with inheritance, for both engines, and never any code in it."""
+"""Reads config files for both engines: plain YAML with inheritance. Code in a file is never run."""
 
 import difflib
 import os
@@ -10,24 +10,24 @@ from iopath.common.file_io import g_pathmgr
 
 BASE_KEY = "_BASE_"
 CONFIG_VERSION = 2
-"""The layout of keys that files must have; Detectron2's since 2019."""
+"""Version of the key layout that files must have; Detectron2's since 2019."""
 
-# What Detectron2's Base-RetinaNet.yaml computes with `eval`: three octave steps over five base sizes.
+# The expression that Detectron2's Base-RetinaNet.yaml passes to `eval`: three octave steps over five base sizes.
 _RETINANET_SIZES_EXPRESSION = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
 _RETINANET_SIZES = [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
 
 
 def read_config_file(filename: str) -> dict[str, Any]:
-    """Reads a YAML file over the file, or the list of files, that its `_BASE_` key names.
+    """Read a YAML file. Its values override those of the file, or list of files, that its `_BASE_` key names.
 
-    Only plain YAML: other loaders, among them Detectron2's default, run the code that a file contains.
+    Only plain YAML is read: other loaders, Detectron2's default among them, run code that a file contains.
 
     Args:
-        filename: path; that of a base is relative to the file that names it.
+        filename: path of the file. The path of a base is relative to the file that names it.
 
     Raises:
-        FileNotFoundError: no such file; for a base, with the name of the file that asked for it.
-        ValueError: not YAML, a tag that would run code, or another VERSION than 2.
+        FileNotFoundError: no such file; for a base, the message also names the file that asks for it.
+        ValueError: not YAML, a tag that would run code, or a VERSION other than 2.
         TypeError: YAML, but not `KEY: value` lines.
     """
     loaded = _read_with_bases(filename)
@@ -38,7 +38,7 @@ def read_config_file(filename: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that one section has twice, of which YAML takes the last in silence."""
+    """Refuses a key that occurs twice in one section. Plain YAML silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_with_bases(filename: str, readers: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`readers`: the files that led to this one, each the base of the next."""
+    """`readers`: the files that led to this one; each names the next as its base."""
     if filename in readers:
         raise ValueError(f"{filename} is its own {BASE_KEY}: {' -> '.join([*readers, filename])}")
     loaded = _read_yaml(filename)
@@ -84,7 +84,7 @@ def _read_yaml(filename: str) -> dict[str, Any]:
 
 
 def _overwrite(target: dict, source: dict, filename: str, prefix: str = "") -> None:
-    """Merges nested dictionaries; a section may not be replaced by a value nor a value by a section."""
+    """Merge `source` into `target`, both nested. A value may not replace a section, nor a section a value."""
     for key, value in source.items():
         if key in target and isinstance(value, dict) != isinstance(target[key], dict):
             raise ValueError(f"{filename}: {prefix}{key} is a section of keys in one file and a value in the other")
@@ -112,7 +112,7 @@ def flat_keys(tree: dict, prefix: str = "") -> Iterator[str]:
 
 
 def flat_items(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The same with their values."""
+    """Full names and values of the keys of nested dictionaries."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flat_items(value, f"{prefix}{key}.")
@@ -121,13 +121,13 @@ def flat_items(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def unknown_key_message(full_key: str, legal: Iterable[str]) -> str:
-    """Says that a key does not exist, and which are nearest: first those of the same name in another section."""
+    """Say that a key does not exist, and name the nearest keys: first those of the same name in other sections."""
     legal = list(legal)
     prefix = f"{full_key}."
     inside = dict.fromkeys(key.removeprefix(prefix).split(".")[0] for key in legal if key.startswith(prefix))
     if inside:
-        return f"config key {full_key!r} is a section and takes no value itself; in it are {', '.join(inside)}"
-    wanted = str(full_key).upper()  # as all keys are written
+        return f"config key {full_key!r} is a section and takes no value itself; its keys are {', '.join(inside)}"
+    wanted = str(full_key).upper()  # keys are written in upper case
     same_name = [key for key in legal if key.split(".")[-1] == wanted.split(".")[-1]]
     near = same_name + difflib.get_close_matches(wanted, legal, n=3)
     hint = f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""

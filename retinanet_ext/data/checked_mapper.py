@@ -12,12 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 class CheckedMapper:
-    """Wraps a mapper (dataset dict -> model input) for files that turn bad after the check, or were not decoded by it.
+    """Wraps a mapper (dataset dict -> model input) and handles image files that the mapper cannot read.
+
+    Such files were damaged after the dataset check, or the check did not decode them.
 
     Args:
         mapper: any mapper.
-        on_bad_image: "error" raises a ValueError that names the file; "drop" logs it and returns None, on which the
-            data loader takes another sample.
+        on_bad_image: "error" raises a ValueError that names the file; "drop" logs it and returns None; the data
+            loader then takes another sample.
     """
 
     def __init__(self, mapper: Callable[[dict], dict | None], on_bad_image: str = "error") -> None:
@@ -25,7 +27,7 @@ class CheckedMapper:
             raise ValueError(f"on_bad_image is {on_bad_image!r}; legal: {', '.join(IMAGE_POLICIES)}.")
         self.mapper = mapper
         self.on_bad_image = on_bad_image
-        self.num_dropped = 0  # in this process; each worker of a loader counts its own
+        self.num_dropped = 0  # in this process; each loader worker has its own count
 
     def __call__(self, dataset_dict: dict) -> dict | None:
         try:
@@ -36,7 +38,8 @@ class CheckedMapper:
             if self.on_bad_image == "error":
                 raise ValueError(
                     f"Cannot read {what}: {reason}. Correct the file, or set {IMAGE_KEY} drop to leave such images "
-                    f"out. {CHECK_KEY} decode finds all of them before the run; an evaluation leaves out only those."
+                    f"out. {CHECK_KEY} decode finds all of them before the run; an evaluation leaves out only images "
+                    "that the check found."
                 ) from error
             self.num_dropped += 1
             logger.warning("Left out %s: %s. Samples left out so far: %d.", what, reason, self.num_dropped)

@@ -1,4 +1,4 @@
-"""The records that a config's datasets hold, checked."""
+"""Load the records of a config's datasets and check them."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ CHECKED_SUFFIX = "+checked"
 
 @dataclass(frozen=True)
 class _CheckedDataset:
-    """What the checks left of a dataset. Pickled: nobody can edit it, and worker processes do not copy it."""
+    """A dataset's records after the checks; pickled, so that callers cannot edit and worker processes not copy them."""
 
     source: Callable[[], list[dict]]
     settings: tuple
@@ -26,15 +26,16 @@ class _CheckedDataset:
         return pickle.loads(self.pickled)
 
 
-# By name of the dataset, one each. An evaluation every few minutes must not open all images and list all drops again.
+# Dataset name -> its latest check. Repeated evaluations reuse it: a new check opens all images and logs all drops.
 _checked_datasets: dict[str, _CheckedDataset] = {}
 
 
 def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -> list[dict]:
-    """Records of the datasets ``names``, after the checks and policies of ``DATASETS.ON_BAD_ANNOTATION`` and siblings.
+    """Load the records of the datasets ``names`` and check them.
 
-    A dataset is read and checked once per process, and again if the config asks for other policies or another function
-    is registered under its name.
+    The policies are ``DATASETS.ON_BAD_ANNOTATION``, ``ON_BAD_IMAGE`` and ``CHECK_IMAGES``. A dataset is read and
+    checked once per process, and again only if these or the number of classes change, or another function is
+    registered under its name.
 
     Args:
         cfg: the config; class ids are checked against ``MODEL.RETINANET.NUM_CLASSES``.
@@ -43,25 +44,25 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
             without the key ``annotations`` stay.
 
     Raises:
-        ValueError: problems under the policy ``error``, no name, or nothing left.
+        ValueError: ``names`` is empty, a problem falls under the policy ``error``, or no record is left.
     """
     if not names:
         raise ValueError("DATASETS.TRAIN names no dataset; give the name of at least one registered dataset")
     records = [record for name in names for record in _checked_dataset(cfg, name).records()]
     if not filter_empty:
         return records
-    for name in names:  # a training set is read once, and may be large
+    for name in names:  # frees memory: a training set may be large, and is read only once
         _checked_datasets.pop(name, None)
-    # Only now: dropping bad annotations may have emptied some images.
+    # After the checks, because dropping bad annotations may leave an image without objects.
     return without_empty_images(records, names)
 
 
 def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
-    """Name of the dataset that an evaluator has to be given, so that it has the same ground truth as the test loader.
+    """Return the dataset name to give to an evaluator, so that its ground truth matches the test loader's.
 
-    An evaluator reads the annotation file of a dataset, and converts the records of one that has none. Where the
-    policies dropped or clipped something, those must be the checked records: they are registered as ``name +
-    "+checked"``, with the metadata of ``name``.
+    An evaluator reads the annotation file of a dataset; without a file it converts the dataset's records. If the
+    policies dropped or clipped something, it must convert the checked records: this function registers them as
+    ``name + "+checked"``, with the metadata of ``name``.
 
     Args:
         cfg: the config, as for :func:`load_checked_dicts`.
@@ -71,20 +72,20 @@ def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
         ``name`` itself, if it has a ``json_file`` in its metadata or the checks changed nothing, else the new name.
 
     Raises:
-        ValueError: problems under the policy ``error``, or the new name belongs to another dataset.
+        ValueError: a problem falls under the policy ``error``, or the new name belongs to another dataset.
     """
     checked = _checked_dataset(cfg, name)
-    # Only now: reading the dataset may have set it.
+    # After the check, because reading the dataset may set json_file.
     if MetadataCatalog.get(name).get("json_file", None) or not checked.changed:
         return name
     derived = name + CHECKED_SUFFIX
     registered = DatasetCatalog.data.get(derived)
-    # Bound methods are equal if their objects are the same one.
+    # Bound methods compare equal if they are bound to the same object.
     if registered == checked.records:
         return derived
     if registered is not None:
         if not isinstance(getattr(registered, "__self__", None), _CheckedDataset):
-            raise ValueError(f"Dataset {derived!r} is needed for the checked records of {name!r}; rename yours.")
+            raise ValueError(f"Dataset {derived!r} is needed for the checked records of {name!r}; rename your dataset.")
         DatasetCatalog.remove(derived)
         MetadataCatalog.remove(derived)
     DatasetCatalog.register(derived, checked.records)
@@ -123,7 +124,7 @@ def _read(name: str) -> list[dict]:
     try:
         return DatasetCatalog.get(name)
     except FileNotFoundError as error:
-        if error.errno is None:  # our own readers' error, which says this better
+        if error.errno is None:  # raised by this package's readers, with a better message
             raise
         folder = os.environ.get("DETECTRON2_DATASETS", "datasets")
         raise FileNotFoundError(

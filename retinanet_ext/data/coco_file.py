@@ -1,4 +1,4 @@
-"""The content of a COCO annotation file, checked as far as its readers rely on it. Knows no engine."""
+"""Read a COCO annotation file and check what its readers rely on. Independent of the engine."""
 
 import json
 import os
@@ -6,29 +6,29 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-# Each section of the file, and what every entry of it must have.
+# Section of the file -> the keys that each of its entries must have.
 SECTIONS = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id"),
     "categories": ("id", "name"),
 }
-_SHOWN = 10  # how many ids a message spells out
+_SHOWN = 10  # number of ids that a message lists
 
 
 def read_coco_file(json_file: str | os.PathLike, required: Sequence[str] = tuple(SECTIONS)) -> dict[str, Any]:
-    """Read a COCO annotation file, and check its entries.
+    """Read a COCO annotation file and check its entries.
 
     Args:
         json_file: the file.
-        required: the sections that must be there; any other one may be absent, as in the files of test sets.
+        required: the sections that must be present; the others may be absent, as in the files of test sets.
 
     Returns:
-        The file's content. Every section that is there is a list of dicts with the keys of :data:`SECTIONS`, and its
-        ids are unique.
+        The file's content. Each section present is a list of dicts that have the keys of :data:`SECTIONS`, with
+        unique ids.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: anything else is wrong; names the file, the entry and what it needs.
+        ValueError: any other fault; the message names the file, the entry and the keys it needs.
     """
     content = parse_coco_file(json_file, required)
     for section, keys in SECTIONS.items():
@@ -38,7 +38,7 @@ def read_coco_file(json_file: str | os.PathLike, required: Sequence[str] = tuple
 
 
 def parse_coco_file(json_file: str | os.PathLike, required: Sequence[str]) -> dict[str, Any]:
-    """As :func:`read_coco_file`, but what the sections hold is not checked."""
+    """Like :func:`read_coco_file`, but without checking the entries of the sections."""
     try:
         with open(json_file, encoding="utf-8") as file:
             content = json.load(file)
@@ -64,14 +64,14 @@ def _check_entries(entries: Any, section: str, keys: Sequence[str], json_file: s
         if missing:
             name = f"{section}[{index}]" + (f" (id {entry['id']})" if "id" in entry else "")
             raise ValueError(f"{json_file}: {name} has no {', '.join(missing)}; each needs {', '.join(keys)}")
-    # The 2014 minival files as published repeat annotation ids; everywhere else that is an error in the data.
+    # The published 2014 minival files repeat annotation ids; in any other file that is an error.
     if section == "annotations" and "minival" in os.path.basename(json_file):
         return
     repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
     if repeated:
         raise ValueError(
             f"{json_file}: {len(repeated)} ids of {section} occur more than once: {sample(repeated)}. Give every entry "
-            "an id of its own"
+            "a unique id"
         )
 
 

@@ -1,4 +1,4 @@
-"""Images without objects, which training leaves out by default. Knows no engine."""
+"""Leave out images without objects, as training does by default. Independent of the engine."""
 
 import logging
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ logger = logging.getLogger(__name__)
 
 
 def without_empty_images(records: list[dict], names: Sequence[str]) -> list[dict]:
-    """The records that show an object; crowd regions are none. Records without the key ``annotations`` stay.
+    """Return the records with at least one object that is not a crowd. Records without ``annotations`` stay.
 
     Args:
-        records: dataset dicts of the datasets ``names``.
-        names: for the messages.
+        records: dataset dicts.
+        names: dataset names, for the messages.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: no record is left.
     """
     kept = [r for r in records if "annotations" not in r or any(not a.get("iscrowd", 0) for a in r["annotations"])]
     if len(kept) < len(records):

@@ -1,7 +1,7 @@
 """A generated detection set in COCO format: coloured shapes on cluttered ground, reproducible from a seed.
 
-Boxes, polygons and keypoints describe the whole shape, also the part that another object covers (amodal);
-`shapes_draw.MAX_HIDDEN` bounds that part. Every shape lies inside the image.
+Boxes, polygons and keypoints describe the whole shape, including the part that another object covers (amodal);
+`shape_drawing.MAX_HIDDEN` limits that part. Every shape lies inside the image.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 from .shape_drawing import CLASS_NAMES, KEYPOINT_NAMES, SKELETON, Shape, draw_sample
 
 MANIFEST = "shapes_manifest.json"
-# Raise it when the same arguments give other pixels or annotations than before.
+# Raise this number when the same arguments no longer give the same pixels and annotations.
 GENERATOR_VERSION = 2
 MIN_IMAGE_SIZE = 64
 _JPEG_QUALITY = 95
@@ -64,10 +64,10 @@ def write_shapes(
         overwrite: replace a set written with other arguments, or a damaged one.
 
     Returns:
-        True if files were written, False if the set was there already.
+        True if files were written, False if the set existed already.
 
     Raises:
-        ValueError: an argument out of range, or a `root` that holds something else.
+        ValueError: an argument is out of range, or `root` holds anything but this set.
     """
     root = Path(root)
     settings = {"num_train": num_train, "num_val": num_val, "seed": seed, "image_size": image_size}
@@ -77,7 +77,7 @@ def write_shapes(
         logger.info("Shapes are in %s already; nothing to do.", root)
         return False
     root.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside its final place, then renamed: an interrupted run leaves no half-written set.
+    # Written next to `root` and then renamed, so that an interrupted run leaves no incomplete set.
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         new = Path(scratch) / "set"
         new.mkdir()
@@ -100,7 +100,7 @@ def _check_settings(settings):
 
 
 def _is_current(root, settings, overwrite):
-    """True if `root` holds exactly this set, False if it may be (re)written."""
+    """True if `root` holds exactly this set, False if it may be written or replaced."""
     if not root.is_dir():
         raise ValueError(f"{root} is a file; give the name of a folder to write the shapes to.")
     if not any(root.iterdir()):

@@ -7,14 +7,14 @@ Each item is a mapping with upper-case keys::
         - {NAME: cells_train, FORMAT: voc, ROOT: cells, SPLIT: trainval}
         - {NAME: shapes_train, FORMAT: coco, JSON: shapes/annotations/shapes_train.json, IMAGES: shapes/train}
 
-`CLASSES`, a list of names, is optional: it sets which name has id 0, 1, ... Without it, COCO data use the categories
-of their file in the order of their ids, VOC data the sorted names of all annotation files.
+`CLASSES` is an optional list of the names with ids 0, 1, ... Without it, COCO data use the categories of their file,
+sorted by id, and VOC data the sorted names of all annotation files.
 
-Paths: an absolute path or one that starts with ``~`` is taken as it is. Any other is looked for first in the folder
-that the environment variable DETECTRON2_DATASETS names, if that is set, then in the working directory.
+A relative path is looked for first in the folder that the environment variable DETECTRON2_DATASETS names, if set, then
+in the working directory. A path that starts with ``~`` counts as absolute.
 
-Registration reads no file: a config can be loaded where its data are not. Files are read, and missing ones reported,
-when the dataset is first used.
+Registration reads no file, so a config can be loaded on a machine without its data. Files are read, and missing files
+reported, when the dataset is first used.
 """
 
 import difflib
@@ -41,15 +41,15 @@ def register_custom_datasets(cfg: CfgNode) -> None:
     Registering the same item again does nothing.
 
     Raises:
-        TypeError: an item that is no mapping.
-        ValueError: unknown, missing or ill-typed keys, or a name that stands for something else already.
+        TypeError: an item is not a mapping.
+        ValueError: unknown, missing or ill-typed keys, or the name is already registered for different data.
     """
-    for position, item in enumerate(cfg.DATASETS.CUSTOM):
-        _register(_checked_item(item, f"DATASETS.CUSTOM[{position}]"))
+    for index, item in enumerate(cfg.DATASETS.CUSTOM):
+        _register(_checked_item(item, f"DATASETS.CUSTOM[{index}]"))
 
 
 def _checked_item(item, where):
-    """The item as a plain dict, with each path replaced by the tuple of places to look at."""
+    """Return the item as a plain dict, with each path replaced by the tuple of absolute paths to try."""
     if not isinstance(item, dict):
         raise TypeError(f"{where} must be a mapping such as {{NAME: ..., FORMAT: voc, ...}}, found {item!r}.")
     item = dict(item)
@@ -71,7 +71,7 @@ def _checked_item(item, where):
     if "CLASSES" in item:
         item["CLASSES"] = _checked_classes(item["CLASSES"], where)
     for key in _PATHS[kind]:
-        item[key] = _places(item[key])
+        item[key] = _paths_to_try(item[key])
     return item
 
 
@@ -90,8 +90,8 @@ def _nearest(word, legal):
     return f" Did you mean {upper[match[0]]}?" if match else ""
 
 
-def _places(path):
-    """Absolute paths where a path of an item may be, in the order in which they are tried."""
+def _paths_to_try(path):
+    """Absolute paths that `path` may stand for, in the order in which they are tried."""
     expanded = Path(path).expanduser()
     folders = [Path.cwd()]
     datasets = os.environ.get("DETECTRON2_DATASETS")
@@ -100,13 +100,13 @@ def _places(path):
     return tuple(str(folder / expanded) for folder in folders)
 
 
-def _existing(places, item, key):
-    for place in places:
-        if os.path.exists(place):
-            return place
+def _existing(paths, item, key):
+    for path in paths:
+        if os.path.exists(path):
+            return path
     raise FileNotFoundError(
-        f"Dataset {item['NAME']!r}: {key} not found. Tried: {', '.join(places)}. Relative paths start in the folder "
-        "named by DETECTRON2_DATASETS, where that is set, or in the working directory."
+        f"Dataset {item['NAME']!r}: {key} not found. Tried: {', '.join(paths)}. Relative paths start in the folder "
+        "named by DETECTRON2_DATASETS, if that is set, or in the working directory."
     )
 
 
@@ -134,7 +134,7 @@ def _check_same(name, old, new):
     keys = [key for key in (*old, *(k for k in new if k not in old)) if old.get(key) != new.get(key)]
     lines = [f"  {key}: {_show(old.get(key))} -> {_show(new.get(key))}" for key in keys]
     raise ValueError(
-        f"Dataset {name!r} is registered already, with other contents (registered -> asked for):\n"
+        f"Dataset {name!r} is registered already, with different settings (registered -> requested):\n"
         + "\n".join(lines)
         + "\nChoose another NAME."
     )
@@ -161,9 +161,9 @@ def _load_coco_item(item):
     metadata = MetadataCatalog.get(item["NAME"])
     metadata.set(thing_classes=names, image_root=images)
     if len(contiguous) == len(categories) == len(names):
-        # With other classes than the file's, the evaluator must convert our records instead of reading the file.
+        # If the classes differ from the file's, the evaluator must convert the records instead of reading the file.
         metadata.set(json_file=json_file, thing_dataset_id_to_contiguous_id=contiguous)
-    # Without a dataset name the reader leaves category ids alone, so that the check can report unknown ones.
+    # Without a dataset name the reader keeps the category ids, so that the dataset check can report unknown ids.
     records = load_coco_json(json_file, images, extra_annotation_keys=["id"])
     for record in records:
         for annotation in record["annotations"]:
@@ -175,14 +175,14 @@ def _load_coco_item(item):
 
 @lru_cache(maxsize=32)
 def _coco_categories(json_file, mtime_ns, size):
-    """{id: name} in the order of the ids, after checking what the file refers to. Cached: callers do not edit it.
+    """Check the references in the file and return {id: name}, sorted by id. The result is cached: do not edit it.
 
-    `mtime_ns` and `size` tell versions of the file apart; one version is asked for several times in a run.
+    A run asks for the same file several times; `mtime_ns` and `size` are in the cache key to detect a changed file.
     """
     content = read_coco_file(json_file)
     if not content["categories"]:
         raise ValueError(f"{json_file}: categories is empty; list the id and the name of each class there.")
-    # Some tools write class names that are numbers as numbers.
+    # Some tools write a numeric class name as a number instead of a string.
     categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
     if len(set(categories.values())) != len(categories):
         raise ValueError(f"{json_file}: the names of the categories must be unique, found {content['categories']}.")

@@ -12,7 +12,7 @@ import numpy as np
 CLASS_NAMES = ("circle", "rectangle", "triangle", "star", "cross")
 # Each class is rarer than the one before it, the last about eight times rarer than the first.
 CLASS_FREQUENCIES = (0.46, 0.25, 0.14, 0.09, 0.06)
-# The shape's own axes, not the image's: they turn with the shape. See `MAX_TILT_DEGREES`.
+# Directions along the shape's axes, which turn with the shape; see `MAX_TILT_DEGREES`.
 KEYPOINT_NAMES = ("center", "up", "right", "down", "left")
 # Pairs of 1-based keypoint numbers, as COCO stores a skeleton.
 SKELETON = ((1, 2), (1, 3), (1, 4), (1, 5))
@@ -24,8 +24,9 @@ MAX_OBJECT_SIZE = 0.375  # of the image's side
 # Below half of the smallest symmetry angle (star: 72 degrees), so that "up" is never ambiguous.
 MAX_TILT_DEGREES = 30.0
 MAX_HIDDEN = 0.3  # the largest fraction of an object that the objects drawn after it may cover
-MIN_CONTRAST = 70.0  # Euclidean BGR distance of an object's colour from the mean of what lies beneath it
-# The classes have hues of their own, so that a small network tells them apart within minutes. Distractors have any.
+MIN_CONTRAST = 70.0  # Euclidean BGR distance of an object's colour from the mean colour beneath it
+# Each class has its own range of hues, so that a small network learns the classes within minutes. Distractors may
+# have any hue.
 HUE_SPREAD_DEGREES = 12.0
 
 _PLACEMENT_TRIES = 40
@@ -37,7 +38,7 @@ _SUBPIXEL_BITS = 4
 class Shape:
     """One drawn object.
 
-    `polygon` is the whole outline, ``(P, 2)`` xy, also where other objects cover it (amodal). `keypoints` is
+    `polygon` is the whole outline, ``(P, 2)`` xy, including covered parts (amodal). `keypoints` is
     ``(5, 3)``: x, y and visibility (2 visible, 1 covered by a later object). `hidden` is the covered fraction.
     """
 
@@ -110,7 +111,7 @@ def _outline(rng, name):
 
 
 def _axis_points(outline):
-    """Where the rays up, right, down and left from the origin leave the outline: ``(4, 2)``."""
+    """Points ``(4, 2)`` where the rays up, right, down and left from the origin cross the outline."""
     start, edge = outline, np.roll(outline, -1, axis=0) - outline
     points = []
     for direction in np.array([[0.0, -1.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]):
@@ -125,14 +126,14 @@ def _axis_points(outline):
 
 
 def _candidate(rng, size):
-    """A random shape at a random place inside the image, before it is checked against the others."""
+    """A random shape at a random place inside the image, not yet checked against the other shapes."""
     class_id = int(rng.choice(len(CLASS_NAMES), p=CLASS_FREQUENCIES))
     outline = _outline(rng, CLASS_NAMES[class_id])
     keypoints = np.concatenate([np.zeros((1, 2)), _axis_points(outline)])
-    # A turned circle looks the same: only upright ones have keypoints that can be seen.
+    # A turned circle looks the same as an upright one, so its keypoints can be predicted only without a tilt.
     tilt = 0.0 if CLASS_NAMES[class_id] == "circle" else np.deg2rad(rng.uniform(-1, 1) * MAX_TILT_DEGREES)
     turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
-    # Equal numbers of small and large ones per octave.
+    # Log-uniform: each octave of sizes is equally likely.
     side = np.exp(rng.uniform(np.log(MIN_OBJECT_SIZE), np.log(MAX_OBJECT_SIZE * size)))
     outline, keypoints = side * outline @ turn, side * keypoints @ turn
     low, high = 1.0 - outline.min(axis=0), size - 1.0 - outline.max(axis=0)
@@ -143,7 +144,7 @@ def _candidate(rng, size):
 
 
 def _place(rng, size, placed):
-    """A candidate that hides no earlier object by more than `MAX_HIDDEN`; None if none was found."""
+    """A candidate that leaves each earlier object at most `MAX_HIDDEN` covered; None if no such candidate was found."""
     for _ in range(_PLACEMENT_TRIES):
         candidate = _candidate(rng, size)
         alpha = polygon_coverage(candidate["polygon"], size)
@@ -218,7 +219,7 @@ def _class_color(rng, class_id):
 
 
 def _paint(rng, image, alpha, class_id):
-    """Blend a shaded, often outlined shape into `image` (in place), in a colour that differs from its ground."""
+    """Blend a shaded, often outlined shape into `image` (in place), in a colour that differs from the background."""
     rows, columns = np.nonzero(alpha.any(axis=1))[0], np.nonzero(alpha.any(axis=0))[0]
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     alpha, ground = alpha[window][..., None], image[window].astype(np.float32)

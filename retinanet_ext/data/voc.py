@@ -15,8 +15,8 @@ def load_voc(root: str | Path, split: str, class_names: Sequence[str]) -> list[d
     VOC counts pixels from 1 and includes the last one, so a box becomes ``(xmin - 1, ymin - 1, xmax, ymax)``, in
     XYXY_ABS, as in Detectron2's VOC reader. A box whose two corners coincide along an axis has no area: labelling
     tools write that for a click without a drag. It stays without area here, so that the dataset check finds it
-    (Detectron2's reader makes it one pixel wide). Objects marked `difficult` are kept, like Detectron2 does, and
-    carry ``"difficult": 1``. An object whose class is not in `class_names` gets category_id -1, for the same check.
+    (Detectron2's reader makes it one pixel wide). Objects marked `difficult` are kept, as in Detectron2, with
+    ``"difficult": 1``. An object whose class is not in `class_names` gets category_id -1, which the check reports.
 
     Args:
         root: the folder that holds ``Annotations``.
@@ -27,8 +27,8 @@ def load_voc(root: str | Path, split: str, class_names: Sequence[str]) -> list[d
         Records with file_name, image_id (the file's stem), height, width, annotations.
 
     Raises:
-        FileNotFoundError: no such split or annotation file.
-        ValueError: an annotation file that is no VOC annotation.
+        FileNotFoundError: the split or an annotation file does not exist.
+        ValueError: an annotation file is not a VOC annotation.
     """
     root = Path(root)
     class_ids = {name: k for k, name in enumerate(class_names)}
@@ -36,7 +36,7 @@ def load_voc(root: str | Path, split: str, class_names: Sequence[str]) -> list[d
 
 
 def voc_class_names(root: str | Path) -> list[str]:
-    """Sorted names of all classes in ``Annotations/*.xml``: of every split, so that all splits agree on the ids."""
+    """Sorted class names in ``Annotations/*.xml``. All splits are read, so that they agree on the ids."""
     names = set()
     for path in sorted((Path(root) / "Annotations").glob("*.xml")):
         names.update(_text(item, "name", path) for item in _parse(path).iter("object"))
@@ -96,7 +96,7 @@ def _parse(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, but its image is listed in ImageSets.")
     content = path.read_bytes()
-    # Nested entities can blow a small file up to gigabytes; no labelling tool writes any.
+    # Nested entities can expand a small file to gigabytes; no labelling tool writes entities.
     if b"<!ENTITY" in content:
         raise ValueError(f"{path}: XML entity definitions are not accepted in annotations.")
     try:

@@ -1,5 +1,20 @@
-"""RetinaNet: box coding, matching, targets, head, decoding, and the meta-architecture that runs them."""
+"""RetinaNet: from images to losses in training, and to detections at inference.
 
+In reading order:
+
+- ``retinanet.py``: the meta-architecture: the steps of training and inference
+- ``head.py``: the two subnets that classify and regress every anchor
+- ``targets.py``: what every anchor should predict
+- ``matcher.py``: which ground truth box each anchor is matched to: the rule, and its fast forms
+- ``atss_matcher.py``: another rule, with one IoU threshold per ground truth box
+- ``normalizer.py``: what the summed losses are divided by
+- ``decoding.py``: from raw outputs to detections: the method, and its fast form
+- ``micro_batches.py``: what must be known about a micro-batch before it runs
+- ``norm_folding.py``: frozen batch norms folded into convolutions
+- ``gradient_checkpointing.py``: training with less memory and more time
+- ``training_picture.py``: a picture of ground truth and predictions during training
+- ``p5_backbone.py``: an FPN whose P6 is made from P5
+"""
 
 from retinanet_ext.ops import Box2BoxTransform
 

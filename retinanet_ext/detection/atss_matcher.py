@@ -13,12 +13,13 @@ from .matcher import ANCHOR_MATCHER_REGISTRY, BACKGROUND, BLOCK_ENTRIES, FOREGRO
 
 @ANCHOR_MATCHER_REGISTRY.register()
 class ATSSMatcher:
-    """Gives every ground truth box an IoU threshold of its own, from the anchors around it.
+    """Gives every ground truth box its own IoU threshold, computed from the anchors around it.
 
-    Candidates of a box are, on each level, the anchors whose centres are nearest to its centre. Its threshold is the
-    mean of their IoUs with it plus their standard deviation. Candidates that reach it, and whose centre lies inside the
-    box, are foreground; of several boxes that claim an anchor it gets the one of largest IoU, of equal ones the first.
-    All other anchors are background: none is ignored, and IOU_THRESHOLDS plays no part.
+    The candidates of a box are, on each level, the anchors whose centres are nearest to its centre. The threshold is
+    the mean of the candidates' IoUs with the box plus their standard deviation. A box claims a candidate as foreground
+    if the IoU reaches the threshold and the candidate's centre lies inside the box. If several boxes claim an anchor,
+    the one with the largest IoU gets it; among equal IoUs, the first. All other anchors are background: none is
+    ignored, and IOU_THRESHOLDS plays no part.
     """
 
     per_level = True
@@ -27,12 +28,12 @@ class ATSSMatcher:
     def __init__(self, *, topk: int = 9, anchors_per_position: Sequence[int] | int = 1):
         """
         Args:
-            topk: positions a level whose anchors are candidates; the paper's k. It found 7 to 17 equally good.
-            anchors_per_position: A, of all levels or of each. All anchors of a position have one centre, so that
-                ``topk * A`` anchors a level are taken. The paper's own setting is 1.
+            topk: positions per level whose anchors are candidates; the paper's k. The paper found 7 to 17 equally good.
+            anchors_per_position: A, one number for all levels or one per level. All anchors of a position share a
+                centre, so ``topk * A`` anchors per level are candidates. The paper uses 1.
 
         Raises:
-            ValueError: ``topk`` below 1.
+            ValueError: ``topk`` is below 1.
         """
         if topk < 1:
             raise ValueError(f"MODEL.RETINANET.MATCHER.ATSS.TOPK is {topk}; it must be at least 1")
@@ -42,10 +43,10 @@ class ATSSMatcher:
     @classmethod
     def from_config(cls, cfg):
         sizes, ratios = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
-        # One list of either kind serves all levels.
+        # A single list of sizes or ratios applies to all levels.
         ratios = list(ratios) * len(sizes) if len(ratios) == 1 else ratios
         sizes = list(sizes) * len(ratios) if len(sizes) == 1 else sizes
-        per_position = [len(of_size) * len(of_ratio) for of_size, of_ratio in zip(sizes, ratios)]
+        per_position = [len(level_sizes) * len(level_ratios) for level_sizes, level_ratios in zip(sizes, ratios)]
         return {
             "topk": cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK,
             "anchors_per_position": per_position if len(set(per_position)) > 1 else per_position[0],
@@ -53,10 +54,11 @@ class ATSSMatcher:
 
     @torch.no_grad()
     def __call__(self, levels: Sequence[torch.Tensor], gt_boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :data:`ANCHOR_MATCHER_REGISTRY`.
+        """Index and state ``(R,)`` for the anchors of each level ``(R_l, 4)`` and boxes ``(G, 4)``; see
+        :data:`ANCHOR_MATCHER_REGISTRY`.
 
-        Boxes are taken a block at a time: beside a few numbers for every anchor, and for every candidate of a box, it
-        keeps ``BLOCK_ENTRIES`` distances, or those of one box if that is more.
+        Boxes are handled in blocks. Memory: a few numbers per anchor and per candidate, plus ``BLOCK_ENTRIES``
+        distances, or the distances of one box if those are more.
         """
         anchors = torch.cat(list(levels))
         best_iou = anchors.new_zeros(len(anchors))
@@ -66,14 +68,14 @@ class ATSSMatcher:
         for start in range(0, len(gt_boxes), size):
             boxes = gt_boxes[start : start + size]
             candidates = self._candidates(levels, boxes)
-            iou, claimed = _claims(anchors[candidates], boxes)
-            _settle(
+            iou, claimed = _ious_and_claims(anchors[candidates], boxes)
+            _assign_claimed_anchors(
                 candidates[claimed], iou[claimed], start + claimed.nonzero()[:, 0], best_iou, matched, is_foreground
             )
         return matched, torch.where(is_foreground, FOREGROUND, BACKGROUND).to(torch.int8)
 
     def _candidates(self, levels: Sequence[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
-        """Anchors near the centre of each of G boxes, ``(G, C)``, numbered over all levels."""
+        """Indices, over all levels, of the anchors nearest to the centre of each of G boxes: ``(G, C)``."""
         per_position = self.anchors_per_position
         counts = [per_position] * len(levels) if isinstance(per_position, int) else per_position
         found, offset = [], 0
@@ -89,21 +91,24 @@ def _centers(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def _claims(candidates: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """IoUs of candidates ``(G, C, 4)`` with their boxes ``(G, 4)``, and which become foreground, both ``(G, C)``."""
+def _ious_and_claims(candidates: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """IoUs of candidates ``(G, C, 4)`` with their boxes ``(G, 4)``, and whether a box claims each: both ``(G, C)``."""
     iou = iou_of_columns(box_columns(candidates), box_columns(boxes)[:, :, None])
-    # One candidate has no deviation, and is its own threshold.
+    # A single candidate has no standard deviation: its IoU is the threshold.
     threshold = iou.mean(dim=1) + (iou.std(dim=1) if iou.shape[1] > 1 else 0.0)
     centers = _centers(candidates)
     inside = ((centers > boxes[:, None, :2]) & (centers < boxes[:, None, 2:])).all(dim=2)
     return iou, (iou >= threshold[:, None]) & inside & (iou > 0)
 
 
-def _settle(anchor, iou, box, best_iou, matched, is_foreground) -> None:
-    """Update the last three, ``(R,)`` each, by claims ``(M,)`` of boxes that come after all earlier ones."""
+def _assign_claimed_anchors(anchor, iou, box, best_iou, matched, is_foreground) -> None:
+    """Update the last three arguments, ``(R,)`` each, in place by claims, ``(M,)`` each.
+
+    Blocks come in the order of their boxes, so an earlier block wins if IoUs are equal.
+    """
     improved = best_iou.scatter_reduce(0, anchor, iou, "amax")
     wins = (iou == improved[anchor]) & (iou > best_iou[anchor])
-    # Of equal claims the first box: the smallest number.
+    # Among equal IoUs the first box wins: the smallest index.
     first = torch.full_like(matched, torch.iinfo(torch.int64).max)
     first.scatter_reduce_(0, anchor[wins], box[wins], "amin")
     matched[anchor[wins]] = first[anchor[wins]]

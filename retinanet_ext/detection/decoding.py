@@ -4,9 +4,10 @@ The file goes from the method to what runs:
 
 1. :func:`decode_image` is the method step by step, for one image: a reference. Inference does not call it; tests
    compare the fast form with it.
-2. :func:`decode_batch`, which runs, finds the same for a whole batch and waits for the device a fixed number of times.
+2. :func:`decode_batch` is what inference runs. It finds the same for a whole batch, and waits for the device a fixed
+   number of times.
 
-N images a batch, K classes, R_l anchors on level l.
+N images per batch, K classes, R_l anchors on level l.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,10 +41,10 @@ def decode_image(
     nms_thresh: float,
     max_detections: int,
 ) -> Detections:
-    """Detections of one image: the best candidates of each level, class-wise NMS over all levels, the best of the rest.
+    """Detections of one image: best candidates of each level, class-wise NMS over all levels, best of what remains.
 
-    A reference; inference runs :func:`decode_batch`. Arguments as there, without the dimension of images: per level
-    logits ``(R_l, K)``, deltas ``(R_l, 4)`` and anchors ``(R_l, 4)``.
+    A reference; inference runs :func:`decode_batch`. The arguments are the same, but without the image dimension: per
+    level logits ``(R_l, K)``, deltas ``(R_l, 4)`` and anchors ``(R_l, 4)``.
     """
     levels = [
         decode_level(*level, decode, score_thresh=score_thresh, topk=topk) for level in zip(logits, deltas, anchors)
@@ -64,7 +65,7 @@ def decode_level(
 ) -> Detections:
     """The best candidates of one image on one feature level, by descending score. Part of the reference.
 
-    An anchor may yield several, one per class: the classifiers are independent.
+    An anchor may yield several candidates, one per class: the classifiers are independent.
 
     Args:
         logits: ``(R, K)``.
@@ -93,23 +94,25 @@ def decode_batch(
     nms_thresh: float,
     max_detections: int,
 ) -> list[Detections]:
-    """Detections of each image of a batch: what :func:`decode_image` finds, but of equal scores others may be chosen.
+    """Detections of each image of a batch: as :func:`decode_image`, except for the choice among equal scores.
 
-    On CUDA all shapes but those of the result are known in advance. So the host waits for the device twice, in NMS and
-    for the numbers of detections, whatever the numbers of images and levels; and twice more if the best
-    ``CANDIDATES_PER_DETECTION * max_detections`` candidates of an image leave too few detections and it has more.
+    On CUDA all shapes except those of the result are known in advance. So the host waits for the device only twice,
+    whatever the number of images and levels: in NMS and for the numbers of detections. It waits twice more if the best
+    ``CANDIDATES_PER_DETECTION * max_detections`` candidates of an image leave too few detections and the image has
+    more candidates.
 
     Args:
-        logits, deltas, anchors: per level ``(N, R_l, K)``, ``(N, R_l, 4)``, ``(R_l, 4)``; anchors xyxy in pixels. Half
-            precision is compared as it is; scores are float32. An anchor with NaN among its logits may find nothing.
+        logits, deltas, anchors: per level ``(N, R_l, K)``, ``(N, R_l, 4)``, ``(R_l, 4)``; anchors xyxy in pixels.
+            Half-precision logits are compared as they are; scores are float32. An anchor with a NaN logit may yield
+            no detection.
         decode: ``(deltas (M, 4), anchors (M, 4)) -> boxes (M, 4)``.
         score_thresh: only scores above it count.
         topk: at most this many candidates are taken from each level of an image.
         nms_thresh: IoU above which the lower-scored box of a class is dropped.
-        max_detections: at most this many are kept in an image.
+        max_detections: at most this many detections are kept per image.
 
     Returns:
-        N times detections by descending score, boxes not clipped to the image.
+        For each of the N images its detections, by descending score; boxes are not clipped to the image.
     """
     levels = [_best_entries(*level, score_thresh, topk) for level in zip(logits, deltas, anchors)]
     scores, classes, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*levels))
@@ -136,8 +139,8 @@ def _best_entries(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The ``topk`` best scores of each image on one level (all, if there are fewer), by descending score.
 
-    They lie within the ``topk`` anchors whose best class has the greatest logits, because no more anchors than that can
-    hold one each. So only one pass reads all logits, and what is sorted is small.
+    All of them belong to the ``topk`` anchors whose best class has the greatest logits, because no more anchors than
+    that can hold one each. So a single pass reads all logits, and only small tensors are sorted.
 
     Returns:
         Scores ``(N, C)`` float32, classes ``(N, C)`` int64, deltas ``(N, C, 4)`` and anchors ``(N, C, 4)``.
@@ -153,12 +156,12 @@ def _best_entries(
 
 
 def _rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """``table[index]`` for a table ``(M, D)``; on CPU several times as fast."""
+    """``table[index]`` for a table ``(M, D)``; several times as fast on CPU."""
     return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
 
 
 def _num_candidates_needed(logits: torch.Tensor, score_thresh: float) -> int:
-    """How many candidates among ``(N, M)`` logits an image can need: on CPU as many as pass the threshold, else M."""
+    """How many candidates an image needs at most, from logits ``(N, M)``: on CPU those above the threshold, else M."""
     if not _is_sync_free(logits):
         return logits.shape[1]
     return max((logits.float().sigmoid() > score_thresh).sum(dim=1).tolist(), default=0)
@@ -167,7 +170,7 @@ def _num_candidates_needed(logits: torch.Tensor, score_thresh: float) -> int:
 def _best_scores(logits: torch.Tensor, score_thresh: float, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``topk`` best scores of each image and their columns in ``logits`` ``(N, M)``, both ``(N, C)``.
 
-    On CPU only those above the threshold are sorted, which is much less work; -inf fills up where an image has fewer.
+    On CPU only scores above the threshold are sorted, which is much less work; -inf pads images with fewer scores.
     """
     if not _is_sync_free(logits) or not len(logits):
         best, column = logits.topk(min(topk, logits.shape[1]))
@@ -180,7 +183,7 @@ def _best_scores(logits: torch.Tensor, score_thresh: float, topk: int) -> tuple[
 
 
 def _is_sync_free(values: torch.Tensor) -> bool:
-    """Whether reading values, as to choose a shape by them, waits for no device: on CPU only."""
+    """Whether the host can read values, for example to choose a shape, without waiting for a device: on CPU only."""
     return values.device.type == "cpu"
 
 

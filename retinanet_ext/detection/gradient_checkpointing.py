@@ -1,7 +1,7 @@
 """Gradient checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost").
 
-Of a residual block, or of a subnet of the head on one level, only the input is kept; what lies between is computed
-again when the backward pass comes there.
+Only the input of each residual block, and of each head subnet on each level, is kept. The activations inside are
+computed again during the backward pass.
 """
 
 import logging
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 def recompute_in_backward(detector: nn.Module) -> None:
-    """Let training of ``detector`` keep less memory, in place.
+    """Change ``detector`` in place to keep fewer activations in training.
 
     The blocks of ResNets in ``detector.backbone`` and the subnets of ``detector.head`` (its children that are
-    ``nn.Sequential``) are recomputed. Parameters, buffers and their names stay; so do losses and gradients, and running
-    statistics of batch norms are updated once a step.
+    ``nn.Sequential``) are recomputed. Parameters, buffers, their names, losses and gradients stay the same; running
+    statistics of batch norms are updated once per step.
 
     Raises:
-        ValueError: nothing of this is there.
+        ValueError: ``detector`` has neither such blocks nor such subnets.
     """
     resnets = [module for module in detector.backbone.modules() if hasattr(module, "stage_names")]
     stages = [getattr(resnet, name) for resnet in resnets for name in resnet.stage_names]
@@ -34,18 +34,18 @@ def recompute_in_backward(detector: nn.Module) -> None:
     if not stages and not subnets:
         raise ValueError(
             f"MODEL.GRADIENT_CHECKPOINTING is True, but the backbone {type(detector.backbone).__name__} has no stages "
-            f"of residual blocks, and the head {type(detector.head).__name__} no subnets that are nn.Sequential; set "
-            "it to False"
+            f"of residual blocks, and the head {type(detector.head).__name__} has no nn.Sequential subnets; set "
+            "MODEL.GRADIENT_CHECKPOINTING to False"
         )
     for stage in stages:
         stage.__class__ = _RecomputedStage
     for subnet in subnets:
         subnet.__class__ = _RECOMPUTED_SUBNETS[type(subnet)]
-    logger.info("%d stages of the backbone, %d subnets of the head are recomputed", len(stages), len(subnets))
+    logger.info("Gradient checkpointing recomputes %d backbone stages and %d head subnets", len(stages), len(subnets))
 
 
 class _RecomputedStage(nn.Sequential):
-    """What the blocks of a stage become: each is recomputed by itself."""
+    """A stage of a ResNet whose blocks are recomputed one by one."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self:
@@ -63,12 +63,12 @@ class _RecomputedSubnet(_Subnet):
         return _recompute(self, super().forward, x, level)
 
 
-# Detectron2's head has plain sequences.
+# The subnets of Detectron2's head are plain nn.Sequential.
 _RECOMPUTED_SUBNETS = {nn.Sequential: _RecomputedSequential, _Subnet: _RecomputedSubnet}
 
 
 def _recompute(module: nn.Module, function: Callable, x: torch.Tensor, *arguments) -> torch.Tensor:
-    """``function(x, *arguments)``, a part of ``module``, without keeping what its backward pass needs."""
+    """``function(x, *arguments)``, which runs ``module``; training keeps only the arguments for the backward pass."""
     learns = x.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
     if not (module.training and learns and torch.is_grad_enabled()):
         return function(x, *arguments)
@@ -81,7 +81,7 @@ def _recompute(module: nn.Module, function: Callable, x: torch.Tensor, *argument
 class _SpareStatistics:
     """A context in which batch norms in training mode update copies of their running statistics.
 
-    Copies rather than none, because the recomputation must keep tensors of the same shapes as the forward pass.
+    The norms get copies, not None, because the recomputation must save tensors of the same shapes as the forward pass.
     """
 
     def __init__(self, norms: list[_BatchNorm]):

@@ -14,14 +14,18 @@ DENSE_HEAD_REGISTRY = Registry("DENSE_HEAD", config_key="MODEL.RETINANET.HEAD.NA
 DENSE_HEAD_REGISTRY.__doc__ = """
 Heads of dense detectors, named by ``MODEL.RETINANET.HEAD.NAME``.
 
-A registered object is called as ``obj(cfg, input_shape)``, ``input_shape`` a list of ``ShapeSpec``, one a level, and
-returns a module that is called with the list of feature maps and returns two lists: logits ``(N, A*K, H, W)`` and
-deltas ``(N, A*4, H, W)``. It has an attribute ``num_anchors``: A, the same on every level.
+A registered object is called as ``obj(cfg, input_shape)``, where ``input_shape`` is a list of ``ShapeSpec``, one per
+level. It returns a module that is called with the list of feature maps and returns two lists: logits
+``(N, A*K, H, W)`` and deltas ``(N, A*4, H, W)``. The module has an attribute ``num_anchors``: A, the same on every
+level.
 """
 
 
 class PerLevelBatchNorm(nn.ModuleList):
-    """Batch norm of a subnet that all levels share: scale and shift are shared, statistics are each level's own."""
+    """Batch norm of a map ``(N, C, H, W)`` in a subnet that all levels share.
+
+    The levels share scale and shift; each level has its own statistics.
+    """
 
     def __init__(self, num_levels: int, norm: str, num_channels: int):
         per_level = [get_norm(norm, num_channels) for _ in range(num_levels)]
@@ -73,9 +77,9 @@ class RetinaNetHead(nn.Module):
             num_classes: K, without background.
             num_anchors: A, at each position of every level.
             conv_dims: output channels of the convolutions of each subnet.
-            norm: after each of them: ``""``, ``GN``, ``BN``, ``SyncBN`` or ``FrozenBN``.
-            prior_prob: what the classifier predicts for every class at initialisation, in (0, 1). The paper's 0.01
-                keeps the background from drowning the first steps; 0.5 is the plain initialisation.
+            norm: layer after each convolution: ``""`` (none), ``GN``, ``BN``, ``SyncBN`` or ``FrozenBN``.
+            prior_prob: probability that the classifier predicts for every class at initialisation, in (0, 1). The
+                paper's 0.01 keeps the background from dominating the first steps; 0.5 is the plain initialisation.
 
         Raises:
             ValueError: ``prior_prob`` outside (0, 1), or levels with different channels.
@@ -109,7 +113,7 @@ class RetinaNetHead(nn.Module):
         num_anchors = build_anchor_generator(cfg, input_shape).num_cell_anchors
         if len(set(num_anchors)) != 1:
             raise ValueError(
-                f"the head is shared by all levels, but MODEL.ANCHOR_GENERATOR gives {list(num_anchors)} anchors a "
+                f"the head is shared by all levels, but MODEL.ANCHOR_GENERATOR gives {list(num_anchors)} anchors per "
                 "position on the levels; give every level the same number of SIZES times ASPECT_RATIOS"
             )
         return {
@@ -144,7 +148,7 @@ def _make_subnet(in_channels: int, conv_dims: Sequence[int], norm: str, num_leve
             layers.append(PerLevelBatchNorm(num_levels, norm, out_channels))
         elif norm:
             layers.append(get_norm(norm, out_channels))
-        # In place: nothing before it needs what it overwrites for its gradient.
+        # In place is safe: no layer before it needs its output for the gradient.
         layers.append(nn.ReLU(inplace=True))
         in_channels = out_channels
     return _Subnet(*layers)

@@ -1,13 +1,14 @@
-"""Matching: which ground truth box each anchor is for, if any (Focal Loss paper, section 4 "Anchors").
+"""Matching: which ground truth box each anchor should predict, if any (Focal Loss paper, section 4 "Anchors").
 
 The file goes from the rule to what runs:
 
-1. The call that every matcher answers: :data:`ANCHOR_MATCHER_REGISTRY`.
-2. :func:`best_matches_reference`, the rule from the matrix of all IoUs. Training does not call it: at 800x1333 pixels,
-   2,000 boxes would make a matrix of 1.6 GB, and take several such in passing. Tests compare the fast forms with it.
-3. :class:`IoUMatcher`, which runs: it makes a state of each anchor's best IoU.
-4. The fast forms of the rule: :func:`_best_matches_dense`, in blocks, and on a CPU with many boxes
-   :func:`_best_matches_sparse`.
+1. :data:`ANCHOR_MATCHER_REGISTRY` defines how every matcher is called.
+2. :func:`best_matches_reference` is the rule, applied to the matrix of all IoUs: a reference. Training does not call
+   it: at 800x1333 pixels, 2,000 boxes would need a matrix of 1.6 GB and temporaries of several times that. Tests
+   compare the fast forms with it.
+3. :class:`IoUMatcher` is what training runs. It turns each anchor's best IoU into a state.
+4. The fast forms of the rule are :func:`_best_matches_dense`, which works in blocks, and :func:`_best_matches_sparse`,
+   for many boxes on a CPU.
 """
 
 import difflib
@@ -25,41 +26,41 @@ ANCHOR_MATCHER_REGISTRY = Registry("ANCHOR_MATCHER", config_key="MODEL.RETINANET
 ANCHOR_MATCHER_REGISTRY.__doc__ = """
 Matchers, named by ``MODEL.RETINANET.MATCHER.NAME``.
 
-A registered object is called as ``obj(cfg)`` and returns a matcher that is called as ``matcher(anchors, gt_boxes)``
-with xyxy boxes ``(R, 4)`` and ``(G, 4)`` in pixels (G may be 0) and returns, for every anchor, the index of its
-ground truth box, ``(R,)`` int64, and its state, ``(R,)`` int8: FOREGROUND, BACKGROUND or IGNORE. The index means
-something only where the state is FOREGROUND.
+A registered object is called as ``obj(cfg)`` and returns a matcher. The matcher is called as
+``matcher(anchors, gt_boxes)`` with xyxy boxes ``(R, 4)`` and ``(G, 4)`` in pixels (G may be 0). It returns, for every
+anchor, the index of its ground truth box, ``(R,)`` int64, and its state, ``(R,)`` int8: FOREGROUND, BACKGROUND or
+IGNORE. The index has a meaning only where the state is FOREGROUND.
 
-A matcher may also have ``match_batch(anchors, gt_boxes, counts)`` for all N images of a batch at once, which is then
-called instead: ``gt_boxes`` ``(N, G, 4)``, the boxes of an image first, behind them zeros; ``counts``, N Python
-integers, how many are boxes (0 to G). It returns the index and the state as ``(N, R)``.
+A matcher may also have ``match_batch(anchors, gt_boxes, counts)``, which handles all N images of a batch and is then
+called instead. ``gt_boxes`` is ``(N, G, 4)``: the boxes of each image, then zeros. ``counts`` holds N Python integers,
+the number of boxes of each image (0 to G). It returns the index and the state as ``(N, R)``.
 
-A matcher with an attribute ``per_level`` that is true gets, in place of the anchors, a list of those of each level,
-``(R_l, 4)``, finest first; what it returns is still for all of them, joined.
+If a matcher's attribute ``per_level`` is true, it gets a list of each level's anchors ``(R_l, 4)``, finest level first,
+in place of all anchors joined. What it returns is still for all anchors, joined.
 """
 
 FOREGROUND, BACKGROUND, IGNORE = 1, 0, -1
 LOW_QUALITY_MODES = ("always", "above_low", "never")
 
-# IoUs that exist at one time. On CPU the 24 MB that they and the temporaries take stay in the last-level cache; on
-# CUDA, 200 MB keep the launches few.
+# IoUs in memory at a time. On CPU they and their temporaries take 24 MB, which fits the last-level cache; on CUDA they
+# take 200 MB, which keeps the launches few.
 BLOCK_ENTRIES = {"cpu": 2**21, "cuda": 2**24}
 
 # On CPU, an image with at least SPARSE_FROM boxes takes the sparse form: each run of CHUNK_ANCHORS anchors is compared
-# only with boxes that overlap its bounding rectangle. Anchors in the order of a feature map's rows make small
-# rectangles; in any other order the result is the same.
+# only with boxes that overlap its bounding rectangle. The rectangles are small if anchors follow the rows of a feature
+# map; the result is the same in any order.
 SPARSE_FROM = 64
 CHUNK_ANCHORS = 256
 
 
 class BestMatches(NamedTuple):
-    """For every anchor of an image ``(R,)``, or of N images ``(N, R)``.
+    """The best match of every anchor of an image, ``(R,)``, or of N images, ``(N, R)``.
 
     Attributes:
-        matched: index of the box with which the anchor has the largest IoU, the first of equal ones, int64.
-        best_iou: this IoU; -1 in images without boxes.
-        low_quality: whether the anchor is the best, ties included, of some box that it overlaps, bool. Such an anchor
-            may become foreground although its IoU is low, so that no box goes without.
+        matched: index of the box with which the anchor has the largest IoU, int64; the first among equal IoUs.
+        best_iou: that IoU; -1 in images without boxes.
+        low_quality: whether the anchor is the best one, ties included, for some box that it overlaps, bool. Such an
+            anchor may become foreground although its IoU is low, so that no box goes without an anchor.
     """
 
     matched: torch.Tensor
@@ -68,7 +69,7 @@ class BestMatches(NamedTuple):
 
 
 def best_matches_reference(anchors: torch.Tensor, gt_boxes: torch.Tensor) -> BestMatches:
-    """The rule, from the whole matrix of IoUs. A reference; training runs :func:`_best_matches_dense` and
+    """The rule, applied to the whole IoU matrix. A reference; training runs :func:`_best_matches_dense` and
     :func:`_best_matches_sparse`.
 
     Args:
@@ -103,14 +104,13 @@ class IoUMatcher:
         """
         Args:
             thresholds: ascending IoU values.
-            labels: one more than thresholds, the state of each band.
-            low_quality: what happens to the anchors that have the largest IoU with some ground truth box, ties
-                included, and that the bands do not make foreground; they stay matched to the box of their own largest
-                IoU.
-                ``always``: foreground, as in Detectron2. ``above_low``: foreground if their IoU reaches the first
-                threshold, as in the authors' code. ``never``: nothing, as in the paper's text.
-                A ground truth box that overlaps no anchor at all forces none; in Detectron2 it would turn every
-                anchor it does not overlap into foreground.
+            labels: the state of each band; one more than thresholds.
+            low_quality: what happens to anchors that are the best ones, ties included, for some ground truth box but
+                that the bands do not make foreground. They stay matched to the box with their own largest IoU.
+                ``always``: they become foreground, as in Detectron2. ``above_low``: they become foreground if their
+                IoU reaches the first threshold, as in the authors' code. ``never``: nothing, as in the paper's text.
+                A ground truth box that overlaps no anchor makes no anchor foreground; in Detectron2 it would make
+                every anchor foreground.
 
         Raises:
             ValueError: thresholds not ascending, wrong number of labels, or an unknown state or mode.
@@ -158,23 +158,23 @@ class IoUMatcher:
         """Index and state ``(N, R)`` for anchors ``(R, 4)`` and boxes ``(N, G, 4)``; see
         :data:`ANCHOR_MATCHER_REGISTRY`.
 
-        Exact. In float32, beside a few numbers for every anchor of every image, it takes about 12 bytes for each of
-        ``BLOCK_ENTRIES`` IoUs, or for one box in every image if that is more, however many boxes there are. On CPU an
-        image with ``SPARSE_FROM`` boxes or more takes, instead, for each of its boxes at most 3 kB, and about 30 bytes
-        for every run of ``CHUNK_ANCHORS`` anchors that the box meets.
+        The result is exact. Memory in float32, whatever the number of boxes: a few numbers per anchor and image, plus
+        about 12 bytes for each of ``BLOCK_ENTRIES`` IoUs, or for the IoUs of one box per image if those are more. On
+        CPU, an image with at least ``SPARSE_FROM`` boxes instead takes, per box, at most 3 kB plus about 30 bytes for
+        every run of ``CHUNK_ANCHORS`` anchors that the box meets.
         """
         dtype = torch.promote_types(anchors.dtype, gt_boxes.dtype)
         anchors, gt_boxes = box_columns(anchors.to(dtype)), gt_boxes.to(dtype)
         if anchors.device.type == "cpu":
             # One image keeps all cores busy, and handling images one by one avoids padding.
-            of_images = [_best_matches_on_cpu(anchors, boxes[:n]) for boxes, n in zip(gt_boxes, counts, strict=True)]
-            best = BestMatches(*(torch.stack(values) for values in zip(*of_images)))
+            per_image = [_best_matches_on_cpu(anchors, boxes[:n]) for boxes, n in zip(gt_boxes, counts, strict=True)]
+            best = BestMatches(*(torch.stack(values) for values in zip(*per_image)))
         else:
             best = _best_matches_dense(anchors, gt_boxes, counts)
         return best.matched, self._states(best)
 
     def _states(self, best: BestMatches) -> torch.Tensor:
-        """State of each anchor, int8, from the band its IoU lies in and from whether it is the best of some box."""
+        """State of each anchor, int8, from the band of its best IoU and from ``low_quality``."""
         # Comparisons with Python numbers copy nothing to the device, unlike a lookup table.
         state = torch.full_like(best.best_iou, self.labels[0], dtype=torch.int8)
         for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
@@ -188,22 +188,22 @@ class IoUMatcher:
 
 
 def _best_matches_on_cpu(anchors: torch.Tensor, boxes: torch.Tensor) -> BestMatches:
-    """Of one image, by the faster form: anchors ``(5, R)``, see ``box_columns``, and boxes ``(G, 4)``."""
+    """Best matches in one image, by the faster form: anchors ``(5, R)``, see ``box_columns``; boxes ``(G, 4)``."""
     if len(boxes) >= SPARSE_FROM and anchors.shape[1]:
         return _best_matches_sparse(anchors, boxes)
     return BestMatches(*(values[0] for values in _best_matches_dense(anchors, boxes[None], [len(boxes)])))
 
 
 def _best_matches_dense(anchors: torch.Tensor, gt_boxes: torch.Tensor, counts: Sequence[int]) -> BestMatches:
-    """From all IoUs of N images, a block of boxes at a time.
+    """Best matches in N images from all IoUs, computed for one block of boxes at a time.
 
-    A block has all anchors, so that the largest IoU of each of its boxes is known at once. This function does not wait
-    for the device.
+    A block is compared with all anchors, so the largest IoU of each of its boxes is known at once. This function does
+    not wait for the device.
 
     Args:
         anchors: ``(5, R)``, see ``box_columns``.
         gt_boxes: ``(N, G, 4)``, padded with zeros.
-        counts: N numbers of boxes.
+        counts: number of boxes in each of the N images.
     """
     num_images, num_anchors = len(counts), anchors.shape[1]
     # Sorted by box count, descending: images with boxes left are then always a prefix.
@@ -221,7 +221,7 @@ def _best_matches_dense(anchors: torch.Tensor, gt_boxes: torch.Tensor, counts: S
             scratch = anchors.new_empty(3 * block[0].numel() * num_anchors)
         iou = iou_of_columns(block, anchors, scratch)
         block_best, index = iou.max(dim=1)
-        # Strictly better only: of two boxes with one IoU the first wins, whichever block it is in.
+        # Only if strictly better: among equal IoUs the first box wins, whichever block it is in.
         better = block_best > best_iou[:active]
         matched[:active] = torch.where(better, index + start, matched[:active])
         best_iou[:active] = torch.where(better, block_best, best_iou[:active])
@@ -235,19 +235,18 @@ def _best_matches_dense(anchors: torch.Tensor, gt_boxes: torch.Tensor, counts: S
 
 
 def _is_best_of_a_row(iou: torch.Tensor) -> torch.Tensor:
-    """Columns of ``iou`` ``(N, G, R)``, which is overwritten, that hold a row's largest number above 0: ``(N, R)``."""
+    """Whether a column of ``iou`` ``(N, G, R)`` holds a row's largest value above 0: ``(N, R)``; overwrites ``iou``."""
     best = iou.amax(dim=2, keepdim=True)
     best.masked_fill_(best <= 0, 2.0)
-    # Differences are 0 there and negative elsewhere; a bool matrix takes several times as long to make and reduce.
+    # Differences are 0 at a row's largest value, else negative; a bool matrix takes several times as long.
     return iou.sub_(best).amax(dim=1) == 0
 
 
 def _best_matches_sparse(anchors: torch.Tensor, boxes: torch.Tensor) -> BestMatches:
-    """As :func:`_best_matches_dense` for one image with ``boxes`` ``(G, 4)``, G > 0, without the IoUs that can only be
-    0."""
+    """As :func:`_best_matches_dense`, for one image with ``boxes`` ``(G, 4)``, G > 0; skips IoUs that must be 0."""
     num_anchors = anchors.shape[1]
     anchors = F.pad(anchors, (0, -num_anchors % CHUNK_ANCHORS)).unflatten(1, (-1, CHUNK_ANCHORS))
-    anchors[4].masked_fill_(anchors[4] == 0, 1)  # the padding becomes points, as in box_columns
+    anchors[4].masked_fill_(anchors[4] == 0, 1)  # padding becomes points of area 1, as in box_columns
     boxes = box_columns(boxes)
     chunk, box = torch.nonzero(_extents_meet(anchors, boxes), as_tuple=True)
     counts = torch.bincount(chunk, minlength=anchors.shape[1]).tolist()
@@ -263,28 +262,28 @@ def _best_matches_sparse(anchors: torch.Tensor, boxes: torch.Tensor) -> BestMatc
         torch.amax(iou, dim=1, out=near_best)
         best_iou[i], index = iou.max(dim=0)
         matched[i] = near[index]
-    matched.masked_fill_(best_iou == 0, 0)  # the first of all boxes, not of those near by
+    matched.masked_fill_(best_iou == 0, 0)  # without overlap: the first of all boxes
 
     low_quality = torch.zeros_like(matched, dtype=torch.bool)
     best_of_box = anchors.new_zeros(boxes.shape[1]).scatter_reduce_(0, box, pair_best, "amax")[box]
-    # Only runs that hold a best anchor of the box are compared again: most boxes have one or two.
+    # Only runs that hold a best anchor of a box are compared again; most boxes have one or two such runs.
     pairs = torch.nonzero((pair_best == best_of_box) & (pair_best > 0)).squeeze(1)
-    for some in pairs.split(max(1, BLOCK_ENTRIES["cpu"] // CHUNK_ANCHORS)):
-        iou = iou_of_columns(boxes[:, box[some], None], anchors[:, chunk[some]])
-        pair, index = torch.nonzero(iou == best_of_box[some, None], as_tuple=True)
-        low_quality[chunk[some[pair]], index] = True
+    for part in pairs.split(max(1, BLOCK_ENTRIES["cpu"] // CHUNK_ANCHORS)):
+        iou = iou_of_columns(boxes[:, box[part], None], anchors[:, chunk[part]])
+        pair, index = torch.nonzero(iou == best_of_box[part, None], as_tuple=True)
+        low_quality[chunk[part[pair]], index] = True
     return BestMatches(*(values.flatten()[:num_anchors] for values in (matched, best_iou, low_quality)))
 
 
 def _extents_meet(anchors: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Whether a box ``(5, G)`` overlaps the rectangle around a run of anchors ``(5, B, C)``: ``(B, G)``."""
+    """Whether each box ``(5, G)`` overlaps the rectangle around each run of anchors ``(5, B, C)``: ``(B, G)``."""
     low, high = anchors[:2].amin(dim=2)[..., None], anchors[2:4].amax(dim=2)[..., None]
     x_meets, y_meets = (boxes[:2, None] < high) & (boxes[2:4, None] > low)
     return x_meets & y_meets
 
 
 class MatrixMatcher:
-    """Adapts a matcher that wants the ``(G, R)`` IoU matrix, such as Detectron2's ``Matcher``, to our call."""
+    """Adapts a matcher of the ``(G, R)`` IoU matrix, such as Detectron2's ``Matcher``, to the call defined here."""
 
     def __init__(self, matrix_matcher):
         self.matrix_matcher = matrix_matcher

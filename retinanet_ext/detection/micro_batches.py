@@ -1,4 +1,4 @@
-"""What a detector can know about a micro-batch before it sees it, so that several can share one normaliser."""
+"""What a detector can know about a micro-batch before it runs, so that several micro-batches share one normaliser."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from retinanet_ext.losses import DenseTargets
 def expected_maps(
     batched_inputs: list[dict], backbone: nn.Module, names: Sequence[str], device: torch.device
 ) -> list[torch.Tensor]:
-    """Stand-ins ``(1, 1, H, W)`` of ``backbone``'s feature maps ``names``, in size only.
+    """Stand-ins ``(1, 1, H, W)`` for ``backbone``'s feature maps ``names``: only their height and width count.
 
     The images are padded to a common size that the backbone can divide. A map of stride s then has ``ceil(size / s)``
-    rows and columns: convolutions and poolings of stride 2 round up, when their padding keeps the size at stride 1.
+    rows and columns: convolutions and poolings of stride 2 round up, if their padding would keep the size at stride 1.
     """
     padded = ImageList.from_tensors(
         [inputs["image"][:1] for inputs in batched_inputs],
@@ -32,11 +32,11 @@ def check_targets_fit(targets: DenseTargets, num_images: int, num_anchors: int) 
     """Refuse targets that were prepared for another micro-batch or for maps of other sizes.
 
     Raises:
-        ValueError: they are not for ``num_images`` with ``num_anchors`` each.
+        ValueError: the targets are not for ``num_images`` images with ``num_anchors`` anchors each.
     """
     if targets.labels.shape != (num_images, num_anchors):
         raise ValueError(
             f"SOLVER.ACCUMULATE: targets were prepared for {tuple(targets.labels.shape)} images and anchors, but the "
-            f"model sees {(num_images, num_anchors)}. Call it with the micro-batches in order; with a backbone whose "
-            "maps have other sizes than ceil(input / stride), use SOLVER.ACCUMULATE 1."
+            f"model sees {(num_images, num_anchors)}. Call the model with the micro-batches in order; if the "
+            "backbone's maps have other sizes than ceil(input / stride), use SOLVER.ACCUMULATE 1."
         )

@@ -1,7 +1,7 @@
 """Batch norms with fixed statistics, folded into the convolutions before them.
 
 Such a norm is ``y = x * scale + shift`` for each channel, so ``norm(conv(x, w)) = conv(x, w * scale) + shift``: a pass
-over the weights replaces one over the whole map, and in training another one over its gradient.
+over the weights replaces a pass over the whole map, and in training also a pass over the map's gradient.
 """
 
 import torch
@@ -12,23 +12,23 @@ from retinanet_ext.d2 import Conv2d, FrozenBatchNorm2d
 
 
 def fold_frozen_norms(module: nn.Module) -> None:
-    """Let every convolution of ``module`` that a frozen batch norm follows compute both at once, in place.
+    """Change, in place, every convolution of ``module`` that a frozen batch norm follows to compute both at once.
 
-    Parameters, buffers and their names stay, and so do results and gradients up to rounding.
+    Parameters, buffers and their names stay the same, and so do results and gradients, up to rounding.
     """
     for conv in module.modules():
-        # Not of subclasses: they may compute something else.
+        # Subclasses are left alone: they may compute something else.
         if type(conv) is Conv2d and isinstance(conv.norm, FrozenBatchNorm2d) and conv.bias is None:
             conv.__class__ = _FoldedConv2d
 
 
 @torch.no_grad()
 def fuse_norms(module: nn.Module) -> None:
-    """Make the batch norms that follow convolutions of ``module`` part of their weights and biases, in place.
+    """Merge the batch norms that follow convolutions of ``module`` into the weights and biases, in place.
 
-    For inference: the norms' running statistics are taken as they are now, and the norms are gone.
+    For inference: the current running statistics are used, and the norms are removed.
     """
-    # The convolutions themselves are changed, not replaced: Detectron2's FPN has some in plain lists as well.
+    # Change the convolutions instead of replacing them: Detectron2's FPN also holds some of them in plain lists.
     for conv in module.modules():
         if isinstance(conv, Conv2d) and isinstance(conv.norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
             scale, shift = scale_and_shift(conv.norm)
@@ -41,13 +41,13 @@ def fuse_norms(module: nn.Module) -> None:
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a batch norm with fixed statistics multiplies each channel by, and adds then: ``(C,)`` each."""
+    """Scale and shift of each channel, ``(C,)`` each, in a batch norm with fixed statistics."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
 
 
 class _FoldedConv2d(Conv2d):
-    """What an existing convolution becomes; see :func:`fold_frozen_norms`."""
+    """The class that :func:`fold_frozen_norms` gives to an existing convolution."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale, shift = scale_and_shift(self.norm)
@@ -59,8 +59,8 @@ class _FoldedConv2d(Conv2d):
 class _ScaledConvolution(torch.autograd.Function):
     """``conv(x, weight * scale) + shift`` for a constant scale and shift.
 
-    Autograd alone would keep all scaled weights until the backward pass, a second copy of the backbone's; here they are
-    computed again.
+    Autograd alone would keep all scaled weights until the backward pass, a second copy of the backbone's weights; here
+    they are computed again.
     """
 
     @staticmethod

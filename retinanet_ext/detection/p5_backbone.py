@@ -5,10 +5,10 @@ from retinanet_ext.d2 import BACKBONE_REGISTRY, FPN, LastLevelP6P7, build_resnet
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_p5_resnet_fpn_backbone(cfg, input_shape) -> FPN:
-    """ResNet with FPN, P6 made from P5 rather than from C5.
+    """ResNet with FPN whose P6 is made from P5 rather than from C5.
 
     The paper and ``build_retinanet_resnet_fpn_backbone`` take C5; torchvision's RetinaNet and others take P5, which
-    is cheaper and hardly differs in AP. Named by ``MODEL.BACKBONE.NAME``; keys as for the other builder.
+    is cheaper and hardly differs in AP. Selected by ``MODEL.BACKBONE.NAME``; reads the same keys as the builder above.
     """
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     return FPN(

@@ -1,6 +1,6 @@
 """RetinaNet (Lin et al., "Focal Loss for Dense Object Detection"), as a Detectron2 meta-architecture.
 
-N images a batch, K classes, A anchors a position, R anchors an image over all levels (order: level, H, W, A).
+N images per batch, K classes, A anchors per position, R anchors per image over all levels (order: level, H, W, A).
 """
 
 import inspect
@@ -44,8 +44,8 @@ class FocalRetinaNet(nn.Module):
     """One-stage detector: backbone with FPN, two subnets on every level, focal loss over all anchors.
 
     With Detectron2's default RetinaNet settings and weights it computes what Detectron2's ``RetinaNet`` computes;
-    parameters have the same names, and the keyword arguments of that class are accepted here too. Head, matcher and
-    losses come from registries, so that a config can name others.
+    parameters have the same names, and the keyword arguments of that class are accepted too. Head, matcher and losses
+    come from registries, so that a config can choose others.
     """
 
     @configurable
@@ -81,22 +81,22 @@ class FocalRetinaNet(nn.Module):
             backbone: maps ``(N, C, H, W)`` images to a dict of feature maps; see Detectron2's ``Backbone``.
             head: see ``DENSE_HEAD_REGISTRY``.
             head_in_features: names of the feature maps that the head sees, finest first; None: all of them.
-            anchor_generator: maps the feature maps to a list of anchor ``Boxes``, one a level.
+            anchor_generator: maps the feature maps to a list of anchor ``Boxes``, one per level.
             box2box_transform: encodes and decodes boxes.
             anchor_matcher: see ``ANCHOR_MATCHER_REGISTRY``; Detectron2's ``Matcher`` is accepted as well.
             num_classes: K, without background.
-            focal_loss_alpha, focal_loss_gamma: of the focal loss, when ``cls_loss`` is None.
-            smooth_l1_beta, box_reg_loss_type: of the box loss, when ``box_loss`` is None.
+            focal_loss_alpha, focal_loss_gamma: settings of the focal loss that runs if ``cls_loss`` is None.
+            smooth_l1_beta, box_reg_loss_type: settings of the box loss that runs if ``box_loss`` is None.
             cls_loss, box_loss: see ``CLS_LOSS_REGISTRY`` and ``BOX_LOSS_REGISTRY``.
-            normalizer: ``ema`` or ``foreground``, what the losses are divided by; see ``normalizer.py``.
+            normalizer: what the losses are divided by, ``ema`` or ``foreground``; see ``normalizer.py``.
             test_score_thresh: detections need a score above it.
             test_topk_candidates: candidates taken from each level before NMS.
             test_nms_thresh: IoU above which NMS drops the lower-scored box of a class.
-            max_detections_per_image: kept after NMS.
+            max_detections_per_image: most detections kept per image after NMS.
             pixel_mean, pixel_std: per channel, in the order of ``input_format``, in units of 0..255.
-            vis_period: every so many iterations a picture of ground truth and predictions is stored; 0: never.
+            vis_period: iterations between two stored pictures of ground truth and predictions; 0: no pictures.
             input_format: channel order of the input images, ``BGR`` or ``RGB``.
-            gradient_checkpointing: training keeps less and computes it again in the backward pass.
+            gradient_checkpointing: keep fewer activations in training, and compute them again in the backward pass.
         """
         super().__init__()
         fold_frozen_norms(backbone)
@@ -108,7 +108,7 @@ class FocalRetinaNet(nn.Module):
         self.head_in_features = list(head_in_features)
         self.anchor_generator = anchor_generator
         self.box2box_transform = box2box_transform
-        # Detectron2's Matcher takes one argument, the IoU matrix; ours take boxes, so that they may bound their memory.
+        # Detectron2's Matcher takes one argument, the IoU matrix; ours take boxes, so that they can bound their memory.
         wants_matrix = len(inspect.signature(anchor_matcher).parameters) == 1
         self.anchor_matcher = MatrixMatcher(anchor_matcher) if wants_matrix else anchor_matcher
         self.num_classes = num_classes
@@ -120,7 +120,7 @@ class FocalRetinaNet(nn.Module):
                 f"MODEL.RETINANET.NORMALIZER is {normalizer!r}; legal values: {', '.join(sorted(NORMALIZERS))}"
             )
         self.loss_normalizer = NORMALIZERS[normalizer]()
-        # Targets and loss weights of the micro-batches that are still to come, in order; see `as_one_batch`.
+        # Targets and loss weights of the micro-batches that have yet to run, in order; see `as_one_batch`.
         self._targets_of_micro_batches: deque[tuple[DenseTargets, torch.Tensor]] = deque()
 
         self.test_score_thresh = test_score_thresh
@@ -134,7 +134,7 @@ class FocalRetinaNet(nn.Module):
         self.input_format = input_format
         # Dtype the network computes in, if not the images'; see `inference/fast_copy.py`.
         self.compute_dtype: torch.dtype | None = None
-        # Convolutions run faster, and logits (N, A*K, H, W) flatten to (N, H*W*A, K) without a copy.
+        # Channels-last: convolutions run faster, and logits (N, A*K, H, W) flatten to (N, H*W*A, K) without a copy.
         self.to(memory_format=torch.channels_last)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
@@ -181,14 +181,14 @@ class FocalRetinaNet(nn.Module):
     def forward(self, batched_inputs: list[dict]):
         """
         Args:
-            batched_inputs: one dict an image, as ``DatasetMapper`` makes them: ``image``, a ``(C, H, W)`` tensor in
+            batched_inputs: one dict per image, as ``DatasetMapper`` makes it: ``image``, a ``(C, H, W)`` tensor in
                 ``input_format`` and 0..255; in training ``instances`` with ``gt_boxes`` and ``gt_classes``; at
                 inference optionally ``height`` and ``width``, the size that the detections are scaled to.
 
         Returns:
-            In training ``{"loss_cls": scalar, "loss_box_reg": scalar}``; at inference one dict an image with
+            In training ``{"loss_cls": scalar, "loss_box_reg": scalar}``; at inference one dict per image with
             ``instances``: ``pred_boxes`` clipped to the image, ``scores``, ``pred_classes``, best first.
-            No images: losses of zero that still have a graph, or no results.
+            Without images: zero losses that still have a graph, or an empty list.
 
         Raises:
             ValueError: in training, missing, unusable or out-of-range ground truth; names the file.
@@ -215,7 +215,7 @@ class FocalRetinaNet(nn.Module):
         return losses
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Move to the device, normalise, pad to a common size that the backbone can divide, and batch."""
+        """Move images ``(C, H, W)`` to the device, normalise, and batch, padded to a size the backbone can divide."""
         images = [inputs["image"].to(self.device, non_blocking=True) for inputs in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         images = ImageList.from_tensors(
@@ -259,7 +259,7 @@ class FocalRetinaNet(nn.Module):
             weights = self._loss_weights([targets])
         predictions = DensePredictions(
             logits=logits,
-            # Boxes need more digits than half precision has. The logits are raised by the losses, which may do better.
+            # Boxes need more digits than half precision has. Losses raise the logits themselves, with less memory.
             deltas=deltas.to(torch.promote_types(deltas.dtype, torch.float32)),
             anchors=all_anchors,
             encode=self.box2box_transform.get_deltas,
@@ -272,17 +272,17 @@ class FocalRetinaNet(nn.Module):
 
     @contextmanager
     def as_one_batch(self, micro_batches: Sequence[list[dict]]) -> Iterator[None]:
-        """Within this context the losses of the micro-batches add up to those of all their images as one batch.
+        """Within this context, the losses of the micro-batches add up to the losses of all their images as one batch.
 
-        Anchors are matched first, so that the normaliser is asked once, about all images.
+        The anchors of all images are matched first, so that the normaliser is called once, for all images.
 
         Args:
-            micro_batches: inputs as of :meth:`forward`, at least one image each. The model is called with each of
-                them once, in this order.
+            micro_batches: inputs as for :meth:`forward`, at least one image each. Call the model with each of them
+                once, in this order.
 
         Raises:
-            ValueError: as :meth:`forward`; also for a backbone with feature maps of another size than
-                ``ceil(input / stride)``, which must be known before they are there.
+            ValueError: as :meth:`forward`; also if the backbone's feature maps have another size than
+                ``ceil(input / stride)``: the size must be known before the backbone runs.
         """
         targets = []
         for batch in micro_batches:
@@ -309,7 +309,7 @@ class FocalRetinaNet(nn.Module):
         Args:
             logits, deltas: per level ``(N, H*W*A, K)`` and ``(N, H*W*A, 4)``.
             anchors: per level, H*W*A boxes.
-            images: N, with the size of each before padding.
+            images: the batch of N images, with the size of each before padding.
         """
         batch = decode_batch(
             logits,
@@ -331,13 +331,13 @@ class FocalRetinaNet(nn.Module):
         return results
 
     def _make_targets(self, anchors: Sequence[Boxes], instances: Sequence[Instances]) -> DenseTargets:
-        gt_boxes = [of_image.gt_boxes.tensor for of_image in instances]
-        gt_classes = [of_image.gt_classes for of_image in instances]
+        gt_boxes = [image_instances.gt_boxes.tensor for image_instances in instances]
+        gt_classes = [image_instances.gt_classes for image_instances in instances]
         levels = [level.tensor for level in anchors]
         return label_anchors(levels, gt_boxes, gt_classes, self.anchor_matcher, self.num_classes)
 
     def _loss_weights(self, targets: Sequence[DenseTargets]) -> torch.Tensor:
-        """What each image's losses are multiplied by, ``(N,)``, given the targets of all N images of a step."""
+        """Factors ``(N,)`` of the losses of each image, from the targets of all N images of a step."""
         if has_event_storage():
             num_foreground = sum(len(part.image_index) for part in targets)
             num_images = sum(len(part.labels) for part in targets)
@@ -345,7 +345,7 @@ class FocalRetinaNet(nn.Module):
         return self.loss_normalizer(torch.cat([part.num_foreground for part in targets]))
 
     def _flatten(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Per level ``(N, A*D, H, W) -> (N, H*W*A, D)``: a view, when the outputs are channels-last in memory."""
+        """Per level ``(N, A*D, H, W) -> (N, H*W*A, D)``: a view if the outputs are channels-last in memory."""
         num_anchors = self.anchor_generator.num_cell_anchors
         return [
             output.permute(0, 2, 3, 1).reshape(len(output), -1, output.shape[1] // anchors)
@@ -361,14 +361,14 @@ class FocalRetinaNet(nn.Module):
         return outputs
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
-        # Every parameter joins the graph and the normaliser is asked as always, so that a process without images
-        # takes part in what the others do together and does not leave them waiting.
+        # Every parameter joins the graph and the normaliser is called as always: a process without images must take
+        # part in the communication of the others, or they wait for it forever.
         self.loss_normalizer(torch.zeros(0, dtype=torch.int64, device=self.device))
         zero = sum(parameter.sum() for parameter in self.parameters()) * 0.0
         return {"loss_cls": zero, "loss_box_reg": zero}
 
     def _is_time_for_a_picture(self) -> bool:
-        # Only the main process has a writer that takes the pictures out of the storage again.
+        # Only the main process has a writer that removes the pictures from the storage again.
         return (
             self.vis_period > 0
             and comm.is_main_process()
@@ -387,7 +387,7 @@ def _check_in_features(names: Sequence[str], backbone_shape: dict) -> None:
 
 
 def _box_loss_name(retinanet) -> str:
-    """BOX_LOSS.NAME, which may be empty, or Detectron2's BBOX_REG_LOSS_TYPE: one fact, so they must not disagree."""
+    """BOX_LOSS.NAME, or Detectron2's BBOX_REG_LOSS_TYPE if that is empty; the two must not name different losses."""
     name, detectron2_name = retinanet.BOX_LOSS.NAME, retinanet.BBOX_REG_LOSS_TYPE
     if name and detectron2_name not in ("smooth_l1", name):
         raise ValueError(

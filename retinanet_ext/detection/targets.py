@@ -1,4 +1,4 @@
-"""From ground truth and anchors to what every anchor should predict."""
+"""Training targets: what every anchor should predict, from anchors and ground truth."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,17 +10,17 @@ from .matcher import FOREGROUND, IGNORE
 
 
 def check_ground_truth(batched_inputs: list[dict], num_classes: int) -> None:
-    """Refuse ground truth that would train wrongly in silence or as NaN.
+    """Refuse ground truth that would silently train a wrong model, or give NaN.
 
-    Dataset checks run once, before training; this one sees what the mapper and its augmentations made of the data, and
-    protects workflows that bring their own loaders. It runs on the loader's tensors, before they move to the device.
+    Dataset checks run once, before training. This check sees the data after the mapper and its augmentations, and also
+    protects workflows with their own loaders. It runs on the loader's tensors, before they move to the device.
 
     Args:
         batched_inputs: as for the meta-architecture.
         num_classes: K; legal classes are 0..K-1. Class K would be background.
 
     Raises:
-        ValueError: no ``instances``; a class out of range; a box without area or not finite. Names the file.
+        ValueError: no ``instances``; a class out of range; a box without area or not finite. The error names the file.
     """
     for index, inputs in enumerate(batched_inputs):
         name = inputs.get("file_name", f"image {index} of the batch")
@@ -64,16 +64,16 @@ def label_anchors(
         num_classes: K, also the label of background.
 
     Raises:
-        ValueError: on CPU, the matcher points a foreground anchor at a box that its image does not have.
+        ValueError: on CPU, if the matcher gives a foreground anchor the index of a box that its image does not have.
     """
     boxes, classes, counts = _pad(gt_boxes), _pad(gt_classes), [len(boxes) for boxes in gt_boxes]
     matched, state = _match(matcher, levels, boxes, counts)
     labels = torch.full(state.shape, num_classes, dtype=torch.int64, device=state.device)
     labels.masked_fill_(state == IGNORE, IGNORE)
-    # This waits for the device: nothing before it knows how many anchors are foreground.
+    # This waits for the device: the number of foreground anchors is not known before.
     image_index, anchor_index = torch.nonzero(state == FOREGROUND, as_tuple=True)
     gt_index = matched[image_index, anchor_index]
-    if gt_index.device.type == "cpu":  # elsewhere it would wait for the device once more
+    if gt_index.device.type == "cpu":  # elsewhere the check would wait for the device again
         _check_index(image_index, gt_index, counts)
     labels[image_index, anchor_index] = classes[image_index, gt_index]
     return DenseTargets(
@@ -94,18 +94,18 @@ def _match(matcher, levels: Sequence[torch.Tensor], boxes: torch.Tensor, counts:
 
 
 def _check_index(image_index: torch.Tensor, gt_index: torch.Tensor, counts: Sequence[int]) -> None:
-    """Refuse indices ``(M,)`` of boxes that their images ``(M,)`` do not have."""
+    """Refuse box indices ``(M,)`` that their images ``(M,)`` do not have."""
     wrong = torch.nonzero((gt_index < 0) | (gt_index >= torch.tensor(counts)[image_index]))
     if len(wrong):
         image, index = int(image_index[wrong[0]]), int(gt_index[wrong[0]])
         raise ValueError(
             f"the matcher gave a foreground anchor of image {image} of the batch the ground truth box {index}; the "
-            f"image has {counts[image]} boxes, numbered from 0. See ANCHOR_MATCHER_REGISTRY for what it should return"
+            f"image has {counts[image]} boxes, numbered from 0. See ANCHOR_MATCHER_REGISTRY for what a matcher returns"
         )
 
 
 def _pad(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """N tensors ``(G_i, ...)`` as one, ``(N, G, ...)`` with zeros behind, in two operations. G is 1 or more."""
+    """N tensors ``(G_i, ...)`` as one ``(N, G, ...)``, padded with zeros, in two operations; G is at least 1."""
     longest = max(1, *(len(tensor) for tensor in tensors))
     zeros = tensors[0].new_zeros(longest, *tensors[0].shape[1:])
     pieces = [piece for tensor in tensors for piece in (tensor, zeros[len(tensor) :])]

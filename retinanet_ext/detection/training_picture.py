@@ -1,4 +1,4 @@
-"""A look at training: ground truth above, predictions below."""
+"""A picture during training: ground truth above, predictions below."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def draw_training_picture(batched_input: dict, detections: Instances, input_form
     """Store a picture of one training image in ``storage``, from where the writers take it.
 
     Args:
-        batched_input: the image's dict with ``image`` and ``instances``.
+        batched_input: the image's dict with ``image`` ``(C, H, W)`` and ``instances``.
         detections: best first, in pixels of the network's input.
         input_format: channel order of the image.
         storage: the ``EventStorage``.

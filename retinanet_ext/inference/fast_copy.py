@@ -1,4 +1,4 @@
-"""A copy of a model that can only infer, and does it faster."""
+"""A faster copy of a model, for inference only."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from retinanet_ext.detection.norm_folding import fuse_norms
 from retinanet_ext.detection.retinanet import FocalRetinaNet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Largest difference that another way to compute the same network may make, relative to the largest output.
+# Largest allowed difference between two ways to compute the same network, relative to the largest output.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 MAX_GRAPHS = 8
 
@@ -24,23 +24,23 @@ def optimize_for_inference(
 ) -> FocalRetinaNet:
     """Copy ``model`` in evaluation mode, with batch norms fused into the convolutions before them.
 
-    The copy gives the detections of ``model``, up to the rounding of ``dtype``. It does not follow later changes of its
-    weights. With ``compile`` or ``cuda_graphs`` its network's outputs are compared with those computed the plain way,
-    once, on the first input.
+    The copy gives the detections of ``model``, up to the rounding of ``dtype``. It does not follow later changes of the
+    model's weights. With ``compile`` or ``cuda_graphs``, the first input is computed the plain way as well, and the
+    network's outputs are compared.
 
     Args:
-        model: left as it is.
-        dtype: what the network computes in, ``float32``, ``bfloat16`` or (on CUDA) ``float16``. Boxes and scores are
-            computed in float32 whatever this is.
-        compile: by ``torch.compile``. Every new image size costs seconds to minutes, up to a few, which are then
+        model: not changed.
+        dtype: type that the network computes in: ``float32``, ``bfloat16`` or (on CUDA) ``float16``. Boxes and scores
+            are always computed in float32.
+        compile: use ``torch.compile``. Each of the first few image sizes costs seconds to minutes; then the network is
             compiled for any size. Needs a C++ compiler on CPU, and Triton on CUDA.
-        cuda_graphs: record the kernels of the first ``MAX_GRAPHS`` image sizes that come a second time, and replay them
-            without the cost of a launch each. Other sizes run as always.
+        cuda_graphs: record the kernels for the first ``MAX_GRAPHS`` image sizes that occur twice, and replay them
+            without launching each one. Other sizes run as usual.
 
     Raises:
-        TypeError: another kind of model.
-        ValueError: a ``dtype`` that there is not, or not on this device; CUDA graphs without CUDA.
-        RuntimeError: at the first input, if a compiled or recorded network does not compute the same or fails.
+        TypeError: the model is not a FocalRetinaNet.
+        ValueError: ``dtype`` is unknown or impossible on this device; CUDA graphs without CUDA.
+        RuntimeError: at the first input, if the compiled or recorded network fails or computes something else.
     """
     _check(model, dtype, cuda_graphs)
     model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -58,8 +58,8 @@ def optimize_for_inference(
 def _check(model: nn.Module, dtype: str, cuda_graphs: bool) -> None:
     if not isinstance(model, FocalRetinaNet):
         raise TypeError(
-            f"optimize_for_inference takes a FocalRetinaNet, got {type(model).__name__}; for others leave TEST.DTYPE, "
-            "TEST.COMPILE and TEST.CUDA_GRAPHS at their defaults"
+            f"optimize_for_inference takes a FocalRetinaNet, got {type(model).__name__}; for other models leave "
+            "TEST.DTYPE, TEST.COMPILE and TEST.CUDA_GRAPHS at their defaults"
         )
     if dtype not in DTYPES:
         raise ValueError(f"TEST.DTYPE is {dtype!r}; legal values: {', '.join(DTYPES)}")
@@ -67,7 +67,7 @@ def _check(model: nn.Module, dtype: str, cuda_graphs: bool) -> None:
     if dtype == "float16" and device != "cuda":
         raise ValueError(f"TEST.DTYPE is 'float16', which needs CUDA, and the model is on {device}; use 'bfloat16'")
     if cuda_graphs and device != "cuda":
-        raise ValueError(f"TEST.CUDA_GRAPHS is set, and the model is on {device}; there it has no effect to offer")
+        raise ValueError(f"TEST.CUDA_GRAPHS is set, and the model is on {device}; it needs CUDA, set it to False")
 
 
 def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -84,7 +84,7 @@ def check_inference_model(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _settings(cfg: CfgNode) -> dict:
-    """Keyword arguments of :func:`optimize_for_inference`; none, if the model is to be used as it is."""
+    """Keyword arguments of :func:`optimize_for_inference`; empty if the model itself is to be used."""
     plain = {"dtype": "float32", "compile": False, "cuda_graphs": False}
     settings = {"dtype": cfg.TEST.DTYPE, "compile": cfg.TEST.COMPILE, "cuda_graphs": cfg.TEST.CUDA_GRAPHS}
     return {} if settings == plain else settings
@@ -95,7 +95,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _convert(model: FocalRetinaNet, dtype: torch.dtype) -> None:
-    """Let the convolutions compute in ``dtype``. Batch norms keep their statistics as they are."""
+    """Convert convolutions and group norms to ``dtype``. Batch norms keep the type of their statistics."""
     for module in [*model.backbone.modules(), *model.head.modules()]:
         if isinstance(module, (nn.Conv2d, nn.GroupNorm)):
             module.to(dtype)
@@ -105,7 +105,7 @@ def _convert(model: FocalRetinaNet, dtype: torch.dtype) -> None:
 class CudaGraphs:
     """Calls a network by replaying its kernels, recorded once for each of the first few input shapes.
 
-    What it returns is overwritten by its next call.
+    The next call overwrites the tensors that a call returned.
     """
 
     def __init__(self, network: Network):
@@ -120,7 +120,7 @@ class CudaGraphs:
             pixels: ``(N, C, H, W)`` on CUDA.
         """
         if pixels.shape not in self._graphs:
-            # A size that comes once is not worth the recording.
+            # A size that occurs only once is not worth recording.
             if pixels.shape not in self._seen or len(self._graphs) >= MAX_GRAPHS:
                 self._seen.add(pixels.shape)
                 return self.network(pixels)
@@ -147,7 +147,7 @@ class CudaGraphs:
 
 
 class _Checked:
-    """A network computed in another way, compared with the plain one the first time it is called."""
+    """A network computed in another way. The first call compares its outputs with those of the plain network."""
 
     def __init__(self, key: str, network: Network, plain: Network, tolerance: float):
         self.key, self.network, self.plain, self.tolerance = key, network, plain, tolerance
@@ -159,17 +159,17 @@ class _Checked:
         expected = self.plain(pixels)
         try:
             self.network(pixels)
-            outputs = self.network(pixels)  # graphs are recorded when a size comes again
+            outputs = self.network(pixels)  # a graph is recorded when a size occurs again
         except Exception as error:
             raise RuntimeError(
                 f"{self.key} does not work here: {type(error).__name__}: {str(error)[:1000]}. Set {self.key} False, or "
-                "see to it that PyTorch finds what it needs: a C++ compiler for the CPU, Triton for CUDA"
+                "make sure that PyTorch finds what it needs: a C++ compiler for the CPU, Triton for CUDA"
             ) from error
         difference = max(_relative_difference(a, b) for a, b in zip(_flat(outputs), _flat(expected), strict=True))
         if not difference <= self.tolerance:
             raise RuntimeError(
-                f"with {self.key} the network's outputs are off by {difference:.1e} of the largest one, more than "
-                f"{self.tolerance:.0e}; set {self.key} False"
+                f"with {self.key} the network's outputs are off by {difference:.1e} of the largest one, which is "
+                f"more than the allowed {self.tolerance:.0e}; set {self.key} False"
             )
         self.is_checked = True
         return outputs

@@ -16,14 +16,14 @@ from .threaded_map import map_ahead
 
 
 class BatchPredictor:
-    """Runs a model over images in batches, resized like the test mapper does; preparation overlaps with the model.
+    """Runs a model over images in batches. Images are resized as in the test mapper, in threads while the model works.
 
     Args:
         cfg: the config; INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST and FORMAT say how images are prepared. Without `model`,
-            the model is built from it and loaded from MODEL.WEIGHTS, where all of its parameters must be.
+            the model is built from the config and loaded from MODEL.WEIGHTS, which must hold all of its parameters.
         model: a detector that maps ``list[dict]`` to ``list[{"instances": Instances}]``; put in evaluation mode here,
             or copied if TEST.DTYPE, COMPILE or CUDA_GRAPHS ask for it.
-        batch_size: images per forward pass. Images that follow each other share a batch and are padded to its largest.
+        batch_size: images per forward pass. Consecutive images share a batch and are padded to the largest of them.
         workers: threads that prepare images.
     """
 
@@ -63,16 +63,16 @@ class BatchPredictor:
                 yield output["instances"].to("cpu")
 
     def check_image(self, image: np.ndarray) -> None:
-        """Refuse what :meth:`predict` cannot take, before a whole stream of images fails on it.
+        """Refuse an image that :meth:`predict` cannot take, before a whole stream of images fails on it.
 
         Raises:
-            TypeError: not uint8 of shape ``(H, W, 3)``.
-            ValueError: so thin that nothing would be left of its short side after resizing.
+            TypeError: the image is not uint8 of shape ``(H, W, 3)``.
+            ValueError: the image is so thin that its short side would have no pixels after resizing.
         """
         self._resizing(image)
 
     def _resizing(self, image):
-        """The transform that resizes `image`, after its check."""
+        """Check `image`, and return the transform that resizes it."""
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             found = f"{getattr(image, 'dtype', type(image))} {getattr(image, 'shape', '')}"
             raise TypeError(f"An image must be a uint8 BGR array of shape (H, W, 3), found {found}.")
@@ -92,6 +92,7 @@ class BatchPredictor:
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
         image = transform.apply_image(image)
-        # A copy: what apply_image returns may be read-only. Bytes, as the mapper sends them: a quarter of float32.
+        # Copied, because apply_image may return a read-only array. Kept as uint8, like the mapper's images, because
+        # float32 would take four times the memory.
         tensor = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
         return {"image": tensor, "height": height, "width": width}

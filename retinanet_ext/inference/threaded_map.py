@@ -14,7 +14,7 @@ def map_ahead(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` in the order of `items`, with up to `ahead` results computed in advance.
 
-    `items` is consumed lazily, in the consumer's thread; an exception of `function` is raised where its result is due.
+    `items` is consumed lazily, in the consumer's thread. An exception of `function` is raised when its result is due.
     """
     pending = deque()
     with ThreadPoolExecutor(workers) as pool:

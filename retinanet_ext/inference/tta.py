@@ -10,8 +10,8 @@ from retinanet_ext.ops import batched_nms
 class DenseDetectorWithTTA(nn.Module):
     """Runs a detector on resized and flipped copies of each image and merges the detections by NMS.
 
-    Detectron2's own wrapper takes two-stage detectors only. The views come from its ``DatasetMapperTTA``, so
-    ``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP`` mean the same.
+    Detectron2's own wrapper supports only two-stage detectors. The views come from its ``DatasetMapperTTA``, so
+    ``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP`` have the same meaning.
     """
 
     def __init__(self, cfg, model: nn.Module, tta_mapper=None, batch_size: int = 3):
@@ -20,7 +20,7 @@ class DenseDetectorWithTTA(nn.Module):
             cfg: ``TEST.AUG``, ``MODEL.RETINANET.NMS_THRESH_TEST`` and ``TEST.DETECTIONS_PER_IMAGE`` are read.
             model: maps a list of input dicts to a list of ``{"instances": Instances}``.
             tta_mapper: makes the views of one input; default ``DatasetMapperTTA(cfg)``.
-            batch_size: views run at a time.
+            batch_size: views per forward pass.
         """
         super().__init__()
         self.model = model
@@ -31,8 +31,8 @@ class DenseDetectorWithTTA(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        """Inputs and outputs as of the wrapped model at inference; ``height`` and ``width`` default to the image's."""
-        return [{"instances": self._merge(x)} for x in batched_inputs]
+        """Take and return what the wrapped model does at inference. ``height`` and ``width`` default to the image's."""
+        return [{"instances": self._merge(inputs)} for inputs in batched_inputs]
 
     def _merge(self, batched_input: dict) -> Instances:
         image_height, image_width = batched_input["image"].shape[1:]

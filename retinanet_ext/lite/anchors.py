@@ -19,7 +19,7 @@ ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class DefaultAnchorGenerator(nn.Module):
-    """At every feature pixel, one anchor for every size and aspect ratio of its level.
+    """Places one anchor per size and aspect ratio of a level at every feature pixel.
 
     Args:
         sizes: square roots of the anchor areas in input pixels: one list for each level, or one list for all
@@ -32,11 +32,12 @@ class DefaultAnchorGenerator(nn.Module):
         cell_anchors: for each level the anchors around (0, 0), shape (A, 4), sizes outermost.
 
     Raises:
-        ValueError: a list that is empty or fits no level, or an offset outside [0, 1).
+        ValueError: a list is empty, the number of lists is neither 1 nor that of the levels, or the offset is
+            outside [0, 1).
     """
 
     box_dim = 4
-    """Numbers to a box."""
+    """Numbers per box."""
 
     @configurable
     def __init__(
@@ -54,7 +55,7 @@ class DefaultAnchorGenerator(nn.Module):
         self.offset = offset
         sizes = _per_level(sizes, len(self.strides), "sizes")
         aspect_ratios = _per_level(aspect_ratios, len(self.strides), "aspect_ratios")
-        # Not saved: checkpoints of Detectron2 have no anchors, and the config determines them.
+        # Not saved: the config determines the anchors, and Detectron2's checkpoints have none either.
         for level, (level_sizes, level_ratios) in enumerate(zip(sizes, aspect_ratios, strict=True)):
             cell = self.generate_cell_anchors(level_sizes, level_ratios)
             self.register_buffer(f"_cell_anchors_{level}", cell, persistent=False)
@@ -84,7 +85,7 @@ class DefaultAnchorGenerator(nn.Module):
     ) -> torch.Tensor:
         """Anchors around (0, 0): float32 (len(sizes) * len(aspect_ratios), 4), x0, y0, x1, y1.
 
-        One of size s and ratio r has area s^2 and height r times its width.
+        An anchor of size s and ratio r has area s^2, and its height is r times its width.
         """
         anchors = []
         for size in sizes:
@@ -101,11 +102,11 @@ class DefaultAnchorGenerator(nn.Module):
             features: one map of shape (N, C, H, W) for each level; only H and W are used.
 
         Returns:
-            For each level H * W * A anchors in input pixels, in the order of rows, columns, cell anchors.
-            They may reach beyond the image.
+            For each level, boxes of shape (H * W * A, 4) in input pixels, ordered by row, column, cell anchor.
+            Boxes may reach beyond the image.
         """
         if len(features) != len(self.strides):
-            raise ValueError(f"anchors are made for {len(self.strides)} levels, found {len(features)} features")
+            raise ValueError(f"this generator needs features of {len(self.strides)} levels, found {len(features)}")
         return [
             Boxes(self._grid_anchors(feature.shape[-2:], stride, cell))
             for feature, stride, cell in zip(features, self.strides, self.cell_anchors, strict=True)
@@ -123,9 +124,9 @@ class DefaultAnchorGenerator(nn.Module):
 
 
 def _per_level(values: Sequence, num_levels: int, name: str) -> list:
-    """One list for each level from any of the forms that the arguments may have."""
+    """One list per level, from any of the forms that the class documents."""
     if not isinstance(values, Sequence) or len(values) == 0:
-        raise ValueError(f"anchor {name} must be a list that is not empty, found {values!r}")
+        raise ValueError(f"anchor {name} must be a non-empty list, found {values!r}")
     levels = list(values) if isinstance(values[0], Sequence) else [values]
     if len(levels) == 1:
         levels = levels * num_levels

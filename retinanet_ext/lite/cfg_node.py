@@ -16,20 +16,20 @@ from retinanet_ext.config.yaml_files import flat_keys, read_config_file, unknown
 class CfgNode(_FvcoreCfgNode):
     """A tree of config keys with attribute access: `cfg.SOLVER.BASE_LR`.
 
-    Only keys that exist can be merged, and only with a value of the type they have (a list for a tuple and
-    anything for None is accepted). Every error of a merge names the key, and the file if it came from one.
+    A merge accepts only existing keys, and only values of the key's type (a list is accepted for a tuple, and
+    anything for None). Every merge error names the key, and the file if the key came from one.
     """
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Overrides keys by those of a YAML file and its bases; see `config_files.read_config_file`.
+        """Overrides keys by those of a YAML file and its bases; see `yaml_files.read_config_file`.
 
         Args:
             cfg_filename: the file.
-            allow_unsafe: has no effect; there is only the safe loader.
+            allow_unsafe: has no effect; files are always read by the safe loader.
 
         Raises:
-            KeyError: a key that does not exist; names the file and the nearest legal keys.
-            ValueError: a value of the wrong type, or a file that cannot be read.
+            KeyError: a key that does not exist; the message names the file and the nearest legal keys.
+            ValueError: a value of the wrong type. Errors of reading are those of `read_config_file`.
         """
         loaded = type(self)(read_config_file(cfg_filename))
         try:
@@ -38,7 +38,7 @@ class CfgNode(_FvcoreCfgNode):
             raise type(error)(f"{cfg_filename}: {error.args[0]}") from None
 
     def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
-        """Overrides keys by those of another tree. KeyError and ValueError as `merge_from_file`."""
+        """Overrides keys by those of another tree. Raises KeyError and ValueError as `merge_from_file` does."""
         self._check_keys_exist(cfg_other, self, "")
         super().merge_from_other_cfg(cfg_other)
 
@@ -46,7 +46,7 @@ class CfgNode(_FvcoreCfgNode):
         """Overrides keys by `["KEY.A", value, "KEY.B", value, ...]`; strings are read as Python literals.
 
         Raises:
-            KeyError: a key that does not exist; names the nearest legal ones.
+            KeyError: a key that does not exist; the message names the nearest legal keys.
             ValueError: a value of the wrong type, or a key without a value.
         """
         if len(cfg_list) % 2:
@@ -83,17 +83,17 @@ def get_cfg() -> CfgNode:
 
 
 def configurable(init_func: Callable | None = None, *, from_config: Callable | None = None) -> Callable:
-    """Lets a class or function that takes explicit arguments be called with a config as well.
+    """Lets callers of a class or function pass a config in place of explicit arguments.
 
     A class decorates `__init__` and has a classmethod `from_config(cls, cfg, ...)` that returns the keyword
-    arguments of `__init__`; a function is decorated by `@configurable(from_config=...)`. Then these work:
+    arguments of `__init__`; a function is decorated by `@configurable(from_config=...)`. Legal calls are then:
 
         Part(a=1, b=2)          # plain call
         Part(cfg)               # arguments from from_config(cfg); also cfg=cfg
-        Part(cfg, a=1)          # the same, a overridden; arguments that from_config itself has go there
+        Part(cfg, a=1)          # the same with a overridden; parameters of from_config are passed to it instead
 
     Raises:
-        TypeError: it decorates something else, or `from_config` does not take `cfg` first.
+        TypeError: something else is decorated, or the first parameter of `from_config` is not `cfg`.
     """
     if init_func is None and inspect.isfunction(from_config):
         _check_from_config(from_config)
@@ -101,27 +101,28 @@ def configurable(init_func: Callable | None = None, *, from_config: Callable | N
     if inspect.isfunction(init_func) and init_func.__name__ == "__init__" and from_config is None:
         return _also_from_config(init_func, None)
     raise TypeError(
-        "use @configurable on __init__, or @configurable(from_config=...) with a function on a function; found "
+        "use @configurable on __init__, or @configurable(from_config=FUNCTION) on a function; found "
         f"{init_func!r}, from_config={from_config!r}"
     )
 
 
 def _also_from_config(function: Callable, from_config: Callable | None) -> Callable:
-    """``function``, which also takes a config in place of its arguments.
+    """Wraps ``function`` so that it also takes a config in place of its arguments.
 
     Args:
-        from_config: makes arguments of a config; None: ``function`` is an ``__init__``, and its class has that method.
+        from_config: returns the arguments for a config; None: ``function`` is an ``__init__`` whose class has that
+            method.
     """
-    num_own = 0 if from_config else 1  # `self`
+    num_self = 0 if from_config else 1
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        own, args = args[:num_own], args[num_own:]
+        self_args, args = args[:num_self], args[num_self:]
         has_config = isinstance(args[0] if args else kwargs.get("cfg"), _YacsCfgNode)
         if has_config:
-            kwargs = _arguments(from_config or _method_from_config(own[0]), args, kwargs)
+            kwargs = _arguments(from_config or _method_from_config(self_args[0]), args, kwargs)
             args = ()
-        return function(*own, *args, **kwargs)
+        return function(*self_args, *args, **kwargs)
 
     if from_config:
         call.from_config = from_config
@@ -142,10 +143,10 @@ def _check_from_config(from_config: Callable) -> None:
 
 
 def _arguments(from_config: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What ``from_config`` makes of the config; keyword arguments that it does not take itself replace parts of it."""
-    taken = inspect.signature(from_config).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+    """The arguments that ``from_config`` returns, overridden by those of ``kwargs`` that it does not take itself."""
+    parameters = inspect.signature(from_config).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return from_config(*args, **kwargs)
-    names = {parameter.name for parameter in taken}
-    made = from_config(*args, **{name: value for name, value in kwargs.items() if name in names})
-    return {**made, **{name: value for name, value in kwargs.items() if name not in names}}
+    names = {parameter.name for parameter in parameters}
+    arguments = from_config(*args, **{name: value for name, value in kwargs.items() if name in names})
+    return {**arguments, **{name: value for name, value in kwargs.items() if name not in names}}

@@ -1,9 +1,8 @@
-"""Checkpoints: written so that a crash leaves the last good one, read so that a file cannot run code.
+"""Checkpoints: a crash while saving leaves the last good one intact, and a file that is loaded cannot run code.
 
 The layout is Detectron2's (``model``, ``trainer``, ``iteration``), and so are parameter names: each engine
 reads the other's files. ``.pth`` and ``.pt`` are read with ``weights_only=True``, ``.safetensors`` by its
-library, and ``.pkl`` (Detectron2's model zoo) by an unpickler that knows numpy arrays and plain containers,
-nothing else.
+library, and ``.pkl`` (Detectron2's model zoo) by an unpickler that accepts only numpy arrays and plain containers.
 """
 
 import logging
@@ -21,8 +20,7 @@ from torch import nn
 
 from retinanet_ext.checkpoint.array_pickle import load_array_pickle
 
-from . import comm
-from . import pretrained_names as checkpoint_names
+from . import comm, pretrained_names
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +30,9 @@ DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 class DetectionCheckpointer(Checkpointer):
     """Saves and loads a model and the objects that must survive a restart.
 
-    Beyond fvcore's: safe reading, atomic writing, ``detectron2://`` and ``torchvision://`` paths, and weights
-    of a bare backbone put where the model has its backbone (Caffe2's and torchvision's names, or any file
-    with ``"matching_heuristics": True``, or a path that ends with ``?matching_heuristics=True``).
+    Adds to fvcore's class: safe reading, atomic writing, ``detectron2://`` and ``torchvision://`` paths, and
+    loading weights of a bare backbone into the backbone of the model. The last applies to Caffe2's and torchvision's
+    names, to files with ``"matching_heuristics": True``, and to paths that end with ``?matching_heuristics=True``.
     """
 
     def __init__(
@@ -47,9 +45,9 @@ class DetectionCheckpointer(Checkpointer):
     ):
         """
         Args:
-            model: bare or wrapped in ``DistributedDataParallel``; the bare model is what is saved and loaded.
-            save_dir: folder of the checkpoints; empty: nothing can be saved.
-            save_to_disk: whether this process writes; by default only the main one does.
+            model: bare or wrapped in ``DistributedDataParallel``; only the bare model is saved and loaded.
+            save_dir: folder of the checkpoints; empty: ``save`` does nothing.
+            save_to_disk: whether this process writes; by default only the main process does.
             checkpointables: further objects with ``state_dict`` and ``load_state_dict``, by their key in the
                 file.
         """
@@ -81,7 +79,7 @@ class DetectionCheckpointer(Checkpointer):
             file.write(last_filename_basename.encode())
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a file into the model and the checkpointables; returns the entries that nothing took.
+        """Load a file into the model and the checkpointables; returns the remaining entries of the file.
 
         Args:
             path: local path, ``https://``, ``detectron2://`` (Detectron2's model zoo), or ``torchvision://``
@@ -89,8 +87,8 @@ class DetectionCheckpointer(Checkpointer):
             checkpointables: keys to load beside the model; ``None``: all that the file holds.
 
         Raises:
-            FileNotFoundError: no such file, on this process or on another one of the job.
-            ValueError: the file is of no known kind, broken, or asks for code to be run.
+            FileNotFoundError: the file is missing on this or on another process of the job.
+            ValueError: the file type is unknown, or the file is damaged or would run code.
         """
         address = urlparse(path)
         self._suffix_matching = False
@@ -106,12 +104,12 @@ class DetectionCheckpointer(Checkpointer):
         if "://" in path:
             if comm.get_local_rank() == 0:
                 self.path_manager.get_local_path(path)
-            comm.synchronize()  # one download per machine; the others find it in the cache
+            comm.synchronize()  # one download per machine: its other processes find the file in the cache
             local_path = self.path_manager.get_local_path(path)
         found = comm.all_gather(os.path.isfile(local_path))
-        without = [rank for rank, has_file in enumerate(found) if not has_file]
-        if without:
-            where = f" on ranks {without}" if comm.get_world_size() > 1 else ""
+        missing_on = [rank for rank, has_file in enumerate(found) if not has_file]
+        if missing_on:
+            where = f" on ranks {missing_on}" if comm.get_world_size() > 1 else ""
             raise FileNotFoundError(
                 f"checkpoint {path} not found{where}. MODEL.WEIGHTS (or last_checkpoint in OUTPUT_DIR, with "
                 "--resume) must name a file that every machine of the job can read"
@@ -132,7 +130,7 @@ class DetectionCheckpointer(Checkpointer):
             data = torch.load(f, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # of any type: a damaged file fails wherever the damage is
+        except Exception as error:  # any type: it depends on where the file is damaged
             raise ValueError(
                 f"{f} cannot be read as a checkpoint of tensors and plain values: {error}\n"
                 "The file is damaged, or it holds pickled objects, which could run code. In the second case, "
@@ -142,7 +140,7 @@ class DetectionCheckpointer(Checkpointer):
         return data if "model" in data else {"model": data}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
-        """Load ``checkpoint["model"]``; entries that do not fit are left out and returned by kind.
+        """Load ``checkpoint["model"]``; entries that do not fit are skipped and returned by kind.
 
         Returns:
             ``missing_keys``, ``unexpected_keys``, ``incorrect_shapes`` (name, shape in the file, shape in the
@@ -151,25 +149,25 @@ class DetectionCheckpointer(Checkpointer):
         weights = checkpoint["model"]
         self._convert_ndarray_to_tensor(weights)
         suffix_matching = self._suffix_matching or checkpoint.get("matching_heuristics", False)
-        if checkpoint_names.is_caffe2(weights):
-            weights, suffix_matching = checkpoint_names.convert_caffe2(weights), True
-        elif checkpoint_names.is_torchvision(weights) and "conv1.weight" not in self.model.state_dict():
-            weights, suffix_matching = checkpoint_names.convert_torchvision(weights), True
+        if pretrained_names.is_caffe2(weights):
+            weights, suffix_matching = pretrained_names.convert_caffe2(weights), True
+        elif pretrained_names.is_torchvision(weights) and "conv1.weight" not in self.model.state_dict():
+            weights, suffix_matching = pretrained_names.convert_torchvision(weights), True
         if suffix_matching:
             names = list(self.model.state_dict())
-            weights, unmatched = checkpoint_names.match_by_suffix(weights, names)
+            weights, unmatched = pretrained_names.match_by_suffix(weights, names)
             matched = len(weights) - len(unmatched)
-            logger.info("%d weights matched by the end of their names, %d did not", matched, len(unmatched))
+            logger.info("%d weights matched the end of a name in the model, %d did not", matched, len(unmatched))
         checkpoint["model"] = weights
         incompatible = super()._load_model(checkpoint)
-        # Anchors follow from the config. Old files hold them; nothing is lost without.
+        # Old files hold anchors; they are not needed, because the config determines them.
         unexpected = [k for k in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in k]
         return incompatible._replace(unexpected_keys=unexpected)
 
 
 @contextmanager
 def _atomic_file(path: str) -> Iterator[BinaryIO]:
-    """A binary file that takes its name only once its whole content is on the disk."""
+    """A binary file that appears under its name only once its whole content is on disk."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     unfinished = path + ".unfinished"
     try:
@@ -185,14 +183,14 @@ def _atomic_file(path: str) -> Iterator[BinaryIO]:
 
 
 def _read_pickle(path: str) -> dict[str, Any]:
-    """A file of Detectron2's model zoo as it is; one of Caffe2 as ``{"model", "__author__", ...}``."""
+    """Reads a file of Detectron2's model zoo as it is, and a Caffe2 file as ``{"model", "__author__", ...}``."""
     with open(path, "rb") as file:
         try:
             data = load_array_pickle(file)
-        except Exception as error:  # of any type, as above
+        except Exception as error:  # any type: it depends on where the file is damaged
             raise ValueError(
-                f"{path} is refused: {error}. A .pkl may hold numpy arrays and plain containers only, since "
-                "anything else could run code; convert it to .pth or .safetensors where you trust it"
+                f"{path} is refused: {error}. A .pkl may hold only numpy arrays and plain containers, since "
+                "anything else could run code; if you trust the file, convert it elsewhere to .pth or .safetensors"
             ) from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}; expected a dict of arrays by name")
@@ -219,7 +217,7 @@ class _Detectron2Handler(PathHandler):
 class _TorchvisionHandler(_Detectron2Handler):
     """``torchvision://resnet50`` or ``torchvision://ResNet50_Weights.IMAGENET1K_V2``: ImageNet weights.
 
-    A bare model name stands for its first weights: those of the usual comparisons, and fixed for all time.
+    A bare model name selects the model's first weights (V1): these are usually compared with, and never change.
     """
 
     def _get_supported_prefixes(self) -> list[str]:

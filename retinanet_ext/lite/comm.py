@@ -1,7 +1,7 @@
-"""Questions and small exchanges between the processes of one job.
+"""Ranks of a job's processes, and small exchanges between them.
 
-Everything here answers at once, without ``torch.distributed``, when the job is a single process. Python
-objects, and the waiting for each other, go over gloo, also when tensors use NCCL: they need no GPU.
+In a job of one process every function returns at once, without ``torch.distributed``. Python objects and
+barriers use gloo, even when tensors use NCCL, because they need no GPU.
 """
 
 import weakref
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-# Groups are remembered weakly: torch keeps those in use, and one that is kept here after `destroy_process_group()`
-# would keep its threads, which can abort the process when they meet the interpreter's end.
-# The processes of this machine. Set once per process, by `launch`.
+# This module refers to groups weakly, and torch keeps the groups in use. A strong reference would keep a group's
+# threads alive after `destroy_process_group()`, and a thread alive at interpreter exit can abort the process.
+
+# The group of this machine's processes, set once per process by `launch`.
 _local_group: "weakref.ref[dist.ProcessGroup] | None" = None
-# The group for objects and barriers of a group of all processes.
+# For a group of all processes, the group that carries its objects and barriers.
 _gloo_groups: "weakref.WeakKeyDictionary[dist.ProcessGroup, weakref.ref[dist.ProcessGroup]]"
 _gloo_groups = weakref.WeakKeyDictionary()
 
@@ -29,17 +30,17 @@ def get_world_size() -> int:
 
 
 def get_rank() -> int:
-    """Number of this process among all of the job, from 0."""
+    """Number of this process in the job, from 0."""
     return dist.get_rank() if _in_a_group() else 0
 
 
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Make a group of the processes of each machine; ranks of one machine are consecutive.
+    """Make one group per machine of its processes; ranks of one machine are consecutive.
 
-    All processes call it, once, after ``torch.distributed`` is initialised.
+    Every process calls this once, after ``torch.distributed`` is initialised.
 
     Raises:
-        ValueError: the number of processes is no multiple of ``num_workers_per_machine``.
+        ValueError: the number of processes is not a multiple of ``num_workers_per_machine``.
     """
     global _local_group
     world_size = get_world_size()
@@ -50,14 +51,14 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         )
     for first in range(0, world_size, num_workers_per_machine):
         ranks = list(range(first, first + num_workers_per_machine))
-        # Every process takes part in the creation of every group, and keeps its own.
+        # Every process must take part in creating every group, but remembers only its own.
         group = dist.new_group(ranks)
         if get_rank() in ranks:
             _local_group = weakref.ref(group)
 
 
 def get_local_rank() -> int:
-    """Number of this process among those of its machine, from 0."""
+    """Number of this process on its machine, from 0."""
     if not _in_a_group():
         return 0
     group = _local_group() if _local_group else None
@@ -75,13 +76,13 @@ def is_main_process() -> bool:
 
 
 def synchronize() -> None:
-    """Wait until every process has come this far."""
+    """Wait until every process has reached this call."""
     if get_world_size() > 1:
         dist.barrier(group=_gloo_group(dist.group.WORLD))
 
 
 def _gloo_group(world: "dist.ProcessGroup") -> "dist.ProcessGroup":
-    # With a backend per device, such as "cpu:gloo,cuda:nccl", torch takes that of the CPU for objects and barriers.
+    # With a backend per device, such as "cpu:gloo,cuda:nccl", torch uses the CPU's for objects and barriers.
     if "gloo" in dist.get_backend(world):
         return world
     group = _gloo_groups[world]() if world in _gloo_groups else None

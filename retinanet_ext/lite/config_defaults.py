@@ -1,7 +1,7 @@
 """Every config key of the engine, with its default.
 
 Names and values are Detectron2's, so that its RetinaNet YAML files mean the same here. Keys that only other
-detectors read are left out: a file that sets one is told so, rather than ignored.
+detectors read are left out: setting such a key is an error, rather than silently ignored.
 """
 
 from .cfg_node import CfgNode
@@ -41,7 +41,7 @@ def _model() -> CfgNode:
     model.MASK_ON = False
     model.KEYPOINT_ON = False
     # One value per channel in the order of INPUT.FORMAT, for pixels 0..255: (pixel - mean) / std.
-    # A std of 1 is what the Caffe-style backbone weights were trained with.
+    # The Caffe-style backbone weights were trained with a std of 1.
     model.PIXEL_MEAN = [103.530, 116.280, 123.675]
     model.PIXEL_STD = [1.0, 1.0, 1.0]
     model.BACKBONE = CfgNode()
@@ -101,24 +101,24 @@ def _anchor_generator() -> CfgNode:
 
 def _retinanet() -> CfgNode:
     retinanet = CfgNode()
-    # Foreground classes; background is no class of its own, since every class is a sigmoid.
+    # Foreground classes. Background is not a class, since every class has its own sigmoid.
     retinanet.NUM_CLASSES = 80
     retinanet.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # 3x3 convolutions in each of the two towers, before the predicting one.
+    # 3x3 convolutions in each of the two towers, before the convolution that predicts.
     retinanet.NUM_CONVS = 4
     # Norm in the towers, as FPN.NORM.
     retinanet.NORM = ""
-    # An anchor whose best IoU lies in the i-th of the bands that the thresholds cut [0, 1] into has label
-    # IOU_LABELS[i]: 0 background, -1 ignored, 1 foreground.
+    # The thresholds cut [0, 1] into bands. An anchor whose best IoU lies in band i has label IOU_LABELS[i]:
+    # 0 background, -1 ignored, 1 foreground.
     retinanet.IOU_THRESHOLDS = [0.4, 0.5]
     retinanet.IOU_LABELS = [0, -1, 1]
-    # Foreground probability that the classifier starts from, through its bias.
+    # Foreground probability that the untrained classifier predicts, set by its bias.
     retinanet.PRIOR_PROB = 0.01
     retinanet.FOCAL_LOSS_GAMMA = 2.0
     retinanet.FOCAL_LOSS_ALPHA = 0.25
     # smooth_l1, giou, diou or ciou.
     retinanet.BBOX_REG_LOSS_TYPE = "smooth_l1"
-    # Where smooth L1 turns from quadratic to linear; 0 is plain L1.
+    # Error at which smooth L1 turns from quadratic to linear; 0 is plain L1.
     retinanet.SMOOTH_L1_LOSS_BETA = 0.1
     # Factors of the box deltas dx, dy, dw, dh.
     retinanet.BBOX_REG_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -157,8 +157,8 @@ def _dataloader() -> CfgNode:
     node.ASPECT_RATIO_GROUPING = True
     # TrainingSampler or RepeatFactorTrainingSampler.
     node.SAMPLER_TRAIN = "TrainingSampler"
-    # RepeatFactorTrainingSampler: categories in a smaller fraction of the images than this are repeated, by
-    # the square root of threshold / fraction, or by threshold / fraction itself.
+    # RepeatFactorTrainingSampler: images of categories that appear in less than this fraction of the images are
+    # repeated. The factor is threshold / fraction, or with REPEAT_SQRT its square root.
     node.REPEAT_THRESHOLD = 0.0
     node.REPEAT_SQRT = True
     # Training leaves out images that have no object.
@@ -171,30 +171,30 @@ def _solver() -> CfgNode:
     # Images in one iteration, over all processes together.
     solver.IMS_PER_BATCH = 16
     solver.MAX_ITER = 40000
-    # If > 0: the number of processes the schedule was written for. With another number, batch size, learning
-    # rate, workers and lengths are scaled to it.
+    # If > 0: the number of processes the schedule was written for. A job with another number of processes scales
+    # batch size, learning rate and numbers of iterations.
     solver.REFERENCE_WORLD_SIZE = 0
     solver.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
     solver.BASE_LR = 0.001
-    # Where WarmupCosineLR ends.
+    # Learning rate at the end of WarmupCosineLR.
     solver.BASE_LR_END = 0.0
     # WarmupMultiStepLR: the rate is multiplied by GAMMA at each of these iterations.
     solver.STEPS = (30000,)
     solver.GAMMA = 0.1
-    # WarmupStepWithFixedGammaLR: as many equal steps.
+    # WarmupStepWithFixedGammaLR: the rate is multiplied by GAMMA this many times, at equal intervals.
     solver.NUM_DECAYS = 3
-    # The rate rises from WARMUP_FACTOR times its scheduled value within WARMUP_ITERS iterations, or is
-    # constant until then ("linear" or "constant").
+    # During the first WARMUP_ITERS iterations the rate rises from WARMUP_FACTOR times its scheduled value
+    # ("linear"), or stays there ("constant").
     solver.WARMUP_FACTOR = 1.0 / 1000
     solver.WARMUP_ITERS = 1000
     solver.WARMUP_METHOD = "linear"
-    # The schedule after warm-up starts anew over the remaining iterations.
+    # True: the iterations after warm-up run the whole schedule; False: they run it without its beginning.
     solver.RESCALE_INTERVAL = False
     # SGD.
     solver.MOMENTUM = 0.9
     solver.NESTEROV = False
     solver.WEIGHT_DECAY = 0.0001
-    # For the weights of norm layers; for biases, None is WEIGHT_DECAY.
+    # Weight decay of norm layers, and of biases (None: that of the layer's weights).
     solver.WEIGHT_DECAY_NORM = 0.0
     solver.WEIGHT_DECAY_BIAS = None
     # Learning rate of biases, relative to the others.
@@ -202,7 +202,7 @@ def _solver() -> CfgNode:
     # Iterations between checkpoints.
     solver.CHECKPOINT_PERIOD = 5000
     # CLIP_TYPE "value": each entry of a gradient is cut to +-CLIP_VALUE; "norm": the gradient of each
-    # parameter is scaled down to that NORM_TYPE-norm (inf: its largest entry) where it is greater.
+    # parameter is scaled down until its NORM_TYPE-norm (inf: its largest entry) is at most CLIP_VALUE.
     solver.CLIP_GRADIENTS = CfgNode({"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0})
     # Mixed precision.
     solver.AMP = CfgNode({"ENABLED": False})
@@ -215,7 +215,7 @@ def _test() -> CfgNode:
     test.DETECTIONS_PER_IMAGE = 100
     # Iterations between evaluations in training; 0: only after the last.
     test.EVAL_PERIOD = 0
-    # For regression tests: [task, metric, expected value, tolerance] each, e.g. ["bbox", "AP", 38.5, 0.2].
+    # For regression tests: a list of [task, metric, expected value, tolerance], e.g. ["bbox", "AP", 38.5, 0.2].
     test.EXPECTED_RESULTS = []
     # Test-time augmentation: every image at each of these sizes (shorter side, pixels), plain and flipped.
     test.AUG = CfgNode({"ENABLED": False})

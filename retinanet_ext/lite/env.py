@@ -1,4 +1,4 @@
-"""Seeds, and the description of the machine and the libraries that a run stands on."""
+"""Seeds, and a description of the machine and libraries that a run uses."""
 
 import importlib.metadata
 import logging

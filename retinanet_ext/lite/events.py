@@ -1,4 +1,4 @@
-"""Where a training run puts its numbers, and the writers that carry them to files and to the log."""
+"""Storage for the numbers of a training run, and writers that copy them to files and to the log."""
 
 import json
 import logging
@@ -24,8 +24,7 @@ def get_event_storage() -> "EventStorage":
     """The innermost active storage.
 
     Raises:
-        AssertionError: no storage is active (the type that Detectron2 raises, so that one handler serves
-            both).
+        AssertionError: no storage is active (Detectron2 raises the same type, so one handler serves both).
     """
     if not _active_storages:
         raise AssertionError(
@@ -38,8 +37,8 @@ def get_event_storage() -> "EventStorage":
 class EventStorage:
     """Scalars by name, each with its history over iterations, and images waiting to be written.
 
-    A context manager: inside ``with EventStorage(start_iter) as storage:`` it is what
-    :func:`get_event_storage` answers.
+    A context manager: inside ``with EventStorage(start_iter) as storage:``, :func:`get_event_storage`
+    returns it.
     """
 
     def __init__(self, start_iter: int = 0):
@@ -47,7 +46,7 @@ class EventStorage:
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._latest: dict[str, tuple[float, int]] = {}
         self._smoothing_hints: dict[str, bool] = {}
-        # (name, image, iteration); emptied by the writer that shows them.
+        # (name, image, iteration); `take_images` empties the list.
         self._vis_data: list[tuple[str, torch.Tensor, int]] = []
 
     @property
@@ -56,7 +55,7 @@ class EventStorage:
         return self.iter
 
     def step(self) -> None:
-        """Move to the next iteration. A trainer sets ``iter`` itself and has no need of it."""
+        """Move to the next iteration. Trainers set ``iter`` themselves and do not call this."""
         self.iter += 1
 
     def put_scalar(self, name: str, value: float, smoothing_hint: bool = True, cur_iter: int | None = None) -> None:
@@ -65,16 +64,16 @@ class EventStorage:
         Args:
             value: a number, or a tensor of one element.
             smoothing_hint: whether the value is noisy, so that writers show a median over recent iterations.
-                One name keeps one hint.
-            cur_iter: the iteration the value belongs to; the current one by default.
+                All values of one name must have the same hint.
+            cur_iter: the iteration the value belongs to; by default the current iteration.
 
         Raises:
-            ValueError: ``value`` is no number, or ``name`` was put with the other hint before.
+            ValueError: ``value`` is not a number, or ``name`` was put with the other hint before.
         """
         if self._smoothing_hints.setdefault(name, smoothing_hint) != smoothing_hint:
             raise ValueError(
                 f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before, now with "
-                f"smoothing_hint={smoothing_hint}; use one of the two throughout"
+                f"smoothing_hint={smoothing_hint}; use the same hint for all its values"
             )
         value, cur_iter = float(value), self.iter if cur_iter is None else cur_iter
         self._history[name].update(value, cur_iter)
@@ -131,12 +130,12 @@ class EventStorage:
         return count
 
     def newer_than(self, iteration: int, window_size: int) -> dict[str, tuple[float, int]]:
-        """The part of :meth:`latest_with_smoothing_hint` that is of a later iteration: what a writer has to write."""
+        """Entries of :meth:`latest_with_smoothing_hint` after ``iteration``: those a writer has not written yet."""
         latest = self.latest_with_smoothing_hint(window_size)
         return {name: (value, when) for name, (value, when) in latest.items() if when > iteration}
 
     def take_images(self) -> list[tuple[str, torch.Tensor, int]]:
-        """Name, image ``(C, H, W)`` and iteration of all images that wait to be written; afterwards none waits."""
+        """Removes and returns all images not written yet: name, image ``(C, H, W)`` and iteration of each."""
         images, self._vis_data = self._vis_data, []
         return images
 
@@ -149,7 +148,7 @@ class EventStorage:
 
 
 class EventWriter:
-    """Something that carries the content of the active storage elsewhere whenever :meth:`write` is called."""
+    """Copies the content of the active storage elsewhere, at each call of :meth:`write`."""
 
     def write(self) -> None:
         raise NotImplementedError
@@ -159,9 +158,9 @@ class EventWriter:
 
 
 class JSONWriter(EventWriter):
-    """Appends to a file of JSON lines: one object per iteration, ``iteration`` and the scalars that are new.
+    """Appends to a file of JSON lines: one object per iteration, with ``iteration`` and the new scalars.
 
-    Keys are sorted. A value that is not finite is written as ``null``, which every JSON reader takes.
+    Keys are sorted. A value that is not finite is written as ``null``, which every JSON reader accepts.
     """
 
     def __init__(self, json_file: str, window_size: int = 20):
@@ -176,7 +175,7 @@ class JSONWriter(EventWriter):
         with open(self._path, "a", encoding="utf-8") as file:
             for iteration in sorted(rows):
                 file.write(json.dumps({**rows[iteration], "iteration": iteration}, sort_keys=True) + "\n")
-            # On disk even if the machine goes down next: after a crash this file is what explains the run.
+            # Force the lines to disk: after a crash of the machine, this file explains the run.
             file.flush()
             os.fsync(file.fileno())
         self._last_write = max(rows, default=self._last_write)
@@ -203,7 +202,7 @@ class TensorboardXWriter(EventWriter):
 
     def _summary_writer(self):
         if self._writer is None:
-            # Imported at the first use, since TensorBoard takes seconds: only a run that writes pays for it.
+            # Importing TensorBoard takes seconds, so only a run that writes does it.
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self._log_dir, **self._kwargs)
@@ -218,13 +217,13 @@ class CommonMetricPrinter(EventWriter):
     """Logs one plain line: iteration, time left, losses, seconds per iteration, learning rate, GPU memory."""
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20):
-        """``max_iter``: where training ends, for the time left; ``None`` leaves that out."""
+        """``max_iter``: last iteration + 1, needed for the time left; ``None`` omits the time left."""
         self._max_iter, self._window_size = max_iter, window_size
 
     def write(self) -> None:
         storage = get_event_storage()
         if self._max_iter is not None and storage.iter >= self._max_iter:
-            return  # called after the last iteration: its line is out already
+            return  # called after the last iteration, whose line is already logged
         smoothed = storage.latest_with_smoothing_hint(self._window_size)
         words = [f"iter: {storage.iter}"]
         eta_seconds = self._eta_seconds(storage)

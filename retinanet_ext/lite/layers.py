@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-GROUP_NORM_GROUPS = 32  # the number that Wu & He, "Group Normalization", settle on
+GROUP_NORM_GROUPS = 32  # the number chosen in Wu & He, "Group Normalization"
 
 
 @dataclass
 class ShapeSpec:
-    """What is known about a feature map before there is one. None: unknown."""
+    """What is known about a feature map before it is computed. None: unknown."""
 
     channels: int | None = None
     height: int | None = None
@@ -26,7 +26,8 @@ class ShapeSpec:
 class Conv2d(nn.Conv2d):
     """A convolution followed by an optional `norm` module and an optional `activation` function.
 
-    The norm's parameters are named `norm.*` below the convolution's.
+    Maps (N, in_channels, H, W) to (N, out_channels, H', W'). The norm's parameters are named `norm.*` below the
+    convolution's.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation with fixed statistics and a fixed affine transform: y = x * scale + shift.
 
     Its four tensors (`weight`, `bias`, `running_mean`, `running_var`, each of shape (C,)) are buffers:
-    saved and moved with the module, but never trained, not in training mode either.
+    saved and moved with the module, but never trained, even in training mode.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5):
@@ -61,7 +62,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
-        # eps is added to the variance again: a layer that no checkpoint has filled multiplies by exactly 1.
+        # The forward pass adds eps to the variance: a layer that no checkpoint has filled then scales by exactly 1.
         self.register_buffer("running_var", torch.full((num_features,), 1.0 - eps))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -83,11 +84,11 @@ class FrozenBatchNorm2d(nn.Module):
         """Replaces every BatchNorm2d and SyncBatchNorm in `module` by a frozen copy.
 
         Returns:
-            `module`, changed in place; or the copy, if `module` itself is such a layer.
+            `module`, changed in place; or the frozen copy, if `module` itself is such a layer.
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             frozen = cls(module.num_features, module.eps).train(module.training)
-            # Of no use any more, but Detectron2's checkpoints keep it below a frozen layer.
+            # A frozen layer does not use this buffer, but Detectron2's checkpoints keep it there.
             frozen.register_buffer("num_batches_tracked", module.num_batches_tracked)
             frozen.to(module.running_mean.device).load_state_dict(module.state_dict(), strict=module.affine)
             return frozen

@@ -11,7 +11,7 @@ _COLORS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "r
 
 
 class _TerminalFormatter(logging.Formatter):
-    """``[date name]: message``, with the level where it is not INFO, coloured on a terminal."""
+    """``[date name]: message``, after the level unless it is INFO; the level is coloured on a terminal."""
 
     def __init__(self, color: bool):
         super().__init__("[%(asctime)s %(name)s]: %(message)s", datefmt=_DATE)
@@ -35,15 +35,15 @@ def setup_logger(
     name: str = "retinanet_ext",
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """Send a logger to the terminal (main process only) and to a file. Calling it again changes the file.
+    """Send a logger to the terminal (main process only) and to a file. A second call changes the file.
 
     Args:
         output: a file (``.txt`` or ``.log``), or a folder, where the file is ``log.txt``; ``None``: no file.
-            Ranks above 0 write beside it, with ``.rank<N>`` at the end.
+            Ranks above 0 append ``.rank<N>`` to the file's name.
         distributed_rank: number of this process in the job.
-        color: colour the levels, if the terminal is one.
-        name: the logger, by default the root of this package.
-        configure_stdout: log to the terminal at all.
+        color: whether to colour the levels, if standard output is a terminal.
+        name: name of the logger; by default the root logger of this package.
+        configure_stdout: whether to log to the terminal.
 
     Returns:
         The logger, at level DEBUG and not propagating to the root logger.
@@ -61,7 +61,7 @@ def setup_logger(
 
 
 class _TerminalHandler(logging.StreamHandler):
-    """Writes to whatever ``sys.stdout`` is at that moment, which test runners and notebooks replace."""
+    """Looks up ``sys.stdout`` for every line, because test runners and notebooks replace it."""
 
     @property
     def stream(self):
@@ -86,7 +86,7 @@ def _log_to_file(logger: logging.Logger, output: str, rank: int) -> None:
     for handler in [h for h in logger.handlers if isinstance(h, _RunFileHandler)]:
         if handler.baseFilename == path:
             return
-        # A second run in one process has a file of its own; the first run's is complete.
+        # A second run in the same process gets its own file; the first run's file is complete.
         logger.removeHandler(handler)
         handler.close()
     os.makedirs(os.path.dirname(path), exist_ok=True)

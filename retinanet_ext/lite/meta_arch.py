@@ -1,4 +1,4 @@
-"""Whole models: how a config names one, and how its detections become those of the original image."""
+"""Whole models: builds the model that a config names, and rescales detections to the original image."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def detector_postprocess(results: Instances, output_height: int, output_width: int) -> Instances:
-    """Moves detections from the size the model saw to the size that is wanted.
+    """Rescales detections from the model's input size to another image size.
 
     Args:
-        results: detections with `pred_boxes` in pixels of `results.image_size`; left as they are.
-        output_height, output_width: wanted image size in pixels.
+        results: detections with `pred_boxes` in pixels of `results.image_size`; not changed.
+        output_height, output_width: the other image size in pixels.
 
     Returns:
-        New `Instances` of that size: boxes scaled and clipped to the image, those without area removed.
+        New `Instances` of that size: boxes are scaled and clipped to the image, and boxes without area removed.
     """
     height, width = results.image_size
     boxes = results.pred_boxes.clone()

@@ -7,7 +7,7 @@ import functools
 import cv2
 import numpy as np
 
-# Candidates: a grid of RGB, without what is too dark, too pale or too grey to stand out as a thin line.
+# Candidates: an RGB grid without the colours too dark, too pale or too grey to stand out as a thin line.
 GRID = np.linspace(0, 255, 12)
 LIGHTNESS = (35, 85)
 MIN_CHROMA = 45
@@ -15,9 +15,9 @@ FIRST_COLOR = (255, 140, 20)
 
 
 def generate_palette(count: int) -> list[tuple[int, int, int]]:
-    """`count` colours, RGB in 0 to 255. Color k is the same for every count; far more than 1000 repeat.
+    """`count` colours, RGB in 0 to 255. Colour k is the same for every count; the 847 candidates repeat in order.
 
-    Each is the candidate farthest, in CIE Lab, from all before it.
+    Each colour is the candidate farthest, in CIE Lab, from all colours before it.
     """
     colors = _ordered_colors()
     return [colors[k % len(colors)] for k in range(count)]

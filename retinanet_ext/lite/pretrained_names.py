@@ -1,8 +1,8 @@
-"""Names of pre-trained backbone weights, as other projects spell them, turned into this package's names.
+"""Renames pre-trained backbone weights of other projects to this package's names.
 
 Two spellings are known. Caffe2 files (the MSRA ImageNet models of Detectron) say ``res2_0_branch2a_w``;
-torchvision says ``layer1.0.conv1.weight``. Here, as in Detectron2, that is ``res2.0.conv1.weight``, somewhere
-under a backbone: :func:`match_by_suffix` finds out where.
+torchvision says ``layer1.0.conv1.weight``. Here, as in Detectron2, the name is ``res2.0.conv1.weight``, below the
+name of the backbone, which :func:`match_by_suffix` finds.
 """
 
 import re
@@ -28,20 +28,20 @@ _TORCHVISION_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(conv[123]|bn[123]|downsa
 
 
 def is_caffe2(state_dict: dict[str, torch.Tensor]) -> bool:
-    """Whether the names are those of a Caffe2 ResNet."""
+    """Whether the names are those of a Caffe2 ResNet. State dict: tensors of any shape."""
     return "conv1_w" in state_dict
 
 
 def is_torchvision(state_dict: dict[str, torch.Tensor]) -> bool:
-    """Whether the names are those of a torchvision ResNet or ResNeXt."""
+    """Whether the names are those of a torchvision ResNet or ResNeXt. State dict: tensors of any shape."""
     return "conv1.weight" in state_dict and "layer1.0.conv1.weight" in state_dict
 
 
 def convert_caffe2(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the weights of a Caffe2 ResNet; names that are not of one stay as they are.
+    """Rename the weights (tensors of any shape) of a Caffe2 ResNet; other names stay as they are.
 
-    These files fold the statistics of batch norm into its scale and shift. Where they hold none, mean 0 and
-    variance 1 are added, which is what they stand for.
+    These files fold the statistics of batch norm into its scale and shift. Missing statistics are therefore
+    added as mean 0 and variance 1.
     """
     converted = {}
     for name, value in state_dict.items():
@@ -61,7 +61,7 @@ def convert_caffe2(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def convert_torchvision(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the weights of a torchvision ResNet, without its classifier and its batch counters."""
+    """Rename the weights (tensors of any shape) of a torchvision ResNet; drop its classifier and batch counters."""
     converted = {}
     for name, value in state_dict.items():
         if name.startswith("fc.") or name.endswith(".num_batches_tracked"):
@@ -85,23 +85,23 @@ def _block_part(part: str) -> str:
 def match_by_suffix(
     state_dict: dict[str, torch.Tensor], model_names: list[str]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Give checkpoint weights the full names of the model parameters whose names end with theirs.
+    """Rename a checkpoint weight to the full name of the model parameter that ends with the weight's name.
 
-    ``res2.0.conv1.weight`` is found at ``backbone.bottom_up.res2.0.conv1.weight``. Of several checkpoint
-    names that fit one parameter the longest wins; one checkpoint name may serve several parameters.
+    ``res2.0.conv1.weight`` becomes ``backbone.bottom_up.res2.0.conv1.weight``. If several checkpoint names fit
+    one parameter, the longest wins; one checkpoint name may serve several parameters.
 
     Args:
-        state_dict: weights by short name.
+        state_dict: weights by short name, tensors of any shape.
         model_names: full names in the model.
 
     Returns:
-        The weights under their full names, followed by those that fit nowhere under their own; and the names
-        of the latter.
+        The matched weights under their full names, followed by the unmatched weights under their own names; and
+        the names of the unmatched weights.
     """
     matched, used = {}, set()
     for full_name in model_names:
         parts = full_name.split(".")
-        # From the longest suffix, the name itself, to the shortest.
+        # From the longest suffix, which is the whole name, to the shortest.
         suffixes = (".".join(parts[start:]) for start in range(len(parts)))
         short_name = next((suffix for suffix in suffixes if suffix in state_dict), None)
         if short_name is not None:

@@ -22,10 +22,10 @@ from .cfg_node import CfgNode
 
 logger = logging.getLogger(__name__)
 
-# From the fraction of training done, 0 to 1, to a multiple of the base rate.
+# Maps the fraction of training done (0 to 1) to a factor of the base rate.
 Schedule = Callable[[float], float]
 
-# The first is the base of every BatchNorm, SyncBatchNorm and InstanceNorm.
+# `_NormBase` is the base class of every BatchNorm, SyncBatchNorm and InstanceNorm.
 _NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -49,7 +49,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     if solver.CLIP_GRADIENTS.ENABLED:
         clip = _gradient_clipper(solver.CLIP_GRADIENTS)
-        # Inside `step`, so that it also comes after a gradient scaler has undone its scale.
+        # As a hook of `step`, clipping comes after a gradient scaler has undone its scale.
         optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: clip(_all_params(optimizer)))
     return optimizer
 
@@ -66,12 +66,12 @@ def get_default_optimizer_params(
 
     Args:
         weight_decay_norm: weight decay of normalisation layers; ``None``: as everything else.
-        bias_lr_factor: learning rate of biases over ``base_lr``.
-        weight_decay_bias: weight decay of biases, those of normalisation layers too; ``None``: no exception.
+        bias_lr_factor: learning rate of biases, relative to ``base_lr``.
+        weight_decay_bias: weight decay of biases, also in normalisation layers; ``None``: that of the layer's weights.
 
     Returns:
-        Parameter groups ``{"params", "lr", "weight_decay"}``, in the order in which the model first shows a
-        member. A parameter shared by several modules is in one group, once.
+        Parameter groups ``{"params", "lr", "weight_decay"}``, in the order of their first parameters in the model.
+        A parameter that several modules share is listed once.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -118,7 +118,7 @@ def _choose(key: str, name: str, choices: dict[str, Any]) -> Any:
 
 
 class LRMultiplier(torch.optim.lr_scheduler.LRScheduler):
-    """Sets each group's learning rate to its first value times a schedule."""
+    """Sets each group's learning rate to its initial value times the schedule's factor."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class LRMultiplier(torch.optim.lr_scheduler.LRScheduler):
         max_iter: int,
         last_iter: int = -1,
     ):
-        """``max_iter``: iterations of the whole training; ``last_iter``: the last one done, or -1."""
+        """``max_iter``: iterations of the whole training; ``last_iter``: the last completed iteration, or -1."""
         self._multiplier, self._max_iter = multiplier, max_iter
         super().__init__(optimizer, last_epoch=last_iter)
 
@@ -175,15 +175,15 @@ def _equal_steps(solver: CfgNode) -> Schedule:
     schedule = StepWithFixedGammaParamScheduler(
         base_value=1.0, gamma=solver.GAMMA, num_decays=solver.NUM_DECAYS, num_updates=solver.MAX_ITER
     )
-    # fvcore's has no value at 1, for which every scheduler is asked after the last iteration.
+    # fvcore's schedule has no value at 1, but every scheduler is evaluated there after the last iteration.
     return lambda where: schedule(min(where, 1.0 - 1e-5))
 
 
 def _with_warmup(solver: CfgNode, schedule: Schedule) -> Schedule:
-    """Precede a schedule by ``WARMUP_ITERS`` iterations, starting at ``WARMUP_FACTOR`` of its first value.
+    """Begin a schedule with ``WARMUP_ITERS`` iterations of warm-up, from ``WARMUP_FACTOR`` times its first value.
 
-    Linear warm-up ends where the schedule is at that time. The schedule is cut off at its beginning, or, with
-    ``RESCALE_INTERVAL``, squeezed into what warm-up leaves.
+    Linear warm-up ends at the value with which the schedule goes on. Warm-up replaces the beginning of the
+    schedule or, with ``RESCALE_INTERVAL``, squeezes the whole schedule into the remaining iterations.
     """
     length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
     start = solver.WARMUP_FACTOR * schedule(0.0)

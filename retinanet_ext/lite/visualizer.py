@@ -1,6 +1,7 @@
 """Pictures of boxes with class names and scores.
 
-Colours are RGB. Coordinates are continuous pixels of the given image; `scale` enlarges the picture, not them.
+Colours are RGB. Coordinates are continuous pixels of the given image; `scale` enlarges the picture, but does not apply
+to coordinates.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from PIL import Image, ImageDraw, ImageFont
 from .palette import generate_palette
 from .structures import Boxes, BoxMode, Instances
 
-# Of the picture's mean side (the square root of its area), with a floor that stays readable.
+# Fraction of the picture's mean side (the square root of its area), and the smallest readable size in pixels.
 LINE_WIDTH, MIN_LINE_WIDTH = 1 / 250, 2
 FONT_SIZE, MIN_FONT_SIZE = 1 / 40, 11
 # Objects flatter than this many text lines get a smaller label, so that it does not hide them.
 SMALL_OBJECT_LINES, SMALL_FONT, MIN_SMALL_FONT = 2.0, 0.8, 9
 SHADOW = (0, 0, 0, 90)
 LABEL_ALPHA = 225
-# A label keeps clear of objects below this many times its own area; it cannot hide a larger one.
-SHY_OF_OBJECTS = 4
-# Two labels over each other can both not be read: worse than a label over an object.
-LABEL_OVER_LABEL = 4
+# A label avoids objects of up to this many times its own area; it cannot hide a larger object.
+AVOIDED_OBJECT_AREA = 4
+# Overlapping labels are both unreadable: this many times worse than a label hiding an object.
+LABEL_OVERLAP_COST = 4
 
 
-# Left, top, and the column and row after the last.
+# Left, top, right, bottom; right and bottom are exclusive.
 Rectangle = tuple[int, int, int, int]
 # RGB in 0 to 255.
 Color = tuple[int, int, int]
@@ -80,8 +81,8 @@ class Visualizer:
         """
         Args:
             img_rgb: (H, W, 3), RGB, in 0 to 255.
-            metadata: of the dataset; `thing_classes` (names) and `thing_colors` (RGB in 0 to 255) are used
-                where it has them.
+            metadata: metadata of the dataset; `thing_classes` (names) and `thing_colors` (RGB in 0 to 255) are
+                used if present.
             scale: size of the picture relative to the image.
 
         Raises:
@@ -107,7 +108,7 @@ class Visualizer:
         """Draws detections, labelled with class and score.
 
         Args:
-            predictions: with `pred_boxes`, and if there are `scores` and `pred_classes`; on any device.
+            predictions: with `pred_boxes`, and optionally `scores` and `pred_classes`; on any device.
         """
         boxes = predictions.pred_boxes if predictions.has("pred_boxes") else None
         labels = [""] * len(predictions)
@@ -143,11 +144,11 @@ class Visualizer:
         Args:
             boxes: N boxes XYXY, shape (N, 4).
             labels: N texts; an empty one draws no label.
-            assigned_colors: N colours: RGB with values in 0 to 1, or names of matplotlib. Default: one colour
-                after the other from the palette.
+            assigned_colors: N colours: RGB with values in 0 to 1, or names of matplotlib. Default: the colours
+                of the palette, in order.
 
         Raises:
-            ValueError: numbers of boxes, labels and colours that differ, or an illegal colour.
+            ValueError: the numbers of boxes, labels and colours differ, or a colour is illegal.
         """
         corners = _as_array(boxes)
         if assigned_colors is None:
@@ -188,7 +189,7 @@ class Visualizer:
         return _as_fractions(colors)
 
     def _to_pixels(self, corners: np.ndarray) -> list[Rectangle]:
-        """Boxes of the image in whole pixels of the picture, clipped to it, at least one pixel each."""
+        """Boxes (N, 4) of the image in whole pixels of the picture, clipped to it, each at least one pixel."""
         size = np.array(self._canvas.size)
         scaled = np.round(corners.reshape(-1, 2, 2) * size / self._image_size)
         first = np.clip(scaled[:, 0], 0, size - 1)
@@ -203,7 +204,7 @@ class Visualizer:
 
     def _draw_box(self, draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color) -> None:
         left, top, right, bottom = rectangle
-        # The thin shadow outside keeps the line visible on a background of its own colour.
+        # The thin shadow outside keeps the line visible on a background of the same colour.
         draw.rectangle((left - 1, top - 1, right, bottom), outline=SHADOW)
         width = min(self._line_width, (min(right - left, bottom - top) + 1) // 2)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=width)
@@ -217,7 +218,7 @@ class Visualizer:
         objects: list[Rectangle],
         placed: list[Rectangle],
     ) -> Rectangle:
-        """Draws a label where it hides least of the objects and the labels in `placed`; returns its place."""
+        """Draws a label where it hides least of the objects and of the labels in `placed`; returns its rectangle."""
         height = rectangle[3] - rectangle[1]
         is_small = height < SMALL_OBJECT_LINES * self._font_size
         font = _font(max(round(self._font_size * SMALL_FONT), MIN_SMALL_FONT) if is_small else self._font_size)
@@ -239,9 +240,9 @@ def _best_spot(
     objects: list[Rectangle],
     placed: list[Rectangle],
 ) -> Rectangle:
-    """Where a label goes: above the object, inside at the top, below, inside at the bottom; left or right."""
+    """The place that hides least: above the object, inside at the top, below, inside at the bottom; left or right."""
     (x0, y0, x1, y1), (width, height) = rectangle, size
-    largest = SHY_OF_OBJECTS * width * height
+    largest = AVOIDED_OBJECT_AREA * width * height
     small = [other for other in objects if _area(other) <= largest]
     best, least_hidden = None, None
     for y in (y0 - height, y0, y1, y1 - height):
@@ -250,7 +251,7 @@ def _best_spot(
             top = max(min(y, canvas[1] - height), 0)
             spot = (left, top, left + width, top + height)
             hidden = sum(_overlap(spot, other) for other in small)
-            hidden += LABEL_OVER_LABEL * sum(_overlap(spot, other) for other in placed)
+            hidden += LABEL_OVERLAP_COST * sum(_overlap(spot, other) for other in placed)
             if least_hidden is None or hidden < least_hidden:
                 best, least_hidden = spot, hidden
     return best
@@ -274,7 +275,7 @@ def _shorten(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings this font along, so that labels look the same on every machine.
+    # Matplotlib ships this font, so labels look the same on every machine.
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(path, size)
 

@@ -1,10 +1,10 @@
-"""Losses of a dense detector. Knows torch, the box arithmetic of `ops` and the registry; no engine.
+"""Losses of a dense detector. Imports torch, the box operations of `ops` and the registry, but no engine.
 
 In reading order:
 
 - ``loss_interface.py``: what a loss sees and returns, and the two registries
-- ``focal.py``: the focal loss on one page: formula, plain form, and the form that training runs
-- ``one_pass.py``: how such a loss and its gradient run over a whole batch in one pass
+- ``focal.py``: the focal loss on one page: formula, plain form, and the fast form that training runs
+- ``one_pass.py``: how such a loss and its gradient are computed in one pass over a batch
 - ``focal_triton.py``: the same for the focal loss, as one CUDA kernel
 - ``focal_star.py``: FL*, the paper's alternate focal loss
 - ``hinge.py``: the hinge loss on p_t

@@ -1,8 +1,9 @@
 """Box losses: smooth L1 on encoded boxes, and the losses that are built on the overlap of decoded boxes.
 
 Smooth L1: Girshick, "Fast R-CNN", eq. 3, with the transition point as a parameter. GIoU: Rezatofighi et al. 2019. DIoU
-and CIoU: Zheng et al. 2020, eq. 7 and 10. Boxes are ``(x1, y1, x2, y2)`` in pixels, row i of one against row i of the
-other. First the formulas, which training runs as they are; then the modules that apply them to the foreground anchors.
+and CIoU: Zheng et al. 2020, eq. 7 and 10. Boxes are ``(x1, y1, x2, y2)`` in pixels; row i of one tensor is compared
+with row i of the other. The formulas come first, and training runs them as they are; then come the modules that apply
+them to the foreground anchors.
 """
 
 import math
@@ -26,9 +27,9 @@ def smooth_l1_loss(
     ``beta = 0`` is the L1 loss, ``beta = 1`` the Huber loss of Fast R-CNN.
 
     Args:
-        inputs, targets: same shape, floating point; half precision is raised to float32.
+        inputs, targets: any shape, the same for both, floating point; half precision is raised to float32.
         beta: where the parabola meets the line, >= 0, in the units of the inputs.
-        reduction: ``none``, ``mean`` or ``sum``.
+        reduction: ``none`` keeps the shape; ``mean`` and ``sum`` give a scalar.
 
     Raises:
         ValueError: shapes differ, ``beta`` is negative, or ``reduction`` is unknown.
@@ -38,7 +39,7 @@ def smooth_l1_loss(
     if beta < 0:
         raise ValueError(f"beta is {beta}; smooth L1 needs beta >= 0 (0 is L1)")
     distance = (upcast(inputs) - upcast(targets)).abs()
-    # Dividing by a tiny beta would give NaN gradients through torch.where; below 1e-5 the parabola is nowhere.
+    # Dividing by a tiny beta would give NaN gradients through torch.where; below 1e-5 the parabola is negligible.
     if beta < 1e-5:
         return reduce_loss(distance, reduction)
     loss = torch.where(distance < beta, 0.5 * distance**2 / beta, distance - 0.5 * beta)
@@ -46,16 +47,16 @@ def smooth_l1_loss(
 
 
 def l1_loss(inputs: torch.Tensor, targets: torch.Tensor, reduction: str = "none") -> torch.Tensor:
-    """``|inputs - targets|``; arguments and errors as :func:`smooth_l1_loss`."""
+    """``|inputs - targets|`` of any shape; arguments and errors as for :func:`smooth_l1_loss`."""
     return smooth_l1_loss(inputs, targets, beta=0.0, reduction=reduction)
 
 
 class _Overlap(NamedTuple):
-    """Per-row quantities shared by the three losses, each of shape ``(M,)``."""
+    """Per-row quantities that the three losses share, ``(M,)`` unless noted."""
 
     iou: torch.Tensor
     union: torch.Tensor
-    hull_wh: torch.Tensor  # (M, 2), of the smallest box around both
+    hull_wh: torch.Tensor  # (M, 2), width and height of the smallest box around both
 
 
 def _overlap(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float) -> _Overlap:
@@ -94,16 +95,16 @@ def giou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none
 
 
 def diou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none", eps: float = EPS) -> torch.Tensor:
-    """``1 - IoU + d^2 / c^2``, with d the distance of the centres and c the hull's diagonal; arguments as GIoU's."""
+    """``1 - IoU + d^2 / c^2``: d is the centres' distance, c the hull's diagonal. Boxes ``(M, 4)``, as for GIoU."""
     boxes1, boxes2 = upcast(boxes1), upcast(boxes2)
     iou, _, hull_wh = _overlap(boxes1, boxes2, eps)
     return reduce_loss(1 - iou + _center_distance(boxes1, boxes2, hull_wh, eps), reduction)
 
 
 def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none", eps: float = EPS) -> torch.Tensor:
-    """DIoU plus ``a v``, v the difference of the aspect angles; arguments as GIoU's.
+    """DIoU plus ``a v``, where v compares the aspect angles. Boxes ``(M, 4)`` and other arguments as for GIoU.
 
-    ``v = (4 / pi^2) (atan(w2 / h2) - atan(w1 / h1))^2`` and ``a = v / (1 - IoU + v)``, which is a weight and
+    ``v = (4 / pi^2) (atan(w2 / h2) - atan(w1 / h1))^2`` and ``a = v / (1 - IoU + v)``; ``a`` is a weight and
     carries no gradient (paper, section "CIoU loss").
     """
     boxes1, boxes2 = upcast(boxes1), upcast(boxes2)
@@ -131,7 +132,7 @@ class DeltaLoss(nn.Module):
 
 
 class OverlapLoss(nn.Module):
-    """A loss between the decoded and the ground truth boxes, such as GIoU."""
+    """A loss between decoded boxes and ground truth boxes, such as GIoU."""
 
     def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
         """
@@ -155,7 +156,7 @@ def make_box_loss(name: str, smooth_l1_beta: float = 0.0) -> nn.Module:
     """The box loss called ``name``: ``smooth_l1``, ``l1``, ``giou``, ``diou`` or ``ciou``.
 
     Raises:
-        ValueError: no such loss.
+        ValueError: ``name`` is none of these.
     """
     if name in OVERLAP_LOSSES:
         return OverlapLoss(OVERLAP_LOSSES[name])
@@ -172,7 +173,7 @@ for _name in ("l1", *OVERLAP_LOSSES):
     _register(_name)
 
 
-# The one builder that reads the key: keys that nothing reads are reported to the user.
+# Only this builder reads SMOOTH_L1_LOSS_BETA: keys that nothing reads are reported to the user.
 @BOX_LOSS_REGISTRY.register(name="smooth_l1")
 def _build_smooth_l1(cfg) -> nn.Module:
     return make_box_loss("smooth_l1", cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA)

@@ -13,11 +13,12 @@ less than under cross entropy, so the many easy background anchors do not outwei
 
 The file goes from the formula to what runs:
 
-1. :func:`sigmoid_focal_loss` is the formula, an entry at a time. :func:`dense_focal_reference` sums it over the
+1. :func:`sigmoid_focal_loss` is the formula, entry by entry. :func:`dense_focal_reference` sums it over the
    anchors of an image. Both are references: training does not call them, tests compare the fast form with them.
 2. :func:`focal_and_derivative` is the same formula with its derivative written out, and :func:`dense_focal_loss` runs
-   it over all anchors and classes, by way of ``one_pass.py`` (on CUDA by the kernel of ``focal_triton.py``).
-3. :class:`DenseFocalLoss` is what the config names, as ``focal``, ``cross_entropy`` or ``balanced_cross_entropy``.
+   it over all anchors and classes, through ``one_pass.py`` (on CUDA through the kernel of ``focal_triton.py``).
+3. :class:`DenseFocalLoss` is the module that the config names, as ``focal``, ``cross_entropy`` or
+   ``balanced_cross_entropy``.
 """
 
 import math
@@ -52,8 +53,8 @@ def sigmoid_focal_loss(
         logits: any shape, floating point. Half precision is raised to float32 first, so the loss keeps its
             precision under autocast.
         targets: same shape, values 0 or 1.
-        alpha: weight of the targets 1, in [0, 1]; negative switches the weighting off. For logits ``(..., K)`` also
-            K values, one for each class.
+        alpha: weight of entries with target 1, in [0, 1]; negative switches the weighting off. For logits
+            ``(..., K)`` also K values, one for each class.
         gamma: focusing exponent, >= 0.
         reduction: ``none``, ``mean`` or ``sum``.
 
@@ -72,7 +73,7 @@ def sigmoid_focal_loss(
 def focal_of_margin(x_t: torch.Tensor, gamma: float) -> torch.Tensor:
     """``-(1 - p_t)^gamma log(p_t)`` of margins of any shape, elementwise (eq. 4).
 
-    ``log(p_t) = logsigmoid(x_t)`` and ``log(1 - p_t) = logsigmoid(-x_t)``, which are exact also where p_t rounds to 0
+    ``log(p_t) = logsigmoid(x_t)`` and ``log(1 - p_t) = logsigmoid(-x_t)``, which stay exact where p_t rounds to 0
     or 1. There, the textbook's ``(1 - p_t) ** gamma`` would have an infinite derivative for gamma < 1.
     """
     loss = -F.logsigmoid(x_t)
@@ -80,7 +81,7 @@ def focal_of_margin(x_t: torch.Tensor, gamma: float) -> torch.Tensor:
 
 
 def dense_focal_reference(logits: torch.Tensor, labels: torch.Tensor, alpha: Alpha, gamma: float) -> torch.Tensor:
-    """What :func:`dense_focal_loss` computes, by its definition: a 0 or 1 for every anchor and class.
+    """What :func:`dense_focal_loss` computes, by definition: with a target of 0 or 1 for every anchor and class.
 
     Args:
         logits, labels, alpha, gamma: as for :func:`dense_focal_loss`; logits ``(N, R, K)``, labels ``(N, R)``.
@@ -96,7 +97,7 @@ def dense_focal_reference(logits: torch.Tensor, labels: torch.Tensor, alpha: Alp
 def margins_and_weights(
     logits: torch.Tensor, targets: torch.Tensor, alpha: Alpha
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """``x_t`` (eq. 6), of the logits' shape, and ``alpha_t`` (eq. 3; 1 for a negative alpha), for losses of the margin.
+    """``x_t`` (eq. 6) and ``alpha_t`` (eq. 3; 1 for a negative alpha) of logits and targets of one shape.
 
     Raises:
         ValueError: shapes differ.
@@ -122,18 +123,19 @@ def focal_and_derivative(
     """The focal loss of minus the margin, ``u = -x_t``, and its derivative by ``u``, in place.
 
     With ``q = sigmoid(u) = 1 - p_t`` and ``s = softplus(u) = -log(p_t)`` the loss is ``q^gamma s``. Since ``dq/du =
-    q (1 - q)`` and ``ds/du = q``, its derivative is ``q^gamma (q + gamma (1 - q) s)``: no power below gamma, so it is
-    finite for every gamma.
+    q (1 - q)`` and ``ds/du = q``, its derivative is ``q^gamma (q + gamma (1 - q) s)``. It has no power below gamma, so
+    it is finite for every gamma.
 
     Args:
-        u, weight, scratch: tensors that broadcast to the shape of ``u``; see :func:`margin_loss`.
+        u: any shape.
+        weight, scratch: see :func:`margin_loss`.
         gamma: focusing exponent, >= 0.
     """
     q, p_t, s, power = scratch
     torch.sigmoid(u, out=q)
     torch.sub(1.0, q, out=p_t)
-    # One sigmoid and one logarithm are all that a gamma of 2 needs: min(q, 1 - q) is sigmoid(-|u|), so this is
-    # -log(1 + exp(-|u|)), without a rounded 1 inside the logarithm.
+    # min(q, 1 - q) is sigmoid(-|u|), so s becomes -log(1 + exp(-|u|)), without a rounded 1 inside the logarithm. One
+    # sigmoid and one logarithm are then all that a gamma of 2 needs.
     torch.minimum(q, p_t, out=s).neg_().log1p_()
     if gamma == 0:
         power.fill_(1.0)
@@ -157,25 +159,25 @@ def dense_focal_loss(
     gamma: float = 2.0,
     reduction: str = "sum",
 ) -> torch.Tensor:
-    """Sum of the focal loss over all anchors that are not ignored and all classes, from class indices.
+    """Sum of the focal loss over all classes and all anchors that are not ignored, from class indices.
 
-    Loss and gradient are computed together, in one pass: by a Triton kernel on CUDA, elsewhere and without Triton in
-    blocks. Beyond the gradient no memory of the logits' size is needed. Not differentiable twice. This function does
-    not wait for the device.
+    Loss and gradient are computed together, in one pass: by a Triton kernel on CUDA if Triton runs there, otherwise in
+    blocks. Only the gradient takes memory of the logits' size. The loss is not differentiable twice. This function
+    does not wait for the device.
 
     Args:
         logits: ``(N, R, K)`` for N images, R anchors and K classes, any strides.
-        labels: ``(N, R)`` int64: -1 ignored, 0..K-1 a class, K background. Not checked, which would wait for the
-            device: less than -1 is ignored too, more than K is background.
-        alpha: weight of the foreground entries in [0, 1], background entries weigh ``1 - alpha``; negative switches the
-            weighting off. A sequence or a tensor ``(K,)`` holds a weight for the entries of each class; the values
-            of a tensor are not checked.
+        labels: ``(N, R)`` int64: -1 ignored, 0..K-1 a class, K background. Not checked, since a check would
+            wait for the device: labels below -1 are ignored too, labels above K are background.
+        alpha: weight of the foreground entries in [0, 1]; background entries weigh ``1 - alpha``. Negative switches the
+            weighting off. A sequence or a tensor ``(K,)`` holds one alpha for each class; the values of a tensor are
+            not checked.
         gamma: focusing exponent, >= 0.
         reduction: ``sum`` over everything, or ``per_image``.
 
     Returns:
         A scalar, or ``(N,)`` for ``per_image``, in float32 (float64 for float64 logits): half precision is raised
-        an entry at a time. The gradient has the logits' dtype.
+        without a copy of all logits. The gradient has the logits' dtype.
 
     Raises:
         ValueError: shapes or dtypes disagree, or a value is out of its range.
@@ -184,7 +186,7 @@ def dense_focal_loss(
     return reduce_images(sums_of_images("focal", [gamma], logits, labels, alpha), reduction)
 
 
-# ---- 3. As the config names it.
+# ---- 3. The module that the config names.
 
 
 class DenseFocalLoss(nn.Module):
@@ -193,8 +195,8 @@ class DenseFocalLoss(nn.Module):
     def __init__(self, *, alpha: float | Sequence[float] = 0.25, gamma: float = 2.0):
         """
         Args:
-            alpha: weight of the foreground in [0, 1]; negative switches the weighting off. A sequence holds one in
-                [0, 1] for each class.
+            alpha: weight of the foreground in [0, 1]; negative switches the weighting off. A sequence holds one
+                alpha in [0, 1] for each class.
             gamma: focusing exponent, >= 0; 0 is alpha-balanced cross entropy.
         """
         super().__init__()
@@ -207,7 +209,7 @@ class DenseFocalLoss(nn.Module):
         return dense_focal_loss(predictions.logits, targets.labels, self.alpha, self.gamma, reduction="per_image")
 
 
-# A builder reads the keys of its loss and no other: keys that nothing reads are reported to the user.
+# A builder reads only the keys of its loss: keys that nothing reads are reported to the user.
 @CLS_LOSS_REGISTRY.register(name="focal")
 def _build_focal(cfg) -> DenseFocalLoss:
     return DenseFocalLoss(alpha=alpha_from_config(cfg), gamma=cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA)
@@ -224,10 +226,10 @@ def _build_balanced_cross_entropy(cfg) -> DenseFocalLoss:
 
 
 def alpha_from_config(cfg) -> float | Sequence[float]:
-    """``FOCAL_LOSS_ALPHA``, or in its place one alpha for each class.
+    """``CLASS_ALPHAS``, one alpha for each class, or ``FOCAL_LOSS_ALPHA`` if that is empty.
 
     Raises:
-        ValueError: there are alphas for classes, but not one for each.
+        ValueError: ``CLASS_ALPHAS`` has another number of values than there are classes.
     """
     retinanet = cfg.MODEL.RETINANET
     values = retinanet.CLS_LOSS.CLASS_ALPHAS
@@ -236,13 +238,13 @@ def alpha_from_config(cfg) -> float | Sequence[float]:
     if len(values) != retinanet.NUM_CLASSES:
         raise ValueError(
             f"MODEL.RETINANET.CLS_LOSS.CLASS_ALPHAS has {len(values)} values, and MODEL.RETINANET.NUM_CLASSES is "
-            f"{retinanet.NUM_CLASSES}; give one alpha for each class, or [] for FOCAL_LOSS_ALPHA in all"
+            f"{retinanet.NUM_CLASSES}; give one alpha for each class, or [] to use FOCAL_LOSS_ALPHA"
         )
     return values
 
 
 def keep_alpha(module: nn.Module, alpha: float | Sequence[float]) -> None:
-    """Set ``module.alpha``; values of classes as a buffer, so that they move with the module, once."""
+    """Set ``module.alpha``. Several values become a buffer, so that they move to a device once, with the module."""
     if isinstance(alpha, (int, float)):
         module.alpha = alpha
     else:
@@ -262,7 +264,7 @@ def check_shapes(logits: torch.Tensor, targets: torch.Tensor) -> None:
 
 
 def check_alpha_gamma(alpha: Alpha, gamma: float) -> None:
-    """Refuse values outside the loss's definition; those of a tensor are not read, which would wait for its device.
+    """Refuse values outside the loss's definition. A tensor's values are not read: that would wait for its device.
 
     Raises:
         ValueError: ``gamma`` is negative or not finite, a number ``alpha`` exceeds 1, or one of several is outside

@@ -1,6 +1,6 @@
 """FL*, the alternate focal loss (Lin et al., "Focal Loss for Dense Object Detection", appendix A).
 
-As in ``focal.py``: the formula, which is the reference of the tests; then the form that training runs.
+As in ``focal.py``: first the formula, which is the tests' reference; then the fast form that training runs.
 """
 
 import math
@@ -32,20 +32,20 @@ def sigmoid_focal_star_loss(
     and ``alpha_t`` as in :func:`~retinanet_ext.losses.sigmoid_focal_loss`. The paper writes it without ``alpha_t``
     and sweeps gamma and beta at alpha 0.25 (figure 7). Its derivative by ``x`` is ``alpha_t y (p*_t - 1)`` (eq. 11).
 
-    Limits: ``gamma = 1, beta = 0`` is alpha-weighted cross entropy; as gamma grows it becomes the hinge on the logit,
-    ``max(0, -x_t)``.
+    Limits: ``gamma = 1, beta = 0`` is alpha-weighted cross entropy; as gamma grows, the loss approaches the hinge
+    on the logit, ``max(0, -x_t)``.
 
     Args:
         logits: any shape, floating point; half precision is raised to float32.
         targets: same shape, values 0 or 1.
-        alpha: weight of the targets 1, in [0, 1]; negative switches the weighting off.
+        alpha: weight of entries with target 1, in [0, 1]; negative switches the weighting off.
         gamma: steepness, > 0.
-        beta: shift: the larger, the less is asked of the margin.
+        beta: shift; the larger it is, the smaller the margin that gives a small loss.
         reduction: ``none``, ``mean`` or ``sum``.
 
     Returns:
-        The loss, of the logits' shape for ``none`` and a scalar otherwise. Loss and gradient are finite for
-        every logit for which ``gamma x + beta`` is.
+        The loss, of the logits' shape for ``none`` and a scalar otherwise. Loss and gradient are finite
+        wherever ``gamma x + beta`` is finite.
 
     Raises:
         ValueError: shapes differ, ``gamma`` is not positive, ``beta`` is not finite, ``alpha`` exceeds 1, or
@@ -77,7 +77,7 @@ def dense_focal_star_loss(
     beta: float = 1.0,
     reduction: str = "sum",
 ) -> torch.Tensor:
-    """Sum of FL* over all anchors that are not ignored and all classes; in blocks, on CUDA too.
+    """Sum of FL* over all classes and all anchors that are not ignored; computed in blocks, on CUDA too.
 
     Args:
         logits, labels, alpha, reduction: as for :func:`~retinanet_ext.losses.dense_focal_loss`; logits ``(N, R, K)``,
@@ -126,10 +126,10 @@ def _build_focal_star(cfg) -> DenseFocalStarLoss:
 
 
 def check_focal_star(alpha: Alpha, gamma: float, beta: float) -> None:
-    """As :func:`check_alpha_gamma`.
+    """As :func:`check_alpha_gamma`, for FL*.
 
     Raises:
-        ValueError: also for a ``gamma`` of 0 and a ``beta`` that is not finite.
+        ValueError: also if ``gamma`` is 0 or ``beta`` is not finite.
     """
     if gamma == 0:
         raise ValueError(f"gamma is {gamma}; FL* divides by it and needs gamma > 0 (gamma 1 and beta 0: cross entropy)")

@@ -15,13 +15,13 @@ def loss_and_gradient(
     want_gradient: bool,
     gradient_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As ``one_pass.in_blocks`` with the focal loss, for float32 and half precision: logits ``(N, R, K)``, labels ``(N,
-    R)``. Logits whose entries do not follow each other in memory are copied first."""
+    """As ``one_pass.in_blocks`` with the focal loss, for float32 and half precision: logits ``(N, R, K)``, labels
+    ``(N, R)``. Tensors that are not contiguous are copied first."""
     num_images, num_anchors, num_classes = logits.shape
     num_entries = num_anchors * num_classes
     num_blocks = triton.cdiv(num_entries, BLOCK)
     logits, labels = logits.contiguous(), labels.contiguous()
-    # Sums of blocks, then added in a fixed order: the same result every time.
+    # One sum per block, added in a fixed order: the result is the same every time.
     partial = logits.new_zeros((num_images, num_blocks), dtype=torch.float32)
     gradient = torch.empty_like(logits) if want_gradient else None
     if partial.numel() > 0:
@@ -60,20 +60,20 @@ def _focal_kernel(
     WANT_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a block of an image's entries; the formulas are those of ``focal.focal_and_derivative``."""
+    """One program per block of an image's entries; the formulas are those of ``focal.focal_and_derivative``."""
     image = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     inside = first + lane < num_entries
-    # Only one division is of 64 bits.
+    # Only one division needs 64 bits.
     first_anchor = first // NUM_CLASSES
-    place = (first - first_anchor * NUM_CLASSES).to(tl.int32) + lane
-    anchor = image * num_anchors + first_anchor + place // NUM_CLASSES
+    offset = (first - first_anchor * NUM_CLASSES).to(tl.int32) + lane
+    anchor = image * num_anchors + first_anchor + offset // NUM_CLASSES
     entry = image * num_entries + first + lane
 
     label = tl.load(labels_ptr + anchor, mask=inside, other=-1)
     x = tl.load(logits_ptr + entry, mask=inside, other=0.0).to(tl.float32)
-    is_foreground = label == place % NUM_CLASSES
+    is_foreground = label == offset % NUM_CLASSES
     u = tl.where(is_foreground, -x, x)
     e = tl.exp(-tl.abs(u))
     log1p_e = _log1p(e)
@@ -89,7 +89,7 @@ def _focal_kernel(
     else:
         power = tl.exp(GAMMA * (tl.minimum(u, 0.0) - log1p_e))
     if NUM_ALPHAS > 0:
-        alpha = tl.load(alpha_ptr + place % NUM_ALPHAS)
+        alpha = tl.load(alpha_ptr + offset % NUM_ALPHAS)
         power *= tl.where(is_foreground, alpha, 1.0 - alpha)
 
     valid = label >= 0
@@ -104,8 +104,10 @@ def _focal_kernel(
 
 @triton.jit
 def _log1p(e):
-    """``log(1 + e)`` for e in [0, 1] to float32 precision also near 0, where ``log`` of the rounded sum has none left:
-    ``2 atanh(z)`` as its series, ``z = e / (2 + e) <= 1/3``."""
+    """``log(1 + e)`` for e in [0, 1], as the series of ``2 atanh(z)`` with ``z = e / (2 + e) <= 1/3``.
+
+    It keeps float32 precision near e = 0, where the rounded sum ``1 + e`` has lost the digits of e.
+    """
     z = e / (2.0 + e)
     w = z * z
     series = 1.0 / 11 + w * (1.0 / 13)

@@ -1,6 +1,6 @@
 """The hinge loss on p_t (Lin et al., "Focal Loss for Dense Object Detection", section 5.1).
 
-As in ``focal.py``: the formula, which is the reference of the tests; then the form that training runs.
+As in ``focal.py``: first the formula, which is the tests' reference; then the fast form that training runs.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ def sigmoid_hinge_loss(
 
         loss = max(0, margin - p_t)
 
-    The paper says only that it is 0 above some value of ``p_t``, and that training was unstable. The derivative by
-    ``x`` is ``-y p_t (1 - p_t)`` below the margin and 0 above: it also vanishes where p_t is near 0, for what is
-    confidently wrong.
+    The paper says only that the loss is 0 above some value of ``p_t``, and that training was unstable. The derivative
+    by ``x`` is ``-y p_t (1 - p_t)`` below the margin and 0 above. It also vanishes where p_t is near 0, for
+    confidently wrong answers.
 
-    Limits: ``margin = 1`` is ``1 - p_t``, the absolute error; above the margin there is neither loss nor gradient.
+    Limits: ``margin = 1`` is ``1 - p_t``, the absolute error; above the margin, loss and gradient are 0.
 
     Args:
         logits: any shape, floating point; half precision is raised to float32.
@@ -43,7 +43,7 @@ def sigmoid_hinge_loss(
     """
     check_margin(margin)
     x_t, _ = margins_and_weights(logits, targets, alpha=-1)
-    # 1 - p_t as a sigmoid, which keeps its precision near 0.
+    # 1 - p_t is computed as a sigmoid, which stays accurate near 0.
     return reduce_loss(F.relu(torch.sigmoid(-x_t) - (1 - margin)), reduction)
 
 
@@ -51,11 +51,11 @@ def sigmoid_hinge_loss(
 def hinge_and_derivative(
     u: torch.Tensor, weight: torch.Tensor | None, scratch: Sequence[torch.Tensor], margin: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hinge loss of minus the margin ``u = -x_t``, any shape, and its derivative, in place; see
+    """The hinge loss of minus the margin, ``u = -x_t``, any shape, and its derivative by ``u``, in place; see
     :func:`margin_loss`.
 
     With ``q = sigmoid(u) = 1 - p_t`` the loss is ``max(0, q - (1 - margin))``; its derivative is ``q (1 - q)`` where
-    the loss is not zero. A margin of at most 1 leaves no loss at ``u = -inf``.
+    the loss is not zero. As the margin is at most 1, the loss is 0 at ``u = -inf``.
     """
     q, p_t, loss, is_positive = scratch
     torch.sigmoid(u, out=q)
@@ -72,12 +72,12 @@ def hinge_and_derivative(
 def dense_hinge_loss(
     logits: torch.Tensor, labels: torch.Tensor, margin: float = 0.5, reduction: str = "sum"
 ) -> torch.Tensor:
-    """Sum of the hinge loss over all anchors that are not ignored and all classes; in blocks, on CUDA too.
+    """Sum of the hinge loss over all classes and all anchors that are not ignored; computed in blocks, on CUDA too.
 
     Args:
         logits, labels, reduction: as for :func:`~retinanet_ext.losses.dense_focal_loss`; logits ``(N, R, K)``, labels
             ``(N, R)``.
-        margin: the ``p_t`` above which there is no loss, in (0, 1].
+        margin: the ``p_t`` above which the loss is 0, in (0, 1].
 
     Returns:
         A scalar, or ``(N,)`` for ``per_image``.
@@ -95,7 +95,7 @@ class DenseHingeLoss(nn.Module):
     def __init__(self, *, margin: float = 0.5):
         """
         Args:
-            margin: the ``p_t`` above which there is no loss, in (0, 1].
+            margin: the ``p_t`` above which the loss is 0, in (0, 1].
         """
         super().__init__()
         check_margin(margin)

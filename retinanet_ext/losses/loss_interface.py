@@ -1,4 +1,4 @@
-"""What the losses of a dense detector have in common: what they see, what they return, and where they are registered.
+"""The interface of a dense detector's losses: what they see, what they return, and where they are registered.
 
 N images, R anchors per image (all levels, order: level, H, W, A), K classes, M foreground anchors in the batch.
 """
@@ -14,14 +14,14 @@ CLS_LOSS_REGISTRY = Registry("CLS_LOSS", config_key="MODEL.RETINANET.CLS_LOSS.NA
 CLS_LOSS_REGISTRY.__doc__ = """
 Classification losses, named by ``MODEL.RETINANET.CLS_LOSS.NAME``.
 
-A registered object is called as ``obj(cfg)`` and returns a module that is called as
-``loss(predictions, targets)`` with :class:`DensePredictions` and :class:`DenseTargets` and returns the loss summed
+A registered object is called as ``obj(cfg)`` and returns a module. The module is called as
+``loss(predictions, targets)`` with :class:`DensePredictions` and :class:`DenseTargets`. It returns the loss summed
 over the anchors of each image, ``(N,)``.
 """
 
 BOX_LOSS_REGISTRY = Registry("BOX_LOSS", config_key="MODEL.RETINANET.BOX_LOSS.NAME")
 BOX_LOSS_REGISTRY.__doc__ = """
-Box regression losses, named by ``MODEL.RETINANET.BOX_LOSS.NAME``; called and returning as in CLS_LOSS_REGISTRY.
+Box regression losses, named by ``MODEL.RETINANET.BOX_LOSS.NAME``; calls and results are as in CLS_LOSS_REGISTRY.
 """
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -52,9 +52,9 @@ class DenseTargets:
 
     Attributes:
         labels: ``(N, R)`` int64: -1 ignored, 0..K-1 a class, K background.
-        image_index: ``(M,)``, the image of each foreground anchor.
-        anchor_index: ``(M,)``, its index among the R anchors.
-        gt_boxes: ``(M, 4)``, the ground truth box it is matched to, xyxy in pixels of the padded input.
+        image_index: ``(M,)`` int64, the image of each foreground anchor.
+        anchor_index: ``(M,)`` int64, its index among the R anchors.
+        gt_boxes: ``(M, 4)``, the ground truth box that it is matched to, xyxy in pixels of the padded input.
     """
 
     labels: torch.Tensor
@@ -65,7 +65,7 @@ class DenseTargets:
     @property
     def num_foreground(self) -> torch.Tensor:
         """Foreground anchors of each image, ``(N,)`` int64."""
-        # Not bincount, which waits for the device to learn the size of its result.
+        # bincount would wait for the device, to learn the size of its result.
         counts = self.image_index.new_zeros(self.labels.shape[0])
         return counts.index_add(0, self.image_index, torch.ones_like(self.image_index))
 

@@ -16,22 +16,22 @@ IGNORED = -1
 class OHEMLoss(nn.Module):
     """Cross entropy over the anchors that are hardest in each image; all others have no loss.
 
-    Every anchor that is not ignored is scored by its cross entropy, summed over the K classes. NMS over the anchors,
-    by this score, leaves one of those that show nearly the same; the ``batch`` of highest score are kept. The 1:3
-    variant then keeps that many background anchors for each foreground one, as SSD does.
+    Every anchor that is not ignored is scored by its cross entropy, summed over the K classes. NMS over the anchors by
+    this score removes near-duplicates, and the ``batch`` anchors with the highest scores are kept. The 1:3 variant
+    keeps three background anchors for each foreground anchor, as SSD does.
 
-    What the paper leaves open is chosen so: a batch is that of one image; NMS compares anchors, as the original
-    compares the regions it is given, not predicted boxes; and the sum is divided by the same normaliser as that of
-    every other loss, the foreground anchors assigned, so that two arms of a study differ in nothing else.
+    Choices that the paper leaves open: each image has its own batch. NMS compares anchors, not predicted boxes, as the
+    original compares its input regions. The sum is divided by the same normaliser as the sum of every other loss, the
+    assigned foreground anchors, so that two arms of a study differ in nothing else.
     """
 
     def __init__(self, *, batch: int = 128, nms_thresh: float = 0.5, negatives_per_positive: int = 0):
         """
         Args:
-            batch: anchors kept in an image; at most.
-            nms_thresh: IoU above which an anchor is dropped for one of higher loss.
-            negatives_per_positive: 0: the hardest, whatever they are. r > 0: at most ``batch // (1 + r)`` foreground
-                anchors, and r times as many background anchors as there are of these, or r in an image without.
+            batch: most anchors kept per image.
+            nms_thresh: IoU above which an anchor is dropped for another one of higher loss.
+            negatives_per_positive: 0 keeps the hardest anchors of either kind. r > 0 keeps at most ``batch // (1 + r)``
+                foreground anchors, and r background anchors for each of them, or r in an image without foreground.
 
         Raises:
             ValueError: a value outside its range.
@@ -53,6 +53,7 @@ class OHEMLoss(nn.Module):
         self.negatives_per_positive = negatives_per_positive
 
     def forward(self, predictions: DensePredictions, targets: DenseTargets) -> torch.Tensor:
+        """The loss of each image, ``(N,)``."""
         labels = torch.full_like(targets.labels, IGNORED)
         for logits, all_labels, kept_labels in zip(predictions.logits, targets.labels, labels):
             hard = self.hard_anchors(logits, all_labels, predictions.anchors)
@@ -61,14 +62,14 @@ class OHEMLoss(nn.Module):
 
     @torch.no_grad()
     def hard_anchors(self, logits: torch.Tensor, labels: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
-        """The anchors that are kept in one image, ``(B,)`` int64, B <= ``batch``, by descending loss.
+        """Indices of the anchors that are kept in one image, ``(B,)`` int64, B <= ``batch``, by descending loss.
 
-        NMS runs on the hardest anchors and is repeated with four times as many only if the selection is incomplete (in
-        greedy NMS a lower score never affects a higher one). With a ratio set and easy foreground anchors this may
-        reach all anchors.
+        NMS runs on the hardest anchors, and again with four times as many only if the selection is incomplete: in
+        greedy NMS a lower score never affects a higher one. With ``negatives_per_positive`` above 0 and easy foreground
+        anchors, this may reach all anchors.
 
         Args:
-            logits: ``(R, K)``. Their cross entropies exist once as ``(R, K)`` in float32.
+            logits: ``(R, K)``. Their cross entropies take a float32 tensor ``(R, K)``.
             labels: ``(R,)``: -1 ignored, 0..K-1 a class, K background.
             anchors: ``(R, 4)``, xyxy.
         """
@@ -78,7 +79,7 @@ class OHEMLoss(nn.Module):
         count = 16 * self.batch
         while True:
             first = order[:count]
-            # Ranks instead of losses: equal losses keep their order.
+            # NMS gets ranks instead of losses, so that equal losses keep their order.
             score = torch.arange(len(first), 0, -1, device=first.device)
             kept = batched_nms(anchors[first], score, torch.zeros_like(first), self.nms_thresh)
             hard, is_complete = self._select(kept, is_foreground, all_foreground_seen=count > last_foreground)
@@ -87,7 +88,8 @@ class OHEMLoss(nn.Module):
             count *= 4
 
     def _select(self, kept: torch.Tensor, is_foreground: torch.Tensor, all_foreground_seen: bool):
-        """Of the ranks that NMS kept, ascending, those to train on; and whether more candidates could change them."""
+        """The ranks to train on, from the ascending ranks that NMS kept; and whether they are final: more candidates
+        would not change them."""
         if not self.negatives_per_positive:
             return kept[: self.batch], len(kept) >= self.batch
         most = self.batch // (1 + self.negatives_per_positive)
@@ -99,13 +101,13 @@ class OHEMLoss(nn.Module):
 
 
 def _by_descending_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The anchors that are not ignored, ``(R',)``, by descending cross entropy over all classes."""
+    """Indices of the anchors that are not ignored, ``(R',)``, by descending cross entropy over all classes."""
     considered = (labels != IGNORED).nonzero().squeeze(1)
     logits, labels = upcast(logits[considered]), labels[considered]
-    # -log(1 - p) for each class, which differs from -log(p), the loss of the own class, by the logit.
+    # softplus(x) is -log(1 - p), the loss if the target is 0. For the labelled class the loss is -log(p), less by x.
     loss = F.softplus(logits).sum(dim=1)
-    own = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None]).squeeze(1)
-    loss = loss - torch.where(labels < logits.shape[1], own, 0.0)
+    labelled_logit = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None]).squeeze(1)
+    loss = loss - torch.where(labels < logits.shape[1], labelled_logit, 0.0)
     return considered[loss.argsort(descending=True, stable=True)]
 
 

@@ -1,13 +1,14 @@
 """Losses of the margin over a whole batch: the loss and its gradient in one pass over the logits, from class indices.
 
-The margin of an entry is its logit where its anchor has its class, and minus its logit elsewhere: ``x_t = y x`` (Focal
-Loss paper, eq. 6). A loss of nothing else needs no one-hot target, and its gradient can be computed with it. The focal
-loss, FL* and the hinge loss are such losses. Each states its formula in its own file and registers it here with
-:func:`margin_loss`; this file runs it.
+The margin of an entry is its logit if the anchor has the entry's class, and minus its logit otherwise: ``x_t = y x``
+(Focal Loss paper, eq. 6). A loss that depends only on the margin needs no one-hot target, and its gradient can be
+computed along with it. The focal loss, FL* and the hinge loss are such losses. Each states its formula in its own file
+and registers it here with :func:`margin_loss`; this file runs it.
 
 Almost all entries are background. So every entry is treated as background, except one for each anchor, its labelled
-entry: that of its class, or any where it has no class. Labelled entries are computed apart. The work is done in blocks
-that fit the cache, on any device, without a compiler; the focal loss on CUDA has a Triton kernel (``focal_triton.py``).
+entry: the entry of its class, or any entry if it has no class. Labelled entries are computed apart. The work is done in
+blocks that fit the cache, on any device, without a compiler. On CUDA the focal loss has a Triton kernel instead
+(``focal_triton.py``).
 """
 
 import functools
@@ -16,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-# Entries of a block. The five float32 buffers of a CPU block are 10 MiB, which a last-level cache holds; with smaller
+# Entries per block. The five float32 buffers of a CPU block take 10 MiB, which fits a last-level cache; with smaller
 # blocks the threads wait for each other more often. On a GPU, launches cost more than cache misses.
 CPU_BLOCK, GPU_BLOCK = 2**19, 2**24
-# Gradients of easy entries lie below what float16 can hold, and a loss scaler multiplies only afterwards. No entry's
+# Gradients of easy entries are too small for float16, and a loss scaler multiplies only after the rounding. No entry's
 # gradient exceeds 4 for any gamma below 1000, so scaled gradients stay below 2**15; float16 ends at 2**16.
 GRADIENT_SCALE = {torch.float16: 2.0**13}
 DENSE_REDUCTIONS = ("sum", "per_image")
@@ -31,10 +32,10 @@ MARGIN_LOSSES: dict[str, Formula] = {}
 def margin_loss(name: str) -> Callable[[Formula], Formula]:
     """Register a loss of the margin under ``name``; a decorator.
 
-    The function is called as ``formula(u, weight, scratch, *formula_args)`` with minus the margin, ``u``, so that ``p_t
-    = sigmoid(-u)``; a ``weight`` that broadcasts to it, or None; and four tensors like ``u``. It overwrites all of
-    these but the weight, and returns the weighted loss and its derivative by ``u``, both like ``u``. An infinite margin
-    has neither: ``u = -inf`` gives zeros.
+    The function is called as ``formula(u, weight, scratch, *formula_args)``. ``u`` is minus the margin, so that
+    ``p_t = sigmoid(-u)``; ``weight`` is None or broadcasts to ``u``; ``scratch`` holds four tensors like ``u``. The
+    function overwrites ``u`` and ``scratch``. It returns the weighted loss and its derivative by ``u``, both like
+    ``u``. Both must be 0 at an infinite margin, ``u = -inf``.
     """
 
     def register(formula: Formula) -> Formula:
@@ -62,7 +63,7 @@ def sums_of_images(
         ``(N,)``, in float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: shapes or dtypes disagree, or there is not one alpha for each class.
+        ValueError: shapes or dtypes disagree, or there are several alphas, but not K.
     """
     return sums_and_entries(name, formula_args, logits, labels, alpha)[0]
 
@@ -75,12 +76,12 @@ def sums_and_entries(
     alpha: float | Sequence[float] | torch.Tensor,
     *index: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`sums_of_images`, and the logits at ``index``, for a loss of their own.
+    """As :func:`sums_of_images`; also returns the logits at ``index``, so that another loss can be applied to them.
 
-    Both share one gradient; computed apart, each would fill a tensor of the logits' size.
+    Both results share one gradient tensor; computed apart, each would need one of the logits' size.
 
     Args:
-        index: image, anchor and class, ``(M,)`` int64 each; by default of no entry.
+        index: image, anchor and class, ``(M,)`` int64 each; by default no entries.
 
     Returns:
         ``(N,)``, and the logits ``(M,)`` in their dtype.
@@ -97,10 +98,10 @@ def sums_and_entries(
 
 
 def reduce_images(per_image: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Sums of images ``(N,)`` as they are for ``per_image``, or their ``sum``, a scalar.
+    """The losses of the images ``(N,)``, unchanged for ``per_image``, or their sum, a scalar, for ``sum``.
 
     Raises:
-        ValueError: another ``reduction``.
+        ValueError: ``reduction`` is neither of these.
     """
     if reduction not in DENSE_REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; legal values: {', '.join(DENSE_REDUCTIONS)}")
@@ -108,11 +109,11 @@ def reduce_images(per_image: torch.Tensor, reduction: str) -> torch.Tensor:
 
 
 def alpha_values(alpha: float | Sequence[float] | torch.Tensor, logits: torch.Tensor) -> torch.Tensor | None:
-    """Alpha as ``(1,)``, or ``(K,)`` for a value a class, in the dtype of the sums, for logits ``(N, R, K)``; None: no
-    weighting.
+    """Alpha in the dtype of the sums, for logits ``(N, R, K)``: ``(1,)``, or ``(K,)`` for one value per class, or None
+    for no weighting.
 
     Raises:
-        ValueError: there are values, but not K.
+        ValueError: there are several values, but not K.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if isinstance(alpha, (int, float)):
@@ -126,12 +127,12 @@ def alpha_values(alpha: float | Sequence[float] | torch.Tensor, logits: torch.Te
     return values
 
 
-# PyTorch's own test, not public; where a version has none, the graph may always be kept.
+# PyTorch's own test, which is not public. For a version without it, the graph counts as kept.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 class _MarginLoss(torch.autograd.Function):
-    """Makes the gradient in the forward pass and keeps nothing else of the logits' size for the backward pass."""
+    """Computes the gradient in the forward pass, and keeps nothing else of the logits' size for the backward pass."""
 
     @staticmethod
     def forward(ctx, logits, labels, alpha, name, formula_args, want_gradient, *index):
@@ -143,7 +144,7 @@ class _MarginLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, grad_entries):
         gradient, *index = ctx.saved_tensors
-        # In place, unless the graph is kept: then this gradient will be asked for once more.
+        # The gradient is scaled in place, unless the graph is kept: then it may be needed again.
         if torch.compiler.is_compiling() or _graph_is_kept():
             gradient = gradient.clone()
         gradient = _scale_images(gradient, grad_loss / GRADIENT_SCALE.get(gradient.dtype, 1.0))
@@ -153,7 +154,7 @@ class _MarginLoss(torch.autograd.Function):
 
 
 def _scale_images(gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Multiply in place every image of ``(N, R, K)`` by its factor, ``(N,)``, in the factor's precision."""
+    """Multiply each image of ``(N, R, K)`` in place by its factor, ``(N,)``, in the factors' precision."""
     if gradient.device.type == "cpu":
         # For half precision times (N, 1, 1) float32, the CPU would first make a float32 copy.
         for image, factor in zip(gradient, factors):
@@ -162,7 +163,7 @@ def _scale_images(gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor
     return gradient.mul_(factors[:, None, None])
 
 
-# An operator of its own, so that torch.compile does not look into it.
+# A custom operator, so that torch.compile does not trace into it.
 @torch.library.custom_op("retinanet_ext::margin_loss", mutates_args=())
 def _margin_loss(
     logits: torch.Tensor,
@@ -172,7 +173,7 @@ def _margin_loss(
     formula_args: Sequence[float],
     want_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses ``(N,)`` and their gradient, times GRADIENT_SCALE; without entries if it is not wanted."""
+    """Losses ``(N,)`` and their gradient times GRADIENT_SCALE; the gradient is empty if it is not wanted."""
     scale = GRADIENT_SCALE.get(logits.dtype, 1.0)
     kernel = _triton_kernel(logits.device, logits.dtype) if name == "focal" else None
     if kernel is None:
@@ -190,13 +191,13 @@ def _(logits, labels, alpha, name, formula_args, want_gradient):
 
 @functools.cache
 def _triton_kernel(device: torch.device, dtype: torch.dtype) -> Callable | None:
-    """The kernel of the focal loss for what it can do, if it runs here."""
+    """The focal loss's Triton kernel; None if it does not support the device or dtype, or does not run here."""
     if device.type != "cuda" or dtype == torch.float64:
         return None
     try:
         from . import focal_triton
 
-        # Triton may be there and yet lack a compiler for its launcher, or not know the GPU: try.
+        # An installed Triton may lack a compiler for its launcher, or not know the GPU: try it.
         focal_triton.loss_and_gradient(
             torch.zeros(1, 1, 1, device=device, dtype=dtype),
             torch.zeros(1, 1, device=device, dtype=torch.int64),
@@ -206,7 +207,7 @@ def _triton_kernel(device: torch.device, dtype: torch.dtype) -> Callable | None:
             gradient_scale=1.0,
         )
     except Exception as error:
-        warnings.warn(f"the focal loss runs without its Triton kernel, slower: {error}", stacklevel=2)
+        warnings.warn(f"the focal loss runs without its Triton kernel, which is slower: {error}", stacklevel=2)
         return None
     return focal_triton.loss_and_gradient
 
@@ -220,7 +221,7 @@ def in_blocks(
     want_gradient: bool,
     gradient_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A loss of the margin and its gradient, a block of entries at a time.
+    """A loss of the margin and its gradient, computed for one block of entries at a time.
 
     Args:
         logits: ``(N, R, K)``, any strides; half precision is raised to float32 a block at a time.
@@ -228,7 +229,7 @@ def in_blocks(
         alpha: weight of the foreground, ``(1,)`` or ``(K,)`` in the dtype of the sums; None: no weighting.
         formula, formula_args: see :func:`margin_loss`.
         want_gradient: whether the gradient is needed.
-        gradient_scale: what the gradient is multiplied by before it is rounded to the logits' dtype.
+        gradient_scale: factor of the gradient, applied before it is rounded to the logits' dtype.
 
     Returns:
         Sums of the images, ``(N,)`` in float32 (float64 for float64 logits), and their gradient by the logits,
@@ -247,7 +248,7 @@ def in_blocks(
         x, *scratch = (buffer[: part.numel()].view(part.shape) for buffer in buffers)
 
         # An entry with x = -inf has neither loss nor gradient, so a minimum with -inf removes ignored anchors. It takes
-        # a quarter of the time of a masked_fill; but NaN stays NaN, also where it is ignored.
+        # a quarter of the time of masked_fill. But NaN stays NaN, even in ignored anchors.
         limit = torch.where(part_labels < 0, -torch.inf, torch.inf).to(dtype).unsqueeze(2)
         torch.minimum(part if part.dtype == dtype else x.copy_(part), limit, out=x)
         labelled_class = part_labels.clamp(0, num_classes - 1).unsqueeze(2)
@@ -265,7 +266,7 @@ def in_blocks(
 
 
 def _blocks(shape: torch.Size, num_entries: int) -> Iterator[tuple[slice, slice]]:
-    """Images and anchors of every block: some whole images, or a part of the anchors of one."""
+    """Images and anchors of each block: one or more whole images, or a part of one image's anchors."""
     num_images, num_anchors, num_classes = shape
     anchors = max(1, num_entries // max(1, num_classes))
     images = max(1, anchors // max(1, num_anchors))
@@ -275,13 +276,13 @@ def _blocks(shape: torch.Size, num_entries: int) -> Iterator[tuple[slice, slice]
 
 
 def _labelled_entries(x, labels, labelled_class, alpha, formula, formula_args, num_classes):
-    """Weighted loss and gradient by ``x`` of one entry for each anchor; all of shape (images, anchors, 1)."""
+    """Weighted loss and gradient by ``x`` of one entry for each anchor; all tensors are (images, anchors, 1)."""
     is_foreground = (labels >= 0) & (labels < num_classes)
     sign = 1 - 2 * is_foreground.to(x.dtype)
     weight = None
     if alpha is not None:
         foreground_weight = alpha.expand(num_classes)[labelled_class]
         weight = torch.where(is_foreground, foreground_weight, 1 - foreground_weight)
-    # An ignored anchor has x = -inf and label -1.
+    # An ignored anchor has x = -inf and sign 1, so its loss and gradient are 0.
     loss, derivative = formula(x * sign, weight, list(x.new_empty((4, *x.shape))), *formula_args)
     return loss, derivative.mul_(sign)

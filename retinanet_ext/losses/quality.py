@@ -1,10 +1,10 @@
-"""Focal losses of a target between 0 and 1: the IoU of the box that an anchor predicts with its ground truth box.
+"""Focal losses with a target between 0 and 1: the IoU of an anchor's predicted box with its ground truth box.
 
 Quality focal: Li et al. 2020, "Generalized Focal Loss", eq. 2. Varifocal: Zhang et al. 2021, "VarifocalNet", eq. 2.
 
-As in ``focal.py``: the formulas, which training runs for foreground anchors; then the way to all anchors of a batch.
-The target of every background entry is 0, where both are the focal loss: that of all entries is one pass over the
-logits, and only the foreground entries take the formulas of this file.
+First come the formulas, which training runs for foreground entries; then the losses over all anchors of a batch. Every
+background entry has the target 0, for which both losses are the focal loss, up to a factor. So one pass over the logits
+handles all background entries, and only the foreground entries use the formulas of this file.
 """
 
 import math
@@ -58,19 +58,19 @@ def quality_focal_loss(
 def varifocal_loss(
     logits: torch.Tensor, targets: torch.Tensor, alpha: float = 0.75, gamma: float = 2.0, reduction: str = "none"
 ) -> torch.Tensor:
-    """Cross entropy to a target ``q`` in [0, 1], weighted by it; focal only where it is 0. With ``p = sigmoid(x)``::
+    """Cross entropy to a target ``q`` in [0, 1], weighted by ``q``; focal only at 0. With ``p = sigmoid(x)``::
 
         VFL = -q (q log(p) + (1 - q) log(1 - p))   for q > 0
         VFL = -alpha p^gamma log(1 - p)            for q = 0
 
-    Limits: for ``q = 1`` it is cross entropy; for ``q = 0`` the focal loss without weighting times ``alpha``. It jumps
-    where ``q`` becomes 0.
+    Limits: for ``q = 1`` it is cross entropy; for ``q = 0``, ``alpha`` times the unweighted focal loss. The loss
+    jumps where ``q`` becomes 0.
 
     Args:
         logits: any shape, floating point; half precision is raised to float32.
         targets: same shape, values in [0, 1].
-        alpha: weight of the targets 0, >= 0. Not the alpha of the focal loss: it has no counterpart for the others.
-        gamma: focusing exponent of the targets 0, >= 0.
+        alpha: weight of entries with target 0, >= 0. Unlike the focal loss's alpha, it leaves the others alone.
+        gamma: focusing exponent of entries with target 0, >= 0.
         reduction: ``none``, ``mean`` or ``sum``.
 
     Returns:
@@ -91,7 +91,7 @@ def varifocal_loss(
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cross entropy to soft targets, elementwise, for two tensors of any one shape."""
-    # PyTorch's own function subtracts for targets near 0, and small losses lose their digits.
+    # PyTorch's own function subtracts nearly equal numbers for targets near 0, so that small losses lose their digits.
     return -targets * F.logsigmoid(logits) - (1 - targets) * F.logsigmoid(-logits)
 
 
@@ -102,8 +102,8 @@ def dense_background_focal_loss(
     anchor_index: torch.Tensor,
     gamma: float = 2.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The focal loss without weighting of all background entries, and the logits of the foreground entries, for a loss
-    of their own. Both share one gradient.
+    """The unweighted focal loss of all background entries, and the logits of the foreground entries, so that another
+    loss can be applied to them. Both results share one gradient tensor.
 
     Args:
         logits: ``(N, R, K)``.
@@ -112,21 +112,21 @@ def dense_background_focal_loss(
         gamma: focusing exponent, >= 0.
 
     Returns:
-        Sums of the images, ``(N,)``; and the logits of those anchors at their classes, ``(M,)``, in the logits' dtype.
+        Sums of the images, ``(N,)``; and the logits of these anchors at their classes, ``(M,)``, in the logits' dtype.
 
     Raises:
         ValueError: as :func:`~retinanet_ext.losses.dense_focal_loss`.
     """
     check_alpha_gamma(0.0, gamma)
     index = (image_index, anchor_index, labels[image_index, anchor_index])
-    # With alpha 0 foreground entries weigh nothing, and background entries 1.
+    # With alpha 0, foreground entries have weight 0 and background entries weight 1.
     return sums_and_entries("focal", [gamma], logits, labels, 0.0, *index)
 
 
 class DenseQualityFocalLoss(nn.Module):
     """The quality focal loss over all anchors of a batch (Li et al. 2020).
 
-    The target of a foreground anchor, at its class, is the IoU of the box that it predicts with its ground truth box;
+    The target of a foreground anchor, at its class, is the IoU of its predicted box with its ground truth box;
     all other targets are 0. No gradient reaches the boxes.
     """
 
@@ -154,7 +154,7 @@ class DenseVarifocalLoss(nn.Module):
     def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0):
         """
         Args:
-            alpha: weight of the background entries, >= 0; foreground entries weigh what their IoU is.
+            alpha: weight of the background entries, >= 0; the weight of a foreground entry is its IoU.
             gamma: focusing exponent of the background entries, >= 0.
         """
         super().__init__()
@@ -172,7 +172,7 @@ class DenseVarifocalLoss(nn.Module):
 
 @torch.no_grad()
 def _predicted_ious(predictions: DensePredictions, targets: DenseTargets) -> torch.Tensor:
-    """IoUs of the boxes that the foreground anchors predict with their ground truth boxes: ``(M,)``."""
+    """IoUs of the foreground anchors' predicted boxes with their ground truth boxes: ``(M,)``."""
     deltas = predictions.deltas[targets.image_index, targets.anchor_index]
     boxes = predictions.decode(deltas, predictions.anchors[targets.anchor_index])
     return iou_of_columns(box_columns(boxes), box_columns(targets.gt_boxes.to(boxes.dtype)))

@@ -1,8 +1,8 @@
-"""What a run finds on its machine. No file here knows an engine.
+"""The machine that a run is on. No file here imports an engine.
 
 In reading order:
 
 - ``devices.py``: the devices that a config may name
 - ``cpu.py``: cores, and how freed memory is kept
-- ``processes.py``: how many processes train together, and each one's share of a batch
+- ``processes.py``: each process's share of a batch
 """

@@ -5,7 +5,7 @@ import functools
 import os
 import platform
 
-# Of glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -16,11 +16,11 @@ def usable_cores() -> int:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let the process keep the memory of freed tensors for the next ones, instead of giving it back to the system.
+    """Let the process keep the memory of freed tensors for new ones, instead of giving it back to the system.
 
-    By default glibc maps every large tensor anew and unmaps it at the end, and the system clears each page of it on
-    first touch: a tenth of the time of a training step. The setting holds for the rest of the process; calling this
-    again does nothing.
+    By default glibc maps new memory for every large tensor and unmaps it afterwards. The system clears each new page on
+    first touch, which takes a tenth of the time of a training step. The setting holds for the rest of the process;
+    calling this again does nothing.
 
     Returns:
         Whether freed memory is kept now. False where the C library is not glibc.
@@ -28,6 +28,6 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Both are needed: with the first alone, freed memory at the end of the heap would still go back. mallopt fails on
-    # values above INT_MAX.
+    # Both settings are needed: with the first alone, freed memory at the end of the heap would still go back to the
+    # system. mallopt fails on values above INT_MAX.
     return bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

@@ -7,7 +7,7 @@ def check_device(name: str) -> None:
     """Refuse a MODEL.DEVICE that does not exist on this machine.
 
     Raises:
-        ValueError: ``name`` is not the name of a device, or a CUDA device that PyTorch does not find.
+        ValueError: ``name`` is not the name of a device, or names a CUDA device that PyTorch does not find.
     """
     try:
         device = torch.device(name)

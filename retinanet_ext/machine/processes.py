@@ -1,11 +1,4 @@
-"""The processes of a job, and how they share a batch."""
-
-import torch.distributed as dist
-
-
-def num_processes() -> int:
-    """How many processes train together; 1 outside a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+"""How the processes of a job share a batch."""
 
 
 def images_per_process(images_per_batch: int, processes: int) -> int:

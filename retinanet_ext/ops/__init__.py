@@ -1,7 +1,7 @@
-"""Tensor operations on boxes. Knows only torch.
+"""Tensor operations on boxes. Imports only torch and torchvision.
 
 Boxes are ``(x1, y1, x2, y2)`` in continuous pixel coordinates: a box from pixel 3 to pixel 5 inclusive is
-``[3, 6)``, has width 3, and the centre of the image's first pixel lies at 0.5.
+``[3, 6)`` and has width 3; the centre of the image's first pixel lies at 0.5.
 
 In reading order:
 
@@ -16,7 +16,7 @@ __all__ = ["Box2BoxTransform", "batched_nms", "box_areas", "dense_focal_loss", "
 
 
 def __getattr__(name: str):
-    # The focal loss stands beside its formula. It is also found here, where it was promised to be.
+    # The focal loss lives beside its formula. Its name here is part of the public interface.
     if name == "dense_focal_loss":
         from retinanet_ext.losses import dense_focal_loss
 

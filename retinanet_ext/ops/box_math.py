@@ -1,7 +1,7 @@
 """Areas and overlaps of boxes; boxes as offsets from other boxes, and back.
 
-Boxes are ``(x1, y1, x2, y2)`` in pixels. :func:`pairwise_iou` is the readable form of the overlap, which tests compare
-:func:`iou_of_columns` with; the matchers run the latter.
+Boxes are ``(x1, y1, x2, y2)`` in pixels. :func:`pairwise_iou` is the readable form of the overlap. The matchers run
+:func:`iou_of_columns`, which tests compare with it.
 """
 
 import functools
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-# Bounds exp() of the predicted log size, so that one wild prediction cannot overflow: no object is more than
-# 1000/16 times as large as the anchor that finds it. The authors' code and Detectron2 use the same value.
+# Bounds exp() of the predicted log size, so that one wild prediction cannot overflow: no object is more than 1000/16
+# times as large as its anchor. The authors' code and Detectron2 use the same value.
 SCALE_CLAMP = math.log(1000.0 / 16)
 
 
@@ -23,7 +23,7 @@ def box_areas(boxes: torch.Tensor) -> torch.Tensor:
 def pairwise_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
     """Intersection over union of every box of one set with every box of the other.
 
-    The readable form, kept as the truth that :func:`iou_of_columns` is tested against.
+    The readable form, which is the reference for tests of :func:`iou_of_columns`.
 
     Args:
         boxes1: ``(M, 4)``, xyxy.
@@ -40,11 +40,11 @@ def pairwise_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
 
 
 def box_columns(boxes: torch.Tensor) -> torch.Tensor:
-    """Boxes as :func:`iou_of_columns` wants them: x1, y1, x2, y2 and the area, each contiguous.
+    """Boxes as :func:`iou_of_columns` takes them: x1, y1, x2, y2 and the area, each contiguous.
 
     Args:
-        boxes: ``(..., 4)``, xyxy. One without area, or with a NaN, becomes a point of area 1, which makes its IoU with
-            everything 0 without a look at the union.
+        boxes: ``(..., 4)``, xyxy. A box without area, or with a NaN, becomes a point of area 1, so that its IoU with
+            every box is 0 without a test of the union.
 
     Returns:
         ``(5, ...)``.
@@ -59,12 +59,12 @@ def box_columns(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def iou_of_columns(boxes1: torch.Tensor, boxes2: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:
-    """Intersection over union of boxes in columns, equal to :func:`pairwise_iou` in every bit, without a gradient.
+    """Intersection over union of boxes in columns, equal to :func:`pairwise_iou` in every bit; no gradient.
 
     Args:
         boxes1, boxes2: ``(5, ...)`` from :func:`box_columns`, with shapes that broadcast to one another.
-        scratch: at least three times as many numbers as the result has; the result lies in it. By default new
-            memory, which costs as much time as the computation when it is large.
+        scratch: memory for at least three times as many numbers as the result has; the result lies in it. The default
+            is new memory, which takes as much time as the computation if it is large.
 
     Returns:
         The broadcast shape without the 5, in [0, 1].
@@ -82,7 +82,7 @@ def iou_of_columns(boxes1: torch.Tensor, boxes2: torch.Tensor, scratch: torch.Te
 
 
 def _overlap_of_spans(low1, high1, low2, high2, result: torch.Tensor, other: torch.Tensor) -> None:
-    """Lengths that two intervals share, into ``result``; ``other`` is overwritten."""
+    """Write the length that two intervals share to ``result``; overwrites ``other``."""
     torch.minimum(high1, high2, out=result)
     torch.maximum(low1, low2, out=other)
     result.sub_(other).clamp_(min=0)
@@ -98,7 +98,7 @@ class Box2BoxTransform:
     def __init__(self, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), scale_clamp: float = SCALE_CLAMP):
         """
         Args:
-            weights: ``(wx, wy, ww, wh)``, multiply the encoded offsets.
+            weights: ``(wx, wy, ww, wh)``, factors of the encoded offsets.
             scale_clamp: largest decoded ``dw / ww`` and ``dh / wh``.
         """
         self.weights = tuple(weights)
@@ -133,8 +133,8 @@ class Box2BoxTransform:
 
 @functools.cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Made once: to make a tensor of Python numbers waits for the device."""
-    with torch.inference_mode(False):  # or training could not use one that inference made
+    """A tensor ``(len(values),)``, made once: making a tensor from Python numbers waits for the device."""
+    with torch.inference_mode(False):  # training could not use a tensor made in inference mode
         return torch.tensor(values, dtype=dtype, device=device)
 
 

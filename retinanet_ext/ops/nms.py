@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import torch
 import torchvision
 
-# On CPU torchvision compares all pairs of a call, also those of different groups: many boxes in one call are slow, and
-# so are many calls. Groups are put together up to about this many boxes, where both cost the same.
+# On CPU torchvision compares all pairs of boxes in a call, also those of different groups. Many boxes in one call are
+# slow, and so are many calls: groups share a call up to about this many boxes, where both cost the same.
 BOXES_PER_CALL = 256
-# Coordinates beyond this, in pixels, are cut to it for the comparison. One wild box sets how far apart the groups are
-# moved; without a bound it could take the precision, or with an infinite coordinate the meaning, from all others.
+# Coordinates, in pixels, are clamped to this for the comparison. The largest one decides how far apart the groups are
+# moved: without a bound, one wild box would cost all others their precision, and an infinite one their meaning.
 LARGEST_COORDINATE = 2.0**20
 
 
 def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Greedy NMS within each group, such as a class of an image: a box is dropped for a better one that is kept.
+    """Greedy NMS within each group, such as a class of an image: drops a box that overlaps a better, kept box.
 
-    IoUs are computed in float64, with groups moved apart as far as the boxes reach: coordinates that float32 holds
-    stay exact among thousands of groups. On CUDA this waits for the device once.
+    IoUs are computed in float64, with the groups moved apart by the extent of the boxes: float32 coordinates stay exact
+    among thousands of groups. On CUDA this waits for the device once.
 
     Args:
         boxes: ``(M, 4)``, xyxy in pixels, of any floating type.
@@ -43,14 +43,14 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor,
 
 
 def _moved_apart(boxes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """The boxes in float64, each group so far from the others that they cannot overlap."""
+    """The boxes in float64, with the groups moved so far apart that they cannot overlap."""
     boxes = boxes.double().nan_to_num(nan=0.0).clamp(-LARGEST_COORDINATE, LARGEST_COORDINATE)
     stride = boxes.amax() - boxes.amin() + 1
     return boxes + (groups * stride)[:, None]
 
 
 def _sizes_of_calls(group_sizes: Sequence[int]) -> list[int]:
-    """Add up sizes of consecutive groups while they stay within ``BOXES_PER_CALL``; no group is split."""
+    """Boxes in each call: consecutive groups share one up to ``BOXES_PER_CALL`` boxes; no group is split."""
     sizes = []
     for size in group_sizes:
         if sizes and sizes[-1] + size <= BOXES_PER_CALL:

@@ -1,1 +1,9 @@
-""""""
+"""Reports: a list of blocks, written as Markdown or as one HTML page. Knows no engine.
+
+In reading order:
+
+- ``document.py``: the blocks of a report, and their Markdown
+- ``formats.py``: how numbers, times and config values are written
+- ``svg_plots.py``: the drawings
+- ``html_page.py``: the page, which is self-contained
+"""

@@ -1,4 +1,4 @@
-"""A report as a list of blocks, and how that is written as Markdown (as HTML: `page.py`)."""
+"""A report as a list of blocks, and its Markdown (its HTML: ``html_page.py``)."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Warning:
-    """What a reader must know before the figures: a sentence, and the cases it is about."""
+    """A notice that precedes the results: a sentence, and the cases that it concerns."""
 
     text: str
     items: Sequence[str]
@@ -25,7 +25,7 @@ class Warning:
 
 @dataclass(frozen=True)
 class Facts:
-    """Labelled lines."""
+    """Lines of (label, text)."""
 
     items: Sequence[tuple[str, str]]
 
@@ -37,7 +37,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text. `numbers`: the columns that hold numbers; None: all but the first."""
+    """Cells are text. `numbers`: indices of the columns that hold numbers; None: all but the first."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -56,7 +56,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing of `plots.py`; `name` is that of its file beside the Markdown."""
+    """A drawing of ``svg_plots.py``; `name` is the name of its file beside the Markdown."""
 
     name: str
     caption: str
@@ -96,5 +96,5 @@ def _table_rows(header, rule, rows):
 
 
 def _escape(text: str) -> str:
-    """What Markdown would take for markup; line ends would break a table."""
+    """Escape markup characters, and join lines, because a line end would break a table."""
     return re.sub(r"([\\`*<|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

@@ -11,7 +11,7 @@ _LONGEST_VALUE = 48
 
 
 class Spread(Protocol):
-    """A mean with what is known of its precision, such as ``ablation.statistics.Summary``; None where undefined."""
+    """A mean and its precision, such as ``ablation.statistics.Summary``; None where undefined."""
 
     n: int
     mean: float | None
@@ -20,7 +20,7 @@ class Spread(Protocol):
 
 
 def digits_for(values: Iterable[float | None]) -> int:
-    """Decimals of a column: 1, as papers have, or 2 where one decimal would turn a value into zero."""
+    """Decimals of a column: 1, as in papers, or 2 if one decimal would round a value to zero."""
     return 2 if any(value and round(value, 1) == 0 for value in values) else 1
 
 
@@ -45,7 +45,7 @@ def interval(summary: Spread, digits: int) -> str:
 
 
 def difference(summary: Spread | None, digits: int) -> str:
-    """Of arms, with its interval; says so where one seed gives none."""
+    """A difference between arms with its interval; with n if one seed gives no interval."""
     if summary is None or not summary.n:
         return NOTHING
     mean = signed(summary.mean, digits)
@@ -67,18 +67,18 @@ def total_duration(seconds: float) -> str:
 
 
 def config_value(value: Any) -> str:
-    """A value of a config, shortened to what a table has room for; in full it is in ``arms.csv``."""
+    """A config value, shortened to fit into a table; ``arms.csv`` has it in full."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 
 
 def shortened(reason: str) -> str:
-    """A reason without the middle of a long traceback; in full it is in ``runs.csv``."""
+    """A reason without the middle of a long traceback; ``runs.csv`` has it in full."""
     return reason if len(reason) <= 240 else f"{reason[:100]} […] {reason[-130:]}"
 
 
 def readable_path(path: Path) -> str:
-    """Relative to the working directory for what is below it."""
+    """The path, relative to the working directory if it lies below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else Path(relative).as_posix()
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing besides itself: light and dark, on a desk and on a phone."""
+"""A report as one self-contained HTML page, for light and dark mode, for desktop and phone."""
 
 import re
 from collections.abc import Sequence
@@ -43,8 +43,9 @@ figure svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 """
 
 
-_JOINED = re.compile(r"(?<=±) | (?=±)|(?<=to) | (?=to\b)|(?<=,) (?=[+-])| (?=min\b|h\b)")
-_JOINT = re.compile(r"([_.])(?=[A-Za-z]{2})")
+# Spaces within a number cell, which must not break the line; and places within a name where a line may break.
+_NO_BREAK = re.compile(r"(?<=±) | (?=±)|(?<=to) | (?=to\b)|(?<=,) (?=[+-])| (?=min\b|h\b)")
+_MAY_BREAK = re.compile(r"([_.])(?=[A-Za-z]{2})")
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
@@ -53,7 +54,7 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
         if isinstance(block, Figure):
             figures.append(_html(block))
             continue
-        if figures:  # neighbours stand side by side where there is room
+        if figures:  # consecutive figures stand side by side if there is room
             parts.append(f'<div class="figures">{"".join(figures)}</div>')
             figures = []
         if block is not None:
@@ -104,7 +105,7 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str, kind: str) -> str:
-    """Numbers stay on one line; names break where they are joined."""
+    """Numbers stay on one line; names may break after an underscore or a dot."""
     if kind == "number":
-        return _JOINED.sub("\u00a0", escape(text))
-    return _JOINT.sub(r"\1<wbr>", escape(text))
+        return _NO_BREAK.sub("\u00a0", escape(text))
+    return _MAY_BREAK.sub(r"\1<wbr>", escape(text))

@@ -1,4 +1,4 @@
-"""The drawings of a report, as SVG: narrow enough for a phone, with colours that the page around them decides."""
+"""The drawings of a report, as SVG: narrow enough for a phone, with colours that the surrounding page sets."""
 
 import io
 import math
@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-# Colours that stand for roles, and what becomes of them: in a page its CSS variables, in a file of its own these.
+# Placeholder colours for roles. A page replaces them by its CSS variables, a separate file by _FILE_COLORS.
 INK, QUIET, OURS, PAPER = "#010203", "#010204", "#010205", "#010206"
 _FILE_COLORS = {INK: "#1f2328", QUIET: "#9aa1a9", OURS: "#0b65c2", PAPER: "#b8500b"}
 _PAGE_COLORS = {INK: "var(--ink)", QUIET: "var(--quiet)", OURS: "var(--ours)", PAPER: "var(--paper)"}
 
 _WIDTH = 4.8  # inches; at 72 points an inch about the width of a phone
-_ROW = 0.46  # inches for an arm
+_ROW = 0.46  # inches per arm
 _STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "retinanet_ext",
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET, "xtick.color": INK, "ytick.color": INK,
@@ -29,13 +29,13 @@ _CURVE_POINTS = 150
 
 @dataclass(frozen=True)
 class Row:
-    """An arm in a plot of rows: what is drawn is what is not None or empty.
+    """An arm in a plot of rows. Fields that are None or empty are not drawn.
 
     Args:
-        label: the arm's name, and what must be known about it.
-        center: mean, or difference.
-        interval: around the center.
-        dots: values of single seeds.
+        label: the arm's name, and a remark if needed.
+        center: the mean, or the difference.
+        interval: its confidence interval.
+        dots: the values of the single seeds.
         paper: the paper's value.
     """
 
@@ -47,12 +47,12 @@ class Row:
 
 
 def draw_means(rows: Sequence[Row], name: str) -> str:
-    """Means with intervals and seeds on the left; the paper's values, on an axis of their own, on the right."""
+    """Means with intervals and seeds on the left; the paper's values, with their own axis, on the right."""
     has_paper = any(row.paper is not None for row in rows)
     with matplotlib.rc_context(_STYLE):
         figure = _row_figure(rows)
         ours, paper = (
-            (*figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1)),) if has_paper else (_one(figure), None)
+            (*figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1)),) if has_paper else (_single_axes(figure), None)
         )
         _draw_ours(ours, rows, f"{name} here")
         if has_paper:
@@ -68,7 +68,7 @@ def draw_differences(rows: Sequence[Row], name: str, baseline: str) -> str:
     """Differences to the baseline with their paired intervals, and the paper's differences below, on one axis."""
     with matplotlib.rc_context(_STYLE):
         figure = _row_figure(rows)
-        axes = _one(figure)
+        axes = _single_axes(figure)
         axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
         _draw_ours(axes, rows, f"{name}, difference to {baseline}", paper=True)
         return _svg(figure)
@@ -79,9 +79,9 @@ def draw_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], ref
 
     Args:
         curves: arm -> runs -> (iteration, value).
-        reference: the arm whose runs are drawn in grey in every panel; None: no such arm, and an axis of values for
-            each panel.
-        log: logarithmic values.
+        reference: the arm whose runs are drawn in grey in every panel, all with the same axis of values. None: no
+            such arm, and a separate axis for each panel.
+        log: make the axis of values logarithmic.
     """
     with matplotlib.rc_context({**_STYLE, "font.size": 7.5}):
         count = math.ceil(len(curves) / 2)
@@ -91,7 +91,7 @@ def draw_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], ref
             for run in curves[reference] if reference not in (None, arm) else ():
                 panel.plot(*_thinned(run), color=QUIET, linewidth=0.8)
             for run in runs:
-                # A run that soon stopped may have one value only.
+                # A run that stopped early may have only one value.
                 panel.plot(*_thinned(run), "." if len(run) == 1 else "-", color=OURS, linewidth=0.9, alpha=0.8)
             panel.set_title(arm, fontsize=7.5, loc="left")
             panel.grid(True)
@@ -110,22 +110,26 @@ def draw_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], ref
 
 
 def zoom_limits(values: Sequence[float | None], ends: Sequence[tuple[float, float] | None] = ()) -> tuple[float, float]:
-    """Limits of an axis that shows `values`, and of the intervals as much as does not squeeze them.
+    """Limits of an axis that shows `values`, and as much of the intervals as possible without squeezing the values.
 
-    Where a gap of more than half the range separates the values, the smaller group is left outside: an arm that
-    learned nothing would otherwise push all others into one spot. `ends` are drawn as far as they fit.
+    If a gap of more than half the range splits the values, the smaller group is left outside: an arm that learned
+    nothing would otherwise push all other arms into one spot.
+
+    Args:
+        values: None entries are ignored.
+        ends: (low, high) of each interval, or None.
     """
-    there = np.sort(np.asarray([value for value in values if value is not None], dtype=np.float64))
-    if not len(there):
+    shown = np.sort(np.asarray([value for value in values if value is not None], dtype=np.float64))
+    if not len(shown):
         return 0.0, 1.0
-    gaps = np.diff(there)
-    if len(gaps) > 2 and gaps.max() > (there[-1] - there[0]) / 2:
+    gaps = np.diff(shown)
+    if len(gaps) > 2 and gaps.max() > (shown[-1] - shown[0]) / 2:
         split = int(gaps.argmax()) + 1
-        there = there[split:] if len(there) >= 2 * split else there[:split]
-    middle, span = (there[0] + there[-1]) / 2, max(there[-1] - there[0], 0.02 * abs(there[-1]), 0.2)
+        shown = shown[split:] if len(shown) >= 2 * split else shown[:split]
+    middle, span = (shown[0] + shown[-1]) / 2, max(shown[-1] - shown[0], 0.02 * abs(shown[-1]), 0.2)
     low, high = middle - span / 2, middle + span / 2
     inside = [interval for interval in ends if interval is not None and interval[0] <= high and interval[1] >= low]
-    low_end, high_end = min([low, *(ends[0] for ends in inside)]), max([high, *(ends[1] for ends in inside)])
+    low_end, high_end = min([low, *(pair[0] for pair in inside)]), max([high, *(pair[1] for pair in inside)])
     return (max(low_end, low - span / 2) - 0.06 * span, min(high_end, high + span / 2) + 0.06 * span)
 
 
@@ -135,7 +139,7 @@ def for_page(svg: str) -> str:
 
 
 def for_file(svg: str) -> str:
-    """The drawing as a file of its own, on white."""
+    """The drawing as a separate file, on white."""
     colored = _recolor(svg, _FILE_COLORS)
     return re.sub(r"(<svg\b[^>]*>)", r'\1\n <rect width="100%" height="100%" fill="#ffffff"/>', colored, count=1)
 
@@ -157,7 +161,7 @@ def _row_figure(rows):
     return Figure(figsize=(_WIDTH, _ROW * len(rows) + 0.75), layout="constrained")
 
 
-def _one(figure):
+def _single_axes(figure):
     return figure.subplots()
 
 
@@ -168,7 +172,7 @@ def _draw_ours(axes, rows, label, paper=False):
         if row.interval is not None:
             low, high = np.clip(row.interval, *limits)
             for end, marker in zip((low, high), "<>"):
-                if end not in row.interval and limits[0] <= row.center <= limits[1]:  # goes on beyond the edge
+                if end not in row.interval and limits[0] <= row.center <= limits[1]:  # it continues beyond the edge
                     axes.plot(end, y, marker, color=OURS, markersize=3.5, alpha=0.75, clip_on=False)
             axes.plot((low, high), (y, y), color=OURS, linewidth=1.6, alpha=0.75, solid_capstyle="butt", zorder=2)
         axes.plot(row.dots, [y + 0.24] * len(row.dots), "o", color=OURS, markersize=2.8, alpha=0.6, zorder=2)
@@ -180,7 +184,7 @@ def _draw_ours(axes, rows, label, paper=False):
 
 
 def _mark(axes, y, value, limits, marker, color):
-    """The value, or an arrow with its number at the edge behind which it lies."""
+    """Draw the value; beyond the limits, draw an arrow with its number at the edge."""
     if value is None:
         return
     if limits[0] <= value <= limits[1]:
@@ -205,7 +209,7 @@ def _finish_rows(axes, rows, limits, label):
 
 
 def _thinned(curve):
-    """(iterations, values), averaged over neighbours where there are more points than a panel can show."""
+    """(iterations, values); neighbours are averaged if a curve has more points than a panel can show."""
     if not curve:
         return [], []
     points = np.asarray(curve, dtype=np.float64)

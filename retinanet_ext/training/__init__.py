@@ -1,1 +1,13 @@
-""""""
+"""One run, from the command line to its last checkpoint.
+
+In reading order:
+
+- ``launch.py``: one process or several
+- ``trainer.py``: the engine's trainer with checked data, reports and records
+- ``step.py``: one training step, the same on both engines
+- ``nonfinite_losses.py``: the error for a loss that is not finite
+- ``process_checks.py``: refuses jobs that cannot work, before they start
+- ``progress_line.py``: progress on a terminal and in a log
+- ``overlapped_evaluation.py``: evaluates one batch while the model computes the next
+- ``run_record.py``: `run.json` and `results.json`
+"""

@@ -41,15 +41,15 @@ _VARIABLES = {
 
 
 def process_group_from_environment(environment: Mapping[str, str]) -> ProcessGroup | None:
-    """What torchrun or, failing that, SLURM's srun says; None when neither started several processes.
+    """Read the group from the variables of torchrun, else of SLURM's srun; None if neither started several processes.
 
     Raises:
-        ValueError: torchrun's variables are there in part only.
+        ValueError: only some of torchrun's variables are set.
     """
     for launcher, names in _VARIABLES.items():
         missing = [name for name in names if name not in environment]
         if not missing:
-            # SLURM writes "8(x2)" for two nodes of eight tasks.
+            # SLURM writes "8(x2)" for two nodes with eight tasks each.
             group = ProcessGroup(*(int(re.match(r"\d+", environment[name])[0]) for name in names))
             return group if group.world_size > 1 else None
         if launcher == "torchrun" and "WORLD_SIZE" in environment and "RANK" in environment:
@@ -61,21 +61,21 @@ def launch(main: Callable[[Namespace], None], args: Namespace) -> None:
     """Run ``main(args)`` in every process of the run.
 
     Args:
-        main: called once in each process; importable by name where several are started.
+        main: called once in each process. If several processes are started here, it must be importable by name.
         args: Detectron2's command-line arguments. Unless torchrun or srun has started this process, ``num_gpus``
             processes are started here, for machine ``machine_rank`` of ``num_machines``; they meet at ``dist_url``.
 
     Raises:
         ValueError: flags or variables that contradict each other or the launcher.
-        torch.multiprocessing.ProcessRaisedException: a process that was started here failed; holds its traceback. The
-            others are stopped.
+        torch.multiprocessing.ProcessRaisedException: a process that was started here failed; the error holds its
+            traceback. The other processes are stopped.
     """
     group = process_group_from_environment(os.environ)
     if group is not None:
         if args.num_gpus > 1:
             raise ValueError(
-                f"--num-gpus {args.num_gpus} starts processes, but {group.world_size} have been started by torchrun or "
-                "srun already; leave the flag out"
+                f"--num-gpus {args.num_gpus} starts processes, but torchrun or srun has already started "
+                f"{group.world_size}; leave the flag out"
             )
         _set_address()
         _run_in_group(main, args, group, "env://")
@@ -90,19 +90,19 @@ def launch(main: Callable[[Namespace], None], args: Namespace) -> None:
 
 def _check_flags(args: Namespace) -> None:
     if args.num_gpus < 1 or args.num_machines < 1:
-        raise ValueError(f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}; both are at least 1")
+        raise ValueError(f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}; legal: at least 1")
     if not 0 <= args.machine_rank < args.num_machines:
         last = args.num_machines - 1
         raise ValueError(f"--machine-rank is {args.machine_rank}; legal: 0 to {last} (--num-machines - 1)")
 
 
 def _meeting_point(args: Namespace) -> str:
-    # Detectron2's parser fills in an address of this machine; there, two jobs of one user would get the same port.
+    # Detectron2's parser fills in an address on this machine. With it, two jobs of one user would get the same port.
     if args.dist_url not in (None, "auto", default_argument_parser().get_default("dist_url")):
         return args.dist_url
     if args.num_machines > 1:
         raise ValueError(
-            "a job on several machines needs the same --dist-url tcp://<address of machine 0>:<port> on all"
+            "a job on several machines needs the same --dist-url tcp://<address of machine 0>:<port> on each"
         )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -117,17 +117,17 @@ def _run_process(local_rank: int, main: Callable, args: Namespace, address: str)
 def _run_in_group(main: Callable, args: Namespace, group: ProcessGroup, address: str) -> None:
     _join(group, address)
     main(args)
-    # Only after success: after an error, closed connections would make the other processes fail first, and hide the
-    # cause.
+    # Leave only after success: after an error, closed connections would make the other processes fail first and hide
+    # the cause.
     _leave()
 
 
 def _join(group: ProcessGroup, address: str) -> None:
     backend = "gloo"
     if torch.cuda.is_available():
-        # Both, because the model's device is not known yet: it may be the CPU on a machine with GPUs, too.
+        # Both backends, because the model's device is not known yet: it may be the CPU even on a machine with GPUs.
         backend = "cpu:gloo,cuda:nccl"
-        # A job scheduler may show each process one GPU only, which is then number 0 for all of them.
+        # A job scheduler may show each process a single GPU, which then has number 0 in every process.
         torch.cuda.set_device(group.local_rank % torch.cuda.device_count())
     if "OMP_NUM_THREADS" not in os.environ:
         # Each process would otherwise start a thread for every core of the machine.
@@ -141,14 +141,14 @@ def _join(group: ProcessGroup, address: str) -> None:
         )  # fmt: skip
         raise
     comm.create_local_process_group(group.local_size)
-    # A machine that cannot talk to the others is found here, not in the middle of the first iteration.
+    # A machine that cannot reach the others fails here, not in the middle of the first iteration.
     comm.synchronize()
 
 
 def _leave() -> None:
-    """End the groups, with their threads: a thread that meets the end of the interpreter aborts the process."""
-    # Detectron2 remembers groups in variables and caches, and so may a model in a reference cycle. A group that
-    # something still refers to keeps its threads.
+    """End the groups and their threads: a thread that still runs when the interpreter exits aborts the process."""
+    # A group keeps its threads as long as anything refers to it. Detectron2 refers to groups in variables and caches; a
+    # model in a reference cycle may do so too.
     for name, value in list(vars(comm).items()):
         if isinstance(value, dist.ProcessGroup):
             setattr(comm, name, None)
@@ -159,7 +159,7 @@ def _leave() -> None:
 
 
 def _set_address() -> None:
-    """Where the processes of torchrun or srun meet, as the variables that torch.distributed reads."""
+    """Set the variables that tell torch.distributed where the processes of torchrun or srun meet."""
     if "MASTER_ADDR" not in os.environ:
         if "SLURM_STEP_NODELIST" not in os.environ:
             raise ValueError("RANK and WORLD_SIZE are set, but MASTER_ADDR is not; start with torchrun, or set it")

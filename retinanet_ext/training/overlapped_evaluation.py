@@ -1,4 +1,4 @@
-"""An evaluator that takes in one batch while the model computes the next."""
+"""An evaluator that processes one batch while the model computes the next."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,18 +9,19 @@ import torch
 
 from retinanet_ext.d2 import DatasetEvaluator
 
-# Batches that may wait to be taken in: they and the model's outputs for them are kept until then.
+# Number of batches that may wait for the evaluator. Their inputs and outputs stay in memory until then.
 BATCHES_AHEAD = 2
 
 
 class OverlappedEvaluator(DatasetEvaluator):
     """Calls ``process`` of an evaluator in one thread, in order, up to ``BATCHES_AHEAD`` batches behind the model.
 
-    An error in it is raised, as it is, by the next call of ``process`` or ``evaluate``; what waits then is given up.
+    If the evaluator's ``process`` fails, a later call of ``process`` or ``evaluate`` raises the same error, and the
+    batches that still wait are dropped.
 
     Args:
         evaluator: has ``reset``, ``process`` and ``evaluate``. Only ``process`` runs in the thread, and never at the
-            same time as one of the others.
+            same time as the other two.
     """
 
     def __init__(self, evaluator: Any) -> None:
@@ -34,9 +35,9 @@ class OverlappedEvaluator(DatasetEvaluator):
         self._evaluator.reset()
 
     def process(self, inputs: list[dict], outputs: list) -> None:
-        """Take in one batch, later; neither `inputs` nor `outputs` may be changed from now on."""
+        """Queue one batch for the evaluator. The caller must not change `inputs` or `outputs` afterwards."""
         if self._pool is None:
-            # A new thread would be on the first GPU, whichever the process works on.
+            # A new thread would use the first GPU, even if the process uses another one.
             device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
             start = None if device is None else partial(torch.cuda.set_device, device)
             self._pool = ThreadPoolExecutor(1, "evaluator", initializer=start)
@@ -44,13 +45,13 @@ class OverlappedEvaluator(DatasetEvaluator):
             self._finish_one()
         self._pending.append(self._pool.submit(self._process, inputs, outputs))
 
-    # Whether gradients are recorded is up to each thread.
+    # The caller's no_grad does not hold in this thread.
     @torch.no_grad()
     def _process(self, inputs, outputs):
         self._evaluator.process(inputs, outputs)
 
     def evaluate(self, *args, **kwargs) -> dict[str, Any] | None:
-        """Wait for all batches; the evaluator's metrics."""
+        """Wait for all batches, then return the evaluator's metrics."""
         while self._pending:
             self._finish_one()
         self._close()

@@ -1,6 +1,6 @@
-"""Settings that the processes of a job cannot train with, refused by the name of the config key.
+"""Refuses settings that the processes of a job cannot train with, and names the config key.
 
-An engine would meet them with an assertion, with PyTorch's own error, or not at all.
+Without these checks an engine would fail with an assertion or with PyTorch's own error, or would not notice.
 """
 
 from collections import defaultdict
@@ -15,8 +15,8 @@ def check_processes(cfg: CfgNode) -> None:
     """Refuse a job that cannot work. All processes call this together, and all raise.
 
     Raises:
-        ValueError: a batch that the processes cannot share evenly or not split into SOLVER.ACCUMULATE micro-batches;
-            two processes on one GPU; on Detectron2, several processes without GPUs.
+        ValueError: the processes cannot share the batch evenly, or cannot split it into SOLVER.ACCUMULATE
+            micro-batches; two processes use one GPU; on Detectron2, several processes have no GPUs.
     """
     _check_batch(cfg)
     processes = comm.get_world_size()
@@ -24,27 +24,27 @@ def check_processes(cfg: CfgNode) -> None:
         return
     if ENGINE == "detectron2" and cfg.MODEL.DEVICE == "cpu":
         raise ValueError(
-            f"MODEL.DEVICE is cpu, where Detectron2 trains one process, not {processes}; use MODEL.DEVICE cuda, or set "
-            "the environment variable RETINANET_EXT_ENGINE=lite"
+            f"MODEL.DEVICE is cpu; on a CPU Detectron2 trains one process, not {processes}; use MODEL.DEVICE cuda, or "
+            "set the environment variable RETINANET_EXT_ENGINE=lite"
         )
     _check_one_gpu_each(cfg.MODEL.DEVICE)
 
 
 def _check_batch(cfg: CfgNode) -> None:
-    # With a reference size, the engine scales the batch to the number of processes before it is shared.
+    # With a reference size, the engine first scales the batch to the number of processes, so the share stays the same.
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
     share, micro_batches = images_per_process(cfg.SOLVER.IMS_PER_BATCH, processes), cfg.SOLVER.ACCUMULATE
     if micro_batches < 1 or share % micro_batches:
         raise ValueError(
             f"SOLVER.ACCUMULATE is {micro_batches}; it must be a positive divisor of the images that a process has in "
-            f"a step, {share} (SOLVER.IMS_PER_BATCH over the number of processes)"
+            f"a step, {share} (SOLVER.IMS_PER_BATCH divided by the number of processes)"
         )
 
 
 def _check_one_gpu_each(device: str) -> None:
-    """NCCL cannot work with two processes on one GPU.
+    """Refuse two processes on one GPU, because NCCL cannot work with them.
 
-    Only the processes together know: SLURM may show each of them one GPU, which is another one for each.
+    No process can check this alone: SLURM may show each process a single, different GPU, always under number 0.
     """
     gpu = None
     if torch.device(device).type == "cuda" and torch.cuda.is_available():

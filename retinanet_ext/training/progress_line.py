@@ -21,15 +21,15 @@ class ProgressWriter(EventWriter):
         """
         Args:
             max_iter: iterations of the run.
-            images_per_batch: of all processes together.
-            num_images: of the training set, for the epoch; None if unknown.
+            images_per_batch: images in a batch, over all processes.
+            num_images: images in the training set, to compute the epoch; None if unknown.
             window_size: iterations over which values are smoothed.
         """
         self.max_iter = max_iter
         self.images_per_batch = images_per_batch
         self.num_images = num_images
         self.window_size = window_size
-        # Without tqdm's own rate and time left: it would count the iterations before a resume, and the evaluations.
+        # tqdm's own rate and time left are not shown: they would include iterations before a resume, and evaluations.
         layout = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}"
         self._bar = tqdm(total=max_iter, dynamic_ncols=True, bar_format=layout) if _has_room_for_a_bar() else None
 
@@ -59,7 +59,7 @@ class ProgressWriter(EventWriter):
             left = datetime.timedelta(seconds=int(seconds * (self.max_iter - iteration)))
             yield f"eta {left}"
             yield f"{self.images_per_batch / max(seconds, 1e-9):.1f} images/s"
-        # A terminal cuts the line off at its width, so what varies in number and length comes last.
+        # A terminal cuts the line off at its width, so the fields that vary in number and length come last.
         yield f"memory {_memory_mb():.0f} MB"
         for name in sorted(histories):
             if "loss" in name:
@@ -69,7 +69,7 @@ class ProgressWriter(EventWriter):
 
 
 def _has_room_for_a_bar() -> bool:
-    """Whether standard error is a terminal; one of width 0, as containers and schedulers make them, shows no bar."""
+    """Whether standard error is a terminal that can show a bar. Containers and schedulers make terminals of width 0."""
     if not sys.stderr.isatty():
         return False
     try:
@@ -79,7 +79,7 @@ def _has_room_for_a_bar() -> bool:
 
 
 def _memory_mb() -> float:
-    """Peak memory: of the GPU if the run uses one, else of this process."""
+    """Peak memory of the GPU if the run uses one, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     try:

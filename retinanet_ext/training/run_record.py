@@ -1,4 +1,4 @@
-"""What a run was: written next to its results, so that a number can be traced."""
+"""Records how a run was made, next to its results, so that every number can be traced."""
 
 import importlib.metadata
 import json
@@ -49,7 +49,7 @@ def write_run_record(cfg, num_processes: int) -> None:
 
 
 def write_results(output_dir: str, results: dict, add: bool = False) -> None:
-    """Write metrics to ``results.json``; AP in 0-100, undefined values as null. With ``add``, keep what is there."""
+    """Write metrics to ``results.json``; AP in 0-100, undefined values as null. With ``add``, keep earlier entries."""
     path = Path(output_dir) / "results.json"
     earlier = json.loads(path.read_text()) if add and path.exists() else {}
     _write(path, {**earlier, **_undefined_as_null(results)})
@@ -77,7 +77,7 @@ def _package_versions() -> dict[str, str | None]:
 
 
 def _git_state(folder: Path) -> dict | None:
-    """Commit and uncommitted diff of the code; None when it does not run from a checkout of its own."""
+    """Commit and uncommitted diff of the code; None if it does not run from its own checkout."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -85,7 +85,7 @@ def _git_state(folder: Path) -> dict | None:
         ).stdout
 
     try:
-        # An installation inside somebody else's repository is not tracked there.
+        # Fails for an installation inside another repository, which does not track it.
         git("ls-files", "--error-unmatch", "__init__.py")
         return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD", "--", str(folder))}
     except (OSError, subprocess.SubprocessError):

@@ -1,6 +1,6 @@
 """One training step, the same on both engines: micro-batches, mixed precision, refusal of non-finite losses, metrics.
 
-Knows no engine: `lite`'s own trainer runs this step, and so does this package's trainer on Detectron2.
+This file imports no engine: `lite`'s own trainer runs this step, and so does this package's trainer on Detectron2.
 """
 
 import math
@@ -14,21 +14,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from retinanet_ext.machine.processes import num_processes
-
 from .nonfinite_losses import nonfinite_error
 
 
 def mixed_precision(cfg: Any) -> torch.dtype | None:
-    """The type that ``SOLVER.AMP`` asks for; None: not enabled, everything is float32.
+    """The type that ``SOLVER.AMP`` asks for; None if it is not enabled: everything is float32.
 
     Raises:
-        ValueError: float16 elsewhere than on CUDA.
+        ValueError: float16 on another device than CUDA.
     """
     amp, device = cfg.SOLVER.AMP, torch.device(cfg.MODEL.DEVICE).type
     if not amp.ENABLED:
         return None
-    # A config without this package's own keys means what it means to Detectron2, and bfloat16 on a CPU.
+    # A config without this package's keys has no DTYPE: then float16 on CUDA, as in Detectron2, and bfloat16 on a CPU.
     name = amp.get("DTYPE", "") or ("float16" if device == "cuda" else "bfloat16")
     if name == "float16" and device != "cuda":
         raise ValueError(
@@ -41,10 +39,10 @@ def mixed_precision(cfg: Any) -> torch.dtype | None:
 class TrainStep:
     """Forward, backward, optimizer step, over the micro-batches of a batch.
 
-    It takes the place of the object that Detectron2's ``DefaultTrainer`` runs its steps with, and its state has the
-    same keys: checkpoints of either can be resumed. On CUDA this class makes the host wait for the device once a step,
-    for the losses, after the backward pass was launched (float16 waits once more, for the gradient scaler). The model
-    waits where it has to; RetinaNet does so for the numbers of foreground anchors, and some of its parts do more often.
+    It replaces the object that runs the steps in Detectron2's ``DefaultTrainer``. Its state has the same keys, so the
+    checkpoints of either can be resumed. On CUDA this class makes the host wait for the device once per step: for the
+    losses, after the backward pass was launched (with float16 once more, for the gradient scaler). The model may wait
+    too: RetinaNet waits for the numbers of foreground anchors, and some of its parts wait more often.
     """
 
     def __init__(
@@ -60,20 +58,20 @@ class TrainStep:
     ):
         """
         Args:
-            model: takes a batch and returns a dict of scalar losses, or one scalar; a distributed wrapper is seen
-                through. Put into training mode here.
+            model: takes a batch and returns a dict of scalar losses, or one scalar. It may be wrapped in
+                ``DistributedDataParallel``. Put into training mode here.
             data_loader: yields batches without end. Its iterator is made at the first step.
             optimizer: over the parameters of ``model``.
             storage: returns the ``EventStorage`` that metrics go to: the engine's ``get_event_storage``.
-            precision: of the forward pass, ``torch.float16`` or ``torch.bfloat16``; None: float32.
-            accumulate: micro-batches that each batch is split into. The step is then that of the whole batch: the
-                model's ``as_one_batch`` makes the losses of the parts add up to those of the whole. Batch norms see
-                one micro-batch at a time, so their statistics are those of smaller batches; images of different
-                sizes are padded to the common size of their micro-batch.
-            after_backward: called when the gradients are there and the optimizer has not used them yet.
+            precision: type of the forward pass, ``torch.float16`` or ``torch.bfloat16``; None: float32.
+            accumulate: number of micro-batches that each batch is split into. The step equals that of the whole batch:
+                the model's ``as_one_batch`` makes the losses of the micro-batches add up to those of the batch. Only
+                batch norms compute their statistics from one micro-batch at a time, and images of different sizes are
+                padded to the common size of their micro-batch.
+            after_backward: called after the gradients are computed and before the optimizer uses them.
 
         Raises:
-            ValueError: ``accumulate`` for a model that has no ``as_one_batch``.
+            ValueError: ``accumulate`` is above 1, and the model has no ``as_one_batch``.
         """
         model.train()
         self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
@@ -87,15 +85,15 @@ class TrainStep:
         bare_model = model.module if isinstance(model, DistributedDataParallel) else model
         if accumulate > 1 and not hasattr(bare_model, "as_one_batch"):
             raise ValueError(
-                f"SOLVER.ACCUMULATE is {accumulate}, but {type(bare_model).__name__} has no `as_one_batch`: the losses "
-                "of its micro-batches, each normalised by itself, would not be those of the batch. Use the "
-                "meta-architecture FocalRetinaNet, or SOLVER.ACCUMULATE 1."
+                f"SOLVER.ACCUMULATE is {accumulate}, but {type(bare_model).__name__} has no `as_one_batch`: it would "
+                "normalise the losses of each micro-batch by itself, and they would not add up to those of the batch. "
+                "Use the meta-architecture FocalRetinaNet, or SOLVER.ACCUMULATE 1."
             )
         self._as_one_batch = bare_model.as_one_batch if accumulate > 1 else None
 
     @classmethod
     def from_config(cls, cfg: Any, *args: Any, **kwargs: Any) -> "TrainStep":
-        """With precision and micro-batches of ``SOLVER.AMP`` and ``SOLVER.ACCUMULATE``; other arguments as above."""
+        """Take precision and micro-batches from ``SOLVER.AMP`` and ``SOLVER.ACCUMULATE``; other arguments as above."""
         accumulate = cfg.SOLVER.get("ACCUMULATE", 1)
         return cls(*args, precision=mixed_precision(cfg), accumulate=accumulate, **kwargs)
 
@@ -103,18 +101,18 @@ class TrainStep:
         """One step on the loader's next batch.
 
         Raises:
-            FloatingPointError: a loss of some process is not finite; on all processes, before the weights change.
+            FloatingPointError: a loss of any process is not finite. All processes raise, before the weights change.
             RuntimeError: the loader ended, or the model is in evaluation mode.
         """
         if not self.model.training:
-            raise RuntimeError("the model is in evaluation mode; what switched it there must call model.train() after")
+            raise RuntimeError("the model is in evaluation mode; call model.train() after whatever switched it")
         start = time.perf_counter()
         batch = self._next_batch()
         data_time = time.perf_counter() - start
-        # Cleared before the forward pass, or the old gradients would be alive together with its activations.
+        # Clear the gradients before the forward pass, so that they do not take memory beside its activations.
         self.optimizer.zero_grad()
         losses = self._backward(self._split(batch), data_time)
-        # Hooks, and clipping inside the step of a fused optimizer, must see gradients of the true size.
+        # Hooks, and gradient clipping inside the step of a fused optimizer, must see unscaled gradients.
         self.grad_scaler.unscale_(self.optimizer)
         self._after_backward()
         losses_by_rank, data_times = losses.read()
@@ -126,8 +124,8 @@ class TrainStep:
 
     def _next_batch(self) -> list[dict]:
         if self._iterator is None:
-            # A loader draws a random seed when it starts, once more in a resumed run than in an unbroken one. What
-            # training itself draws must not depend on that.
+            # A loader draws a random seed when it starts, and a resumed run starts it once more than an unbroken run.
+            # The random numbers that training itself draws must not depend on that.
             with torch.random.fork_rng(devices=[]):
                 self._iterator = iter(self.data_loader)
         try:
@@ -157,7 +155,7 @@ class TrainStep:
         return losses
 
     def _forward(self, micro_batch: list[dict], totals: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The sum of the losses, a scalar; each is also added to its total, in float32."""
+        """Return the sum of the losses, a scalar, and add each loss to its entry in `totals`, in float32."""
         with torch.autocast(self._device.type, dtype=self._precision, enabled=self._precision is not None):
             losses = self.model(micro_batch)
         if isinstance(losses, torch.Tensor):
@@ -168,7 +166,7 @@ class TrainStep:
         return sum(losses.values())
 
     def _without_exchange(self):
-        """Gradients stay with this process; the last micro-batch's backward pass exchanges the sum of all."""
+        """Keep gradients in this process; the last micro-batch's backward pass exchanges the sum of all."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _write_metrics(self, losses_by_rank: list[dict[str, float]], data_times: list[float]) -> None:
@@ -185,26 +183,26 @@ class TrainStep:
         return state if self._precision is None else {**state, "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave, here or in one of Detectron2's own trainers."""
+        """Restore the result of :meth:`state_dict` of this class or of one of Detectron2's own trainers."""
         self.iter = state_dict["iteration"]
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        # Empty after bfloat16, absent after float32: then the scale starts anew.
+        # The scaler's state is empty after bfloat16 and absent after float32; then the scale starts anew.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 class _AsyncLosses:
-    """Losses of all processes, copied from the device to the host without waiting for it."""
+    """Losses of all processes, copied from the device to the host without waiting for the device."""
 
     def __init__(self, losses: Mapping[str, torch.Tensor], data_time: float):
-        """Starts the copy. Every process does so with the same names of losses, each a scalar."""
+        """Start the copy. All processes pass the same names of losses; each loss is a scalar."""
         self._names = list(losses)
-        # `new_full` is a kernel; a tensor made of a Python number would be a copy that waits for the device.
+        # `new_full` launches a kernel; making a tensor from a Python number would copy and wait for the device.
         first = next(iter(losses.values()))
         values = torch.stack([*losses.values(), first.new_full((), data_time)])
         rows = [values]
-        if num_processes() > 1:
-            rows = [torch.empty_like(values) for _ in range(num_processes())]
+        if dist.is_available() and dist.is_initialized():
+            rows = [torch.empty_like(values) for _ in range(dist.get_world_size())]
             dist.all_gather(rows, values)
         self._rows = torch.stack(rows).to("cpu", non_blocking=True)
         self._arrived = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None

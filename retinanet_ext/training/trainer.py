@@ -41,13 +41,13 @@ from .step import TrainStep, mixed_precision
 
 logger = logging.getLogger(__name__)
 
-# By the evaluator_type in a dataset's metadata: obj(dataset_name, output_dir=..., max_dets_per_image=...,
-# allow_cached_coco=...) -> evaluator, as COCOEvaluator.
+# Makes an evaluator, by the evaluator_type in a dataset's metadata. Called like COCOEvaluator: obj(dataset_name,
+# output_dir=..., max_dets_per_image=..., allow_cached_coco=...) -> evaluator.
 EVALUATORS = {"coco": COCOEvaluator}
 
 
 class _BestCheckpointer(DetectionCheckpointer):
-    """Saves without becoming the checkpoint that a resumed run goes on from."""
+    """Saves checkpoints that a resumed run does not continue from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pass
@@ -61,9 +61,9 @@ class Trainer(DefaultTrainer):
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
         check_processes(cfg)
-        mixed_precision(cfg)  # refuses a type that the device does not have
+        mixed_precision(cfg)  # refuses a type that the device cannot compute in
         with warnings.catch_warnings():
-            # Detectron2 makes a scaler for CUDA, wherever the model is; `_use_our_step` replaces it.
+            # Detectron2 makes a CUDA gradient scaler even for a model on the CPU; `_use_our_step` replaces it.
             warnings.filterwarnings("ignore", message=".*GradScaler.*")
             super().__init__(cfg)
         if ENGINE == "detectron2":
@@ -74,16 +74,16 @@ class Trainer(DefaultTrainer):
             write_run_record(cfg, comm.get_world_size())
 
     def _use_our_step(self) -> None:
-        """Run :class:`TrainStep`, as `lite`'s own trainer does, in place of the step that Detectron2 has made."""
-        outer = weakref.proxy(self)  # or the two would keep each other, and the model, alive
+        """Run :class:`TrainStep`, as `lite`'s own trainer does, in place of Detectron2's own step."""
+        outer = weakref.proxy(self)  # a strong reference would make a cycle that keeps the model alive
         self._trainer = TrainStep.from_config(
             self.cfg, self.model, self.data_loader, self.optimizer,
             storage=get_event_storage, after_backward=lambda: outer.after_backward(),
         )  # fmt: skip
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the last checkpoint in the output folder if asked to, else load ``MODEL.WEIGHTS``."""
-        # If only some processes see a checkpoint, all must come to the engine, which refuses that.
+        """With `resume`, continue from the output folder's last checkpoint, if any; else load ``MODEL.WEIGHTS``."""
+        # If only some processes see a checkpoint, all must still call the engine, which refuses this case.
         if resume and any(comm.all_gather(self.checkpointer.has_checkpoint())):
             self._resume()
             return
@@ -95,12 +95,14 @@ class Trainer(DefaultTrainer):
         path = self.checkpointer.get_checkpoint_file()
         try:
             super().resume_or_load(resume=True)
-            # The engines leave out weights that do not fit, and the optimizer fails on them later.
+            # The engines skip weights that do not fit, and the optimizer would fail later.
             load_weights(self.model, path, strict=True)
-        except Exception as error:  # of any type, by what differs between the config and that of the checkpoint
+        # The exception type depends on which part of the config differs from the checkpoint's.
+        except Exception as error:
             raise ValueError(
-                f"cannot resume from {path}: {type(error).__name__}: {error}\nCheck that the file is whole, and that "
-                "the config is that of the run. To begin anew from its weights, set MODEL.WEIGHTS, without --resume."
+                f"cannot resume from {path}: {type(error).__name__}: {error}\nCheck that the file is complete and that "
+                "the config is that of the run. To start a new run from its weights, set MODEL.WEIGHTS and leave out "
+                "--resume."
             ) from error
         logger.info(
             "resumed from %s, going on at iteration %d of %d; MODEL.WEIGHTS is not read",
@@ -120,7 +122,7 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.GRADIENT_CHECKPOINTING and not getattr(model, "gradient_checkpointing", False):
             raise ValueError(
                 f"MODEL.GRADIENT_CHECKPOINTING is True, which the meta-architecture {type(model).__name__} does not "
-                "have; use FocalRetinaNet, or set it to False"
+                "support; use FocalRetinaNet, or set it to False"
             )
         return model
 
@@ -129,14 +131,14 @@ class Trainer(DefaultTrainer):
         dicts = load_checked_dicts(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = CheckedMapper(DatasetMapper(cfg, is_train=True), cfg.DATASETS.ON_BAD_IMAGE)
         loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
-        # For the epoch in the progress line; the engines' loaders do not tell.
+        # The progress line needs this for the epoch; the engines' loaders do not know it.
         loader.num_images = len(dicts)
         return loader
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
         dicts = load_checked_dicts(cfg, [dataset_name], filter_empty=False)
-        # No sample may take the place of an unreadable one here: it would be evaluated twice.
+        # Here no other image may replace an unreadable one, because it would be evaluated twice.
         mapper = CheckedMapper(DatasetMapper(cfg, is_train=False), on_bad_image="error")
         return build_detection_test_loader(dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
@@ -145,8 +147,8 @@ class Trainer(DefaultTrainer):
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
         if kind not in EVALUATORS:
             raise ValueError(
-                f"dataset {dataset_name!r} has evaluator_type {kind!r}; known are {', '.join(sorted(EVALUATORS))}. "
-                "Set it in the dataset's metadata, or add to retinanet_ext.training.trainer.EVALUATORS."
+                f"dataset {dataset_name!r} has evaluator_type {kind!r}; legal values: {', '.join(sorted(EVALUATORS))}. "
+                "Set it in the dataset's metadata, or add yours to retinanet_ext.training.trainer.EVALUATORS."
             )
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         evaluator = EVALUATORS[kind](
@@ -156,7 +158,7 @@ class Trainer(DefaultTrainer):
             # A file left by an earlier run may hold other annotations under the same name.
             allow_cached_coco=False,
         )
-        # On the CPU a second thread would take its time from the model.
+        # On a CPU, a second thread would take time from the model.
         return OverlappedEvaluator(evaluator) if cfg.MODEL.DEVICE.startswith("cuda") else evaluator
 
     @classmethod
@@ -190,7 +192,7 @@ class Trainer(DefaultTrainer):
             return hook_list + extra
         if self.cfg.TEST.BEST_METRIC and self.cfg.DATASETS.TEST:
             metric = self.cfg.TEST.BEST_METRIC
-            if len(self.cfg.DATASETS.TEST) > 1:  # then the engines put the dataset's name in front
+            if len(self.cfg.DATASETS.TEST) > 1:  # then the engines prefix metrics with the dataset's name
                 metric = f"{self.cfg.DATASETS.TEST[0]}/{metric}"
             best = _BestCheckpointer(self.model, self.cfg.OUTPUT_DIR)
             extra.append(hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, metric))

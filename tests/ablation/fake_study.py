@@ -1,4 +1,4 @@
-"""The output folder of a study that nobody ran."""
+"""Writes the output folder of a study that was never run."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from retinanet_ext.ablation.study import Arm, Study, study_to_dict
 
 
 def make_study(arms, seeds=(0, 1, 2), baseline=None, **fields) -> Study:
-    """`arms`: name -> the paper's values. The first is the baseline unless another is named."""
+    """`arms`: name -> the paper's values. The first is the baseline unless `baseline` names another."""
     content = {
         "name": "fake", "title": "Fake study", "source": "a paper, table 1", "note": "",
         "base": Path("configs/base.yaml"), "metric": "bbox/AP", "overrides": {}, **fields,
@@ -22,7 +22,7 @@ def write_study(folder, study: Study, metrics, gammas=None, **fields) -> Path:
     """Write ``study.json`` and a finished run for each number of `metrics`.
 
     Args:
-        metrics: arm -> AP of each seed; None for a run that is not there, a text for one that diverged for that reason.
+        metrics: arm -> for each seed its AP, None for a missing run, or a text, the reason why the run diverged.
         gammas: arm -> FOCAL_LOSS_GAMMA in its ``config.yaml``.
         fields: for `write_run`.
     """

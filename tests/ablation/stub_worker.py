@@ -1,4 +1,4 @@
-"""Stands in for the process of a run: `FOLDER --metric NAME`. The learning rate in its config says what it does."""
+"""Stands in for the process of a run: `FOLDER --metric NAME`. The learning rate in the config selects what it does."""
 
 import json
 import os

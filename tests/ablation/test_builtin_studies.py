@@ -1,4 +1,4 @@
-"""Every built-in study: its arms say what the paper's rows say, load, build, and take a step."""
+"""Every built-in study: its arms match the rows of the paper, load, build, and take a step."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from retinanet_ext.ablation.unread_keys import check_overrides_are_read
 from retinanet_ext.training.step import TrainStep
 from tests.builders import batch
 
-# The narrowest network of the same depth; no key of an arm is among them. ResNet-18 knows one width only.
+# The narrowest network of the same depth. No arm sets one of these keys. ResNet-18 has only one width.
 SMALL_R18 = {
     "MODEL.DEVICE": "cpu", "MODEL.BACKBONE.FREEZE_AT": "0", "MODEL.RESNETS.NORM": "BN",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": "8", "MODEL.FPN.OUT_CHANNELS": "8", "MODEL.RETINANET.NUM_CONVS": "1",
@@ -28,7 +28,7 @@ ON_COCO = [name for name in built_in_studies() if load_study(name).base.name == 
 
 @pytest.fixture(scope="module")
 def tried() -> set[str]:
-    """Configs whose step was taken: several tables have the row of the default."""
+    """Configs that have taken their step. Several tables contain the default, which need not be repeated."""
     return set()
 
 

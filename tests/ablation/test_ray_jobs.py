@@ -1,4 +1,4 @@
-"""A run by way of Ray, on a cluster of this machine."""
+"""Runs through Ray, on a cluster on this machine."""
 
 from pathlib import Path
 
@@ -24,5 +24,5 @@ def test_runs_on_a_cluster_end_as_those_on_this_machine(shapes, tmp_path):
     finally:
         ray.shutdown()
     assert ended[0].state == "done" and "bbox/AP" in ended[0].metrics
-    assert ended[1].state == "failed" and "METRIC 'bbox/Recall' is none" in ended[1].reason
+    assert ended[1].state == "failed" and "METRIC 'bbox/Recall' is not among" in ended[1].reason
     assert all(read_status(job.folder) == ended[job.seed] for job in jobs)

@@ -1,4 +1,4 @@
-"""Reading the folder of a study: what is in it, and what must not be."""
+"""Reading the folder of a study: what it may hold, and what it must not hold."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_every_start_counts(folder):
 
 
 def test_no_folder_and_an_empty_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         read_study_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is empty: no study"):
         read_study_folder(tmp_path)

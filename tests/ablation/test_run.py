@@ -1,4 +1,4 @@
-"""`run(cfg)`: the same again in one process, and the process as it was before."""
+"""`run(cfg)` gives the same result twice in one process, and restores the state of the process."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ LOGGERS = ("", "detectron2", "fvcore", "retinanet_ext")
 
 
 def process_state() -> dict:
-    """Whatever a run could leave behind, comparable."""
+    """Everything that a run could leave behind, in a comparable form."""
     return {
         "random": random.getstate(),
         "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
@@ -46,7 +46,7 @@ def open_files_in(folder) -> list[str]:
     for fd in os.listdir("/proc/self/fd"):
         try:
             files.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except OSError:  # that of listdir itself
+        except OSError:  # the descriptor of listdir itself
             continue
     return [name for name in files if name.startswith(str(folder))]
 
@@ -71,7 +71,7 @@ def test_twice_in_one_process_gives_the_same_and_leaves_nothing_behind(shapes, t
     if os.path.isdir("/proc/self/fd"):
         assert open_files_in(tmp_path) == []
 
-    # A complete run is evaluated again, and logs it; a longer one goes on where it was.
+    # A finished run is evaluated again and logs that; with more iterations it resumes.
     log = tmp_path / "first" / "log.txt"
     lines = len(log.read_text().splitlines())
     np.testing.assert_equal(run(configs[0]), first)
@@ -109,7 +109,7 @@ def test_the_annotation_file_that_an_evaluator_writes_is_forgotten(shapes, tmp_p
     for name in ("first", "second"):
         results.append(run(shapes_config(shapes, tmp_path / name, *options)))
         assert d2.MetadataCatalog.get(items[1]["NAME"]).get("json_file", None) is None
-        shutil.rmtree(tmp_path / name)  # the second run must not look for the first one's file
+        shutil.rmtree(tmp_path / name)  # the second run must not look for the first run's file
     np.testing.assert_equal(*results)
 
 
@@ -135,7 +135,7 @@ def test_a_config_without_test_data_is_refused(shapes, tmp_path):
     ("options", "metric", "state", "reason"),
     [
         (["SOLVER.MAX_ITER", "1"], "bbox/AP", "done", None),
-        (["SOLVER.MAX_ITER", "1"], "bbox/Recall", "failed", "ValueError: METRIC 'bbox/Recall' is none of the metrics"),
+        (["SOLVER.MAX_ITER", "1"], "bbox/Recall", "failed", "ValueError: METRIC 'bbox/Recall' is not among"),
         (DIVERGING, "bbox/AP", "diverged", "iteration "),
         (["DATASETS.TEST", "()"], "bbox/AP", "failed", "ValueError: DATASETS.TEST names no dataset"),
     ],
@@ -151,7 +151,7 @@ def test_the_process_of_a_run_records_its_outcome(shapes, tmp_path, options, met
     assert status.reason is None if reason is None else status.reason.startswith(reason)
     if state == "done":
         assert status.iterations == 1
-        # The AP of no detections at all is 0; of small objects there may be none.
+        # Without any detection AP is 0, but APs is undefined: there may be no small objects.
         assert status.metrics["bbox/AP"] == 0.0 and status.metrics["bbox/APs"] is None
     else:
         assert status.metrics == {}

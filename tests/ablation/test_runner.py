@@ -1,4 +1,4 @@
-"""Whole studies: what runs, in which order, what is kept, and what is refused. Most use a stand-in for the runs."""
+"""Whole studies: what runs, in which order, what is kept, and what is refused. A stand-in does the runs."""
 
 import json
 import os
@@ -71,13 +71,13 @@ def test_what_diverged_or_failed_is_recorded_and_the_study_goes_on(tmp_path):
     results = run_study(with_changes(study, seeds=[0]), out, jobs=2)
     assert states(results) == {"nan/0": "diverged", "killed/0": "failed", "code/0": "failed", "fine/0": "done"}
     assert results["nan", 0].reason == "iteration 7: loss is not finite"
-    assert "killed by SIGKILL (often by the system, for want of memory)" in results["killed", 0].reason
+    assert "killed by SIGKILL (often by the system, because memory ran out)" in results["killed", 0].reason
     assert results["killed", 0].reason.endswith("\nthe last words")
     assert "ended with exit code 3" in results["code", 0].reason and results["code", 0].iterations == 20
     for (arm, seed), status in results.items():
         assert read_status(out / arm / f"seed_{seed}") == status
 
-    # Failed runs are tried again, diverged ones only if asked for.
+    # Failed runs are tried again, diverged runs only with `retry`.
     for retry, again in ((False, {"killed", "code"}), (True, {"killed", "code", "nan"})):
         (out / "order.txt").unlink()
         run_study(with_changes(study, seeds=[0]), out, retry=retry)
@@ -96,7 +96,7 @@ def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path):
     study, out = study_of(tmp_path, long=IS_INTERRUPTED, fine=FINE), tmp_path / "out"
     code = (
         "import signal, sys; from retinanet_ext.ablation import jobs, runner, study\n"
-        # Where the tests run in the background, the signal is ignored, and a child inherits that.
+        # A background process ignores SIGINT, and its children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"jobs.WORKER = (sys.executable, {str(STUB)!r})\n"
         f"runner.run_study(study.load_study({str(tmp_path / 'trial.yaml')!r}), {str(out)!r})"
@@ -114,7 +114,7 @@ def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path):
         os.kill(int(pid_file.read_text()), 0)
     interrupted = read_status(out / "long" / "seed_0")
     assert interrupted.state == "running" and interrupted.seconds > 0
-    assert [run[:2] for run in order_of_runs(out)] == [["long", "0"]]  # of what waited, nothing was begun
+    assert [run[:2] for run in order_of_runs(out)] == [["long", "0"]]  # no waiting run was started
 
     (out / "long" / "seed_1").mkdir()
     (out / "long" / "seed_1" / "checkpoint").touch()

@@ -1,4 +1,4 @@
-"""Means, intervals and orders, beside arithmetic by hand and printed tables of Student's t."""
+"""Means, intervals and orders, compared with arithmetic by hand and printed tables of Student's t."""
 
 import math
 
@@ -30,9 +30,9 @@ def test_one_value_has_no_interval_and_none_no_mean():
 
 
 def test_differences_are_paired_by_seed_over_the_common_seeds():
-    # Seed 0 lacks in one arm, seed 3 in the other; what the seeds share (10, 20) cancels.
+    # One arm has no seed 0, the other no seed 3. The common part of a seed (10, 20) cancels.
     difference = paired_difference({0: 99.0, 1: 11.0, 2: 23.0}, {2: 20.0, 1: 10.0, 3: -99.0})
-    assert (difference.n, difference.mean) == (2, 2.0)  # of 1 and 3
+    assert (difference.n, difference.mean) == (2, 2.0)  # the mean of 1 and 3
     half = 12.7062 * math.sqrt(2) / math.sqrt(2)
     assert difference.interval == pytest.approx((2 - half, 2 + half), rel=1e-5)
 
@@ -67,7 +67,7 @@ def test_ties_of_the_paper_are_no_reversals():
     agreement = compare_order(values, {"a": 31.1, "b": 31.1, "c": 32.0})
     assert sum(pair.is_tied for pair in agreement.pairs) == 1
     assert not any(pair.is_reversed for pair in agreement.pairs)
-    # tau-b: (2 - 0) / sqrt(3 pairs of ours that differ * 2 of the paper's that differ)
+    # tau-b: (2 - 0) / sqrt(3 pairs that differ here * 2 pairs that differ in the paper)
     assert agreement.tau == pytest.approx(2 / math.sqrt(3 * 2))
 
 

@@ -118,7 +118,7 @@ def change_arm(**entries):
         (change_arm(PAPER={"AP": "1"}), "PAPER AP must be a number, found '1'"),
         (change_arm(PAPERS={}), "unknown key 'PAPERS'; .*did you mean PAPER"),
         (change_arm(OVERRIDES={}), "the arms 'focal' and 'gamma=0.5_a' have the same config"),
-        # Written otherwise, and yet what all arms have.
+        # Written differently, but equal to the value for all arms.
         (change_arm(OVERRIDES={"SOLVER.BASE_LR": "5e-1"}), "the arms 'focal' and 'gamma=0.5_a' have the same config"),
     ],
 )

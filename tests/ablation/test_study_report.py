@@ -1,4 +1,4 @@
-"""The report of a study, beside arithmetic by hand."""
+"""The report of a study, compared with arithmetic by hand."""
 
 import csv
 import json
@@ -21,8 +21,8 @@ PAPER = {"ce": {"AP": 31.1, "AP50": 49.4}, "fl": {"AP": 34.0}, "fl5": {"AP": 32.
 STUDY = make_study(PAPER, overrides={"SOLVER.MAX_ITER": 100, "MODEL.DEVICE": "cpu"})
 METRICS = {
     "ce": (40.0, 41.0, 42.0),
-    "fl": (43.0, 44.0, 46.0),  # to ce: 3, 3, 4
-    "fl5": (39.0, "loss_cls is nan", 41.0),  # -1, -1
+    "fl": (43.0, 44.0, 46.0),  # minus ce: 3, 3, 4
+    "fl5": (39.0, "loss_cls is nan", 41.0),  # minus ce: -1, -1
     "hinge": (1.0, 1.0, 1.0),
     "no_prior": ("loss_cls is inf",) * 3,
 }
@@ -40,7 +40,7 @@ def rows_of(path):
 
 
 def table_of(markdown, heading):
-    """First cell of a row -> its cells by column, of the first table under a heading."""
+    """For the first table under a heading: first cell of a row -> column -> cell."""
     lines = [line for line in markdown.split(f"## {heading}")[1].splitlines() if line.startswith("|")]
     end = next((i for i in range(2, len(lines)) if lines[i].startswith("| ---")), len(lines) + 1) - 1
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[:end]]
@@ -54,13 +54,13 @@ def test_main_table(folder):
     # mean 41, std 1, half of the interval 4.302653 / sqrt(3) = 2.484
     assert table["ce"]["AP, mean ± std"] == "41.0 ± 1.0"
     assert table["ce"]["95 % interval"] == "38.5 to 43.5"
-    assert (table["ce"]["n"], table["ce"]["config, where unlike the baseline"]) == ("3", "(baseline)")
+    assert (table["ce"]["n"], table["ce"]["config changes from the baseline"]) == ("3", "(baseline)")
     # 44.333 with std sqrt((16 + 1 + 25) / 9 / 2) = 1.528; difference 10 / 3, std 0.577, half 1.434
     fl = table["fl"]
     assert fl["AP, mean ± std"] == "44.3 ± 1.5"
     assert fl[r"difference to the baseline \[95 %\]"] == r"+3.3 \[+1.9, +4.8\]"
     assert (fl["paper"], fl["paper's difference"]) == ("34.0", "+2.9")
-    assert fl["config, where unlike the baseline"] == "FOCAL_LOSS_GAMMA 2"
+    assert fl["config changes from the baseline"] == "FOCAL_LOSS_GAMMA 2"
     assert fl["time of a run"] == "1:01 min"
     assert (table["fl5"]["n"], table["fl5"]["AP, mean ± std"]) == ("2 (1 diverged)", "40.0 ± 1.4")
     assert table["fl5"][r"difference to the baseline \[95 %\]"] == r"-1.0 \[-1.0, -1.0\]"
@@ -72,7 +72,7 @@ def test_other_sections(folder):
     text = write_report(folder)["report.md"].read_text()
     other = table_of(text, "Other metrics")["ce"]
     assert (other["AP50"], other["AP75"]) == ("61.0 ± 1.0", "42.0 ± 1.0")
-    # Here fl > ce > fl5, in the paper fl > fl5 > ce: one of three pairs is reversed.
+    # Here fl > ce > fl5, but in the paper fl > fl5 > ce: one of three pairs is reversed.
     assert "tau between our means and the paper's values is 0.33, over 3 arms" in text
     assert "Pairs of arms: 3, of which 2 ordered as in the paper, 1 the other way round, 0 tied." in text
     pair = table_of(text, "Agreement with the paper's order")["fl5 - ce"]
@@ -83,7 +83,7 @@ def test_other_sections(folder):
     assert "started 2026-01-01 to 2026-01-03" in text and "git cccccccccccc" in text and "lite, torch 2.15.0" in text
     command = re.search(r"```bash\n(.*)\n```", text).group(1)
     assert shlex.split(command)[:4] == ["retinanet-ext", "ablate", "run", "fake"]
-    # What was text on the command line; the other override is in the study's file.
+    # Only text overrides, as the command line gives them; the study's file holds the other override.
     assert command.endswith("--config-file configs/base.yaml --seeds 0 1 2 MODEL.DEVICE cpu")
 
 
@@ -129,7 +129,7 @@ def test_the_page_needs_nothing_but_itself(folder):
     assert page.open == []
     assert not [link for link in page.links if not link.startswith("#")]
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert (page.count["svg"], page.count["title"]) == (3, 1)  # no curve of AP: it was not measured on the way
+    assert (page.count["svg"], page.count["title"]) == (3, 1)  # no curve of AP, which was not measured during training
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
 
 
@@ -202,7 +202,7 @@ def test_a_run_resumed_with_other_code_is_refused(folder):
 
 def test_nothing_to_report(tmp_path):
     folder = write_study(tmp_path / "study", STUDY, {})
-    with pytest.raises(ValueError, match="none of the 15 runs has come to an end"):
+    with pytest.raises(ValueError, match="none of the 15 runs has ended"):
         write_report(folder, allow_missing=True)
 
 

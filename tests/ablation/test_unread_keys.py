@@ -1,4 +1,4 @@
-"""Overrides that no code reads are found, however the code reads."""
+"""Overrides that no code reads are found, in whichever way code reads."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def study_of(tmp_path, *arms, overrides=None):
         ({f"{MATCHER}.NAME": "ATSSMatcher", f"{MATCHER}.ATSS.TOPK": 5}, None),
         ({f"{MATCHER}.ATSS.TOPK": 5}, "MATCHER.ATSS.TOPK"),
         ({f"{LOSS}.NAME": "ohem", f"{LOSS}.OHEM.BATCH": 64, f"{LOSS}.HINGE.MARGIN": 0.1}, "HINGE.MARGIN"),
-        # Read by nobody who builds the model, but read.
+        # Not read while the model is built, but read elsewhere.
         ({"MODEL.WEIGHTS": "x.pth", "SOLVER.BASE_LR": 0.1, "INPUT.MIN_SIZE_TEST": 64}, None),
     ],
 )

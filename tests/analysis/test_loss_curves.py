@@ -1,4 +1,4 @@
-"""The loss curves, against the paper's formulas and values computed apart from the project's code."""
+"""The loss curves, against the paper's formulas and values computed without the project's code."""
 
 import numpy as np
 import pytest

@@ -39,18 +39,18 @@ def test_histogram_gives_the_sorted_curve_within_its_bound(gamma, generator):
     expected_fraction, expected_share = sorted_curve(margins, gamma)
     assert fraction[0] == share[0] == 0.0 and fraction[-1] == pytest.approx(1) and share[-1] == pytest.approx(1)
 
-    # Between bins the curve is exact. The points of the sorted one are 1/M apart, so fractions are whole numbers of M.
+    # Between bins the curve is exact. The sorted curve's points are 1/M apart, so fractions are multiples of 1/M.
     index = np.rint(fraction * len(margins)).astype(int)
     np.testing.assert_allclose(fraction * len(margins), index, atol=1e-6)
     np.testing.assert_allclose(share, expected_share[index], rtol=1e-9, atol=1e-12)
-    # Inside a bin it lies above the sorted one, by less than the bound of the docstring.
+    # Inside a bin the line lies above the sorted curve, by at most the bound in the docstring.
     excess = np.interp(expected_fraction, fraction, share) - expected_share
     bound = (1 + gamma) * BIN_WIDTH / 4 * np.diff(share).max()
     assert excess.min() > -1e-12 and 0 < excess.max() <= bound + 1e-12
 
 
 def test_every_curve_is_that_of_its_gamma(generator):
-    margins = like_a_detector(generator, 5000).half()  # raised before anything is computed
+    margins = like_a_detector(generator, 5000).half()  # raised to float64 before anything is computed
     histogram = MarginHistogram(GAMMAS)
     histogram.add(margins)
     for gamma in GAMMAS:
@@ -68,7 +68,7 @@ def test_shares_by_hand():
     histogram.add(torch.logit(p_t))
     np.testing.assert_allclose(histogram.curve(0.0), [[0, 1 / 3, 2 / 3, 1], [0, 1 / 7, 3 / 7, 1]], atol=1e-12)
     assert histogram.hardest(1 / 3, 0.0) == pytest.approx(4 / 7)
-    assert histogram.hardest(0.5, 0.0) == pytest.approx(5 / 7)  # half of the middle one
+    assert histogram.hardest(0.5, 0.0) == pytest.approx(5 / 7)  # half of the middle entry
     assert histogram.hardest(0.0, 0.0) == 0.0 and histogram.hardest(1.0, 0.0) == 1.0
 
 
@@ -95,7 +95,7 @@ def test_nothing_to_normalise():
 
 
 def test_entries_are_those_of_the_paper(generator):
-    """Foreground: its own class; background: all classes; ignored anchors: nowhere. Images add up."""
+    """Foreground anchors count for their own class, background anchors for all, ignored anchors not at all."""
     torch.manual_seed(0)
     model = build_model(small_config()).train()
     states = torch.tensor([FOREGROUND, IGNORE, BACKGROUND, FOREGROUND])
@@ -109,11 +109,11 @@ def test_entries_are_those_of_the_paper(generator):
     model.anchor_matcher = matcher
     images = batch(generator, (64, 64), (64, 64), num_objects=1)
     together = loss_distribution(model, [images], [0.0, 2.0])
-    assert model.training  # as it was
+    assert model.training  # its mode is unchanged
     model.eval()
     with torch.no_grad():
         logits = torch.cat(model.network(model.preprocess_image(images).tensor)[1], dim=1)
-    classes = [int(x["instances"].gt_classes[0]) for x in images]
+    classes = [int(inputs["instances"].gt_classes[0]) for inputs in images]
     foreground = torch.stack([logits[i, r, k] for i, k in enumerate(classes) for r in (0, 3)])
     background = -torch.cat([logits[:, 2:3], logits[:, 4:]], dim=1)
     for margins, histogram in ((foreground, together.foreground), (background, together.background)):
@@ -146,10 +146,10 @@ def trained(shapes, tmp_path_factory):
 
 
 def test_the_papers_statements_hold_for_a_small_trained_model(trained):
-    """Gamma 2 moves the loss of background to its hardest entries, and changes that of foreground little (Figure 4).
+    """Gamma 2 moves the background loss to its hardest entries, and changes the foreground loss little (Figure 4).
 
-    Measured with three seeds: from gamma 0 to 2 the share of the hardest tenth rises by 0.55 to 0.65 for background, by
-    0.02 for foreground; that of the hardest fifth by 0.47 to 0.52, and by 0.03 to 0.04.
+    Measured with three seeds: from gamma 0 to 2 the share of the hardest tenth rises by 0.55 to 0.65 for background and
+    by 0.02 for foreground; the share of the hardest fifth rises by 0.47 to 0.52 and by 0.03 to 0.04.
     """
     cfg, model = trained
     found = loss_distribution(model, annotated_loader(cfg, cfg.DATASETS.TEST[0]), GAMMAS)
@@ -163,7 +163,7 @@ def test_the_papers_statements_hold_for_a_small_trained_model(trained):
 
 
 def test_ground_truth_is_resized_like_the_image(shapes, tmp_path):
-    """At 192 pixels, twice the size of the images, boxes are twice as large; neither is flipped or cropped."""
+    """At 192 pixels, twice the size of the images, boxes are twice as large; nothing is flipped or cropped."""
     flips = ["INPUT.RANDOM_FLIP", "horizontal", "INPUT.CROP.ENABLED", "True", "INPUT.MIN_SIZE_TRAIN", "(48,)"]
     small, large = (shapes_config(shapes, tmp_path, "INPUT.MIN_SIZE_TEST", size, *flips) for size in ("96", "192"))
     name = small.DATASETS.TEST[0]

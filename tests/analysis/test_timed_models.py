@@ -1,4 +1,4 @@
-"""Order of timing, statistics and the picture; what is timed is measured in the test of the verb."""
+"""Order of timing, statistics and the picture; the test of the command times real models."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_models_take_turns_and_see_the_same_images():
         assert sorted(name for name, _ in found) == ["a", "b", "c"]
         assert len({batch[1] for _, batch in found}) == 1 and all(batch[0] == name for name, batch in found)
     assert [batch[1] for ((_, batch), *_) in rounds[WARMUP:]] == ["0", "1", "2", "3"]
-    assert {found[0][0] for found in rounds} == {"a", "b", "c"}  # each is first at times
+    assert {found[0][0] for found in rounds} == {"a", "b", "c"}  # each subject is first in some rounds
 
 
 def test_quartiles():

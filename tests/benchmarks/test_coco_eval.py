@@ -1,4 +1,4 @@
-"""The benchmark of COCO evaluation times rows of equal metrics, and refuses others."""
+"""The benchmark of COCO evaluation times rows with equal metrics, and refuses to time others."""
 
 import pytest
 

@@ -21,7 +21,7 @@ def test_share_of_the_scores_passes(settings, share):
 
 def test_anchors_by_hand():
     anchors = decoding.level_anchors((2, 3), stride=8)
-    # From the second row's third cell: the middle shape of the smallest size is a square of 32 pixels.
+    # In the third cell of the second row, the middle shape of the smallest size is a square of 32 pixels.
     assert anchors.shape == (2 * 3 * 9, 4)
     assert anchors[5 * 9 + 3].tolist() == [16 - 16, 8 - 16, 16 + 16, 8 + 16]
 

@@ -1,4 +1,4 @@
-"""The benchmark of the loader times engines that give the same samples, and refuses others."""
+"""The benchmark of the loader times engines that give the same samples, and refuses to time others."""
 
 import pytest
 

@@ -23,7 +23,7 @@ def test_every_registered_loss_of_the_package_is_there():
     from retinanet_ext.losses import CLS_LOSS_REGISTRY
 
     ours = {name for name, builder in CLS_LOSS_REGISTRY if builder.__module__.startswith("retinanet_ext.losses.")}
-    assert ours == {*losses.LOSSES, "ohem"}  # which anchors OHEM takes has no plain formula
+    assert ours == {*losses.LOSSES, "ohem"}  # OHEM's choice of anchors has no plain formula
 
 
 def test_a_wrong_row_is_not_timed(device):

@@ -1,4 +1,4 @@
-"""The matching benchmark times rows that give the same, and refuses others."""
+"""The matching benchmark times rows that give the same result, and refuses to time others."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_wrong_case_is_not_timed(what, generator):
     anchors, images = make_anchors(64, 96), [make_boxes(5, 64, 96, generator)]
     cases = make_cases(anchors, images)
     matched, state = cases[0].run()
-    place = torch.nonzero(state == 1)[0]
-    (matched if what == "box" else state)[tuple(place)] += 1
+    index = torch.nonzero(state == 1)[0]
+    (matched if what == "box" else state)[tuple(index)] += 1
     with pytest.raises(RuntimeError, match=r"wrong gives \d anchors another state and \d foreground anchors another"):
         check([Case("wrong", lambda: (matched, state)), *cases])

@@ -1,4 +1,4 @@
-"""The benchmarks of whole models time rows that compute the same, and refuse to time others."""
+"""The benchmarks of whole models time rows with the same results, and refuse to time others."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_rows_agree_and_their_training_steps_are_timed(workers):
         assert set(seconds) == {*PARTS, "step"} and min(seconds.values()) > 0
         assert math.isclose(sum(seconds[name] for name in PARTS), seconds["step"])
         assert result["peak_mib"] > 100
-    # torchvision divides its losses by something else, so only its network can be compared.
+    # torchvision divides its losses by another number, so only its network can be compared.
     assert set(results[0]["differences"]) >= {"network"}
     assert all(str(worker.row) in format_results(results, whole="step") for worker in workers)
 

@@ -60,7 +60,7 @@ def test_both_spellings_of_numpy_are_read(ours, theirs):
 
 
 def test_arrays_of_python_2_are_read():
-    # Written by hand as Python 2 did: the bytes of float32 1.0, 2.0 as a string of protocol 1.
+    # Written by hand in Python 2's form: the bytes of float32 1.0, 2.0 as a string of protocol 1.
     head = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
     dtype = b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     data = head + b"(K\x01(K\x02t" + dtype + b"I00\nU\x08\x00\x00\x80?\x00\x00\x00@tb."
@@ -104,7 +104,7 @@ def test_anything_else_is_refused(data):
 
 
 def test_a_forged_type_does_not_change_the_array():
-    # What a numpy.dtype would take as fields at an offset is not looked at.
+    # The forged fields, which a numpy.dtype would read at an offset, are ignored.
     forged = _Calls(np.dtype, "i8", state=_FORGED_STATE)
     array = _Calls(_RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), forged, False, b"\1" + b"\0" * 7))
     assert _load(pickle.dumps(array)).tolist() == [1]

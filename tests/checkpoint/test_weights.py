@@ -54,7 +54,7 @@ def test_checkpoint_without_the_normaliser_misses_nothing(model, tmp_path):
 
 @pytest.mark.parametrize("norm", ["GN", "BN", "FrozenBN"])
 def test_nothing_of_the_backbone_is_an_error(norm, tmp_path):
-    # Norms fill in some of their buffers by themselves; that must not pass for loading.
+    # Norms fill in some of their buffers themselves; these buffers must not count as loaded.
     torch.save({"model": {"head.bbox_pred.bias": torch.zeros(36)}}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="a.pth holds nothing that fits the model's backbone"):
         load_weights(build_model(small_config("MODEL.RESNETS.NORM", norm)), str(tmp_path / "a.pth"))

@@ -1,4 +1,4 @@
-"""`retinanet-ext ablate`: arguments, output and exit codes. Runs are done by a stand-in."""
+"""`retinanet-ext ablate`: arguments, output and exit codes. A stand-in does the runs."""
 
 import logging
 import re
@@ -60,7 +60,7 @@ def test_run_prints_the_results_and_says_what_did_not_end_well(study, tmp_path, 
     assert "fine, seed 4: done after 1 s: bbox/AP 14.00" in caplog.text
     assert "nan, seed 0: diverged after 1 s: iteration 7: loss is not finite" in caplog.text
     assert "MAX_ITER: 9" in (tmp_path / "out" / "fine" / "seed_4" / "config.yaml").read_text()
-    # Another config in that folder.
+    # The folder now holds runs with another config.
     assert main([*command, "SOLVER.MAX_ITER", "8"]) == 2
 
 

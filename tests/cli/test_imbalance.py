@@ -12,7 +12,7 @@ from tests.builders import shapes_config
 
 @pytest.fixture(scope="module")
 def run_folder(shapes, tmp_path_factory):
-    """A run's folder with its config and, in place of trained weights, those of the start."""
+    """A run's folder with its config, and initial weights in place of trained ones."""
     folder = tmp_path_factory.mktemp("run")
     cfg = shapes_config(shapes, folder)
     (folder / "config.yaml").write_text(cfg.dump())
@@ -81,7 +81,7 @@ def test_wrong_usage(run_folder, tmp_path, capsys, arguments, message):
 
 
 def test_a_dataset_without_foreground(run_folder, tmp_path, capsys):
-    """Anchors much larger than every shape."""
+    """All anchors are much larger than all shapes."""
     sizes = ["MODEL.ANCHOR_GENERATOR.SIZES", "[[512, 513, 514]]"]
     assert imbalance(run_folder, "--output", tmp_path, *sizes, "MODEL.RETINANET.MATCHER.LOW_QUALITY", "never") == 2
     assert "none of the anchors of 6 images is foreground" in capsys.readouterr().err

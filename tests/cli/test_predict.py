@@ -16,7 +16,7 @@ from retinanet_ext.cli.usage import UsageError
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import build_model
 
-# Random weights with a high prior probability: a fast model that detects something everywhere.
+# A small model; with random weights and a high prior probability, it detects something everywhere.
 CONFIG = """
 MODEL:
   META_ARCHITECTURE: FocalRetinaNet
@@ -35,7 +35,7 @@ TEST: {DETECTIONS_PER_IMAGE: 5}
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A run's folder: its config and its final weights."""
+    """A run's folder with its config and its final weights."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text(CONFIG)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from tests.builders import shapes_config
 
 @pytest.fixture(scope="module")
 def folders(shapes, tmp_path_factory):
-    """Folders of two runs, one at twice the size, with the weights of the start."""
+    """Folders of two runs with initial weights; the second tests at twice the size."""
     found = []
     for name, size in (("small", "64"), ("large", "128")):
         folder = tmp_path_factory.mktemp("runs") / name
@@ -36,7 +36,7 @@ def test_table_and_picture(folders, tmp_path, capsys):
     before = (small / "results.json").read_text()
     arguments = [*run_arguments(small), *run_arguments(large, "128 pixels"), "--images", "3", "--output", str(tmp_path)]
     assert main(["speed-accuracy", *arguments, "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]) == 0
-    assert (small / "results.json").read_text() == before  # the runs' folders stay as they are
+    assert (small / "results.json").read_text() == before  # the folders of the runs are not changed
     content = json.loads((tmp_path / "speed_accuracy.json").read_text())
     assert content["dataset"].endswith("_val") and content["device"] and content["AP"] == "measured now"
     assert [run["name"] for run in content["runs"]] == ["small", "128 pixels"]

@@ -11,7 +11,7 @@ from retinanet_ext.config.yaml_files import flat_keys
 from tests.builders import batch
 from tests.conftest import REPO_ROOT
 
-# Ablation studies are files of another kind; see tests/ablation.
+# Ablation studies are not configs; see tests/ablation.
 CONFIGS = sorted(path for path in (REPO_ROOT / "configs").rglob("*.yaml") if path.parent.name != "ablations")
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
 
@@ -109,7 +109,7 @@ def test_a_list_given_as_a_word_is_told_how_lists_are_written():
 
 
 def test_sections_and_lower_case_keys_are_recognised(tmp_path):
-    with pytest.raises(KeyError, match="'SOLVER' is a section and takes no value itself; in it are .*MAX_ITER"):
+    with pytest.raises(KeyError, match="'SOLVER' is a section and takes no value itself; its keys are .*MAX_ITER"):
         load_config(write(tmp_path, "SOLVER: 5"), datasets=False)
     with pytest.raises(KeyError, match="'solver.max_iter' does not exist; nearest: SOLVER.MAX_ITER"):
         load_config(None, ["solver.max_iter", "5"], datasets=False)

@@ -32,7 +32,7 @@ def build(engine, overrides, name="build_retinanet_resnet_fpn_backbone"):
 
 
 def build_pair(overrides, **kwargs):
-    """The same backbone of both engines, each initialised from the same seed."""
+    """The same backbone from both engines, initialised from the same seed."""
     return [build(engine, overrides, **kwargs) for engine in ENGINES]
 
 
@@ -99,7 +99,7 @@ def test_equal_seeds_give_equal_weights(overrides):
 
 
 def randomise_norms(model):
-    """Norms that do nothing would hide an error in them."""
+    """Gives norms random values: norms that are the identity would hide errors."""
     generator = torch.Generator().manual_seed(1)
     for name, value in model.state_dict().items():
         if ".norm." in name and value.is_floating_point():
@@ -141,7 +141,7 @@ def test_outputs_and_gradients_with_the_same_weights(overrides):
     assert shapes(ours) == shapes(theirs)
     randomise_norms(theirs)
     ours.load_state_dict(theirs.state_dict())
-    # SyncBN trains on CUDA only; the other norms are compared as they train.
+    # SyncBN trains on CUDA only; the other norms are compared in training mode.
     for model in (ours, theirs):
         model.train(overrides is None or overrides.get("RESNETS.NORM") != "SyncBN")
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
@@ -162,7 +162,7 @@ def test_outputs_and_gradients_with_the_same_weights(overrides):
 
 
 def assert_near(actual, expected):
-    """Equal to 1e-4 of the largest value: the engines round differently, layer upon layer."""
+    """Tolerance 1e-4 of the largest value, because rounding differences of the engines add up over layers."""
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 

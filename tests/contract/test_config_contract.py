@@ -25,7 +25,7 @@ def flatten(node, prefix=""):
 def assert_shared_keys_agree(ours, theirs):
     theirs = dict(flatten(theirs))
     for key, value in flatten(ours):
-        assert key in theirs, f"{key} is no key of Detectron2's"
+        assert key in theirs, f"{key} is not a key of Detectron2"
         assert (type(value), value) == (type(theirs[key]), theirs[key]), key
 
 
@@ -60,7 +60,7 @@ def test_only_keys_of_other_detectors_are_missing():
 
 @pytest.fixture
 def with_safe_tag(tmp_path):
-    """Copies a config of Detectron2's and its bases, the one unsafe line rewritten."""
+    """Copies a config of Detectron2 and its bases, with the one unsafe line rewritten."""
 
     def copy(name):
         source = model_zoo.get_config_file(name)

@@ -92,7 +92,7 @@ def test_dataset_dicts(shared_data, fresh_name, filter_empty):
     ours = lite_data.get_detection_dataset_dicts(fresh_name, filter_empty=filter_empty)
     theirs = d2_data.get_detection_dataset_dicts(fresh_name, filter_empty=filter_empty, check_consistency=False)
     assert ours == theirs
-    # Not every image shows a person, so that the filter has something to do.
+    # The filter removes something, because not every image shows a person.
     assert (len(ours) < len(json.loads(json_file.read_text())["images"])) == filter_empty
 
 

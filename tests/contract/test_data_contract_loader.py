@@ -26,7 +26,7 @@ def _first(sampler, count):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Makes both engines believe that this process is one of several."""
+    """Makes both engines treat this process as one of several."""
 
     def set_world(rank, world_size):
         for comm in (lite_comm, d2_comm):
@@ -80,7 +80,7 @@ def test_inference_sampler(pretend, size, world_size):
 
 
 def _records(count=23):
-    # Wide, high and square images, mixed; annotations on most.
+    # A mix of wide, high and square images; most have annotations.
     sizes = [(30, 20), (20, 30), (25, 25), (40, 10), (10, 11)]
     return [
         {"image_id": i, "width": sizes[i % 5][0], "height": sizes[i % 5][1], "file_name": f"{i}.png",

@@ -65,7 +65,7 @@ def test_augmentation_is_the_same_for_a_seed(name, args, kwargs):
         assert np.array_equal(ours[0], theirs[0])  # bit for bit
         np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=1e-12)
         np.testing.assert_allclose(ours[2], theirs[2], rtol=0, atol=1e-12)
-        assert ours[3] == theirs[3]  # as many random numbers were drawn
+        assert ours[3] == theirs[3]  # both drew the same number of random numbers
         mine, other = ours[4].transforms[0], theirs[4].transforms[0]
         assert type(mine).__name__ == type(other).__name__
         if not isinstance(mine, LT.NoOpTransform):

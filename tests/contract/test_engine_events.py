@@ -13,7 +13,7 @@ BOTH = [lite_events, d2_events]
 
 
 def _play(storage):
-    """Put scalars of all kinds; yields after each iteration."""
+    """Puts scalars of all kinds; yields after each iteration."""
     for iteration in range(storage.iter, storage.iter + 47):
         storage.put_scalar("total_loss", (iteration * 7919) % 31 / 7)
         storage.put_scalars(lr=0.1 / (iteration + 1), smoothing_hint=False)
@@ -79,7 +79,7 @@ def test_metrics_file(tmp_path, period):
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     ours, theirs = (rows(events) for events in BOTH)
-    # Detectron2 writes several iterations at once in the order of their names.
+    # If Detectron2 writes several iterations at once, it orders them by scalar name.
     assert ours == sorted(theirs, key=lambda row: row["iteration"])
 
 

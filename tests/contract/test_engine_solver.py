@@ -61,7 +61,7 @@ def test_rates(overrides):
 @pytest.mark.parametrize("decays", [1, 3])
 def test_rates_of_equal_steps(decays):
     overrides = {**STEPS, "LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "NUM_DECAYS": decays}
-    # Detectron2's fails when asked for the rate after the last iteration; ours does not.
+    # Detectron2's schedule fails when asked for the rate after the last iteration; ours does not.
     ours, theirs = (_rates(*engine, overrides, 299) for engine in BOTH)
     assert ours == theirs
     _rates(*BOTH[0], overrides, 300)
@@ -69,12 +69,12 @@ def test_rates_of_equal_steps(decays):
 
 @pytest.mark.parametrize("last_iteration", [0, 130, 299])
 def test_state_of_the_schedule_moves_between_engines(last_iteration):
-    def scheduler_of(config, solver):
+    def build_scheduler(config, solver):
         cfg = _cfg(config, STEPS)
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
         return solver.build_lr_scheduler(cfg, optimizer)
 
-    theirs, ours = scheduler_of(*BOTH[1]), scheduler_of(*BOTH[0])
+    theirs, ours = build_scheduler(*BOTH[1]), build_scheduler(*BOTH[0])
     for _ in range(last_iteration):
         theirs.optimizer.step()
         theirs.step()
@@ -118,7 +118,7 @@ def test_optimizer_groups(overrides):
     def groups(config, solver):
         optimizer = solver.build_optimizer(_cfg(config, overrides), net)
         assert isinstance(optimizer, torch.optim.SGD)
-        # Detectron2 asks for the kernels that are the default on CUDA; results are the same.
+        # Kernels are not compared: Detectron2 requests those that are the default on CUDA; results are the same.
         compared = ("lr", "weight_decay", "momentum", "nesterov", "dampening")
         return sorted(
             (sorted(names[p] for p in group["params"]), [group[key] for key in compared])
@@ -127,7 +127,7 @@ def test_optimizer_groups(overrides):
 
     ours, theirs = (groups(*engine) for engine in BOTH)
     if overrides.get("WEIGHT_DECAY_NORM") == 0.0001:
-        # Groups that agree in all values are one group here and two there.
+        # lite puts parameters with equal settings into one group, Detectron2 into two.
         ours, theirs = (sorted(_by_parameter(side)) for side in (ours, theirs))
     assert ours == theirs
 

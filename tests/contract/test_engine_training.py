@@ -62,7 +62,7 @@ def _logging_hook(engine, log, name, fail_at=None):
 
 
 class _StepTrainer(lite_engine.TrainerBase):
-    """What the trainers of `lite` and of this package do in an iteration."""
+    """Iterates as the trainers of `lite` and of this package do."""
 
     def __init__(self, *args):
         super().__init__()
@@ -87,7 +87,7 @@ def test_order_of_calls(fail_at):
             trainer.train(2, 6)
         except KeyError:
             log.append("raised")
-        # Old gradients are cleared before our forward pass, so that they do not take memory there.
+        # Calls of zero_grad differ: we clear old gradients before the forward pass, so that they take no memory there.
         return [*(call for call in log if call != "zero_grad"), trainer.iter]
 
     logging.disable(logging.CRITICAL)
@@ -166,7 +166,7 @@ def test_a_run_goes_on_with_the_other_engine(tmp_path, first, second):
     resumed = _trainer(*second, tmp_path)
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == 20
-    # The loaders of this test begin anew: skip what was seen.
+    # The loaders of this test begin at the first batch: skip the 20 batches already used.
     batches = list(resumed.data_loader)[20:]
     resumed._trainer.data_loader = batches
     resumed.train()

@@ -41,7 +41,7 @@ def forget():
 
 @pytest.fixture
 def coco_mini(shared_data, forget):
-    """The validation split, registered in both engines; its records are those of each engine's own reader."""
+    """The validation split, registered in both engines; each engine reads it with its own reader."""
     name = "evaluation_contract_coco_mini"
     folder = shared_data / "coco_mini"
     annotations, images = folder / "annotations" / "instances_val2017.json", folder / "val2017"
@@ -54,7 +54,7 @@ def coco_mini(shared_data, forget):
 
 
 def _perturbed(records, seed, copies=2):
-    """Arrays (boxes XYXY, scores, classes) by image: moved truth, tied scores, wrong classes, noise."""
+    """Arrays (boxes XYXY, scores, classes) by image: shifted true boxes, tied scores, wrong classes, noise."""
     rng = np.random.default_rng(seed)
     predictions = {}
     for record in records:
@@ -86,7 +86,7 @@ def _instances(arrays, boxes_type, instances_type):
 
 
 def _evaluate_both(name, predictions, tmp_path, img_ids=None, **options):
-    """Results and written predictions: Detectron2's, then ours."""
+    """Results and written predictions, first of Detectron2, then of lite."""
     found = []
     for engine, types in ((d2_evaluation, (D2Boxes, D2Instances)), (lite_evaluation, (Boxes, Instances))):
         out = tmp_path / engine.__name__
@@ -155,7 +155,7 @@ def test_same_metrics_on_plain_dicts(coco_mini, tmp_path, forget):
 
 
 def test_same_metrics_on_boxes_at_the_size_borders(tmp_path, forget):
-    """Records without masks, string ids, both box modes; sides of 32 and 96 pixels, and next to that."""
+    """Records without masks, string ids, both box modes; sides of 32 and 96 pixels and slightly above and below."""
     name = "evaluation_contract_borders"
     forget.append(name)
     rng = np.random.default_rng(0)
@@ -212,7 +212,7 @@ def test_same_json_for_one_image():
 
 
 def _lines_logged(logger_name, call):
-    """What a logger is given during a call, whatever handlers and levels earlier runs have set up above it."""
+    """The messages a logger receives during a call, independent of handlers and levels that earlier runs set up."""
     lines = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -236,7 +236,7 @@ def test_same_csv_lines():
 
 
 def test_same_order_of_calls():
-    """Reset, callbacks, batches, evaluation; and several evaluators as a list."""
+    """Reset, callbacks, batches and evaluation, with several evaluators in a list."""
     traces = []
     for engine in (d2_evaluation, lite_evaluation):
         trace = []

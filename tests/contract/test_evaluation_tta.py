@@ -17,7 +17,7 @@ d2_modeling = pytest.importorskip("detectron2.modeling", reason="needs Detectron
     [(40, 60, (80, 121)), (60, 40, (60, 40)), (33, 57, (57, 33)), (20, 90, (20, 90))],
 )
 def test_same_images_and_same_way_back(height, width, original, flip):
-    """Originals of the mapped size and of another, upright, flat, and so long that MAX_SIZE binds."""
+    """Original images of the mapped size and of another size, upright, flat, and so long that MAX_SIZE applies."""
     settings = ["TEST.AUG.MIN_SIZES", (24, 32, 75), "TEST.AUG.MAX_SIZE", 110, "TEST.AUG.FLIP", flip]
     ours, theirs = get_cfg(), d2_config.get_cfg()
     ours.merge_from_list(settings)

@@ -227,7 +227,7 @@ def test_instances_with_lists():
 )
 @pytest.mark.parametrize("shapes", [[(3, 5, 7), (3, 6, 4)], [(5, 7), (6, 4)], [(3, 5, 7)], [(3, 5, 7), (1, 5, 7)], []])
 def test_image_list(shapes, kwargs):
-    # Left out: an image greater than square_size. Detectron2 cuts a single one; lite refuses it.
+    # An image greater than square_size is not tested: Detectron2 cuts it if it is the only image; lite refuses it.
     def make(engine):
         images = [torch.arange(float(np.prod(shape))).view(shape) for shape in shapes]
         batch = engine.ImageList.from_tensors(images, **kwargs)

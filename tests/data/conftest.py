@@ -5,7 +5,7 @@ from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
 
 @pytest.fixture
 def catalogs():
-    """Forgets the datasets that a test registers."""
+    """Removes the datasets that a test registers."""
     before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
     yield
     for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):

@@ -20,7 +20,7 @@ OUTSIDE = {**GOOD, "bbox": [30.0, 5.0, 60.0, 20.0]}
 
 @pytest.fixture
 def register(tmp_path):
-    """A function that registers a set of one image per list of annotations; returns the list of its readings."""
+    """A function that registers one image per list of annotations; it returns a list with one item per reading."""
 
     def make(*annotation_lists, name="pets", **metadata):
         path = tmp_path / "image.png"
@@ -79,11 +79,11 @@ def test_a_dataset_is_read_and_checked_once(register, monkeypatch):
     first[0]["annotations"].clear()
     del first[0]["file_name"]
     again = load_checked_dicts(drop(), ["pets"], filter_empty=False)
-    # What a caller does to its records is its own business.
+    # Changes that a caller makes to its records do not reach other callers.
     assert annotations(again) == [[GOOD["bbox"]]] and "file_name" in again[0]
     assert dataset_for_evaluation(drop(), "pets") == "pets+checked"
     assert len(readings) == len(checks) == 1
-    # A training set is needed once only, and may be large: it is not kept.
+    # A training set is needed only once and may be large, so it is not kept.
     load_checked_dicts(drop(), ["pets"], filter_empty=True)
     assert "pets" not in loading._checked_datasets
 
@@ -156,7 +156,7 @@ def test_dropped_annotations_are_not_evaluated(register, tmp_path):
 
 
 def test_missing_built_in_data_say_where_they_are_looked_for(tmp_path):
-    # As COCO's names without the files: the error is Python's own.
+    # Like COCO's names without the files: the error comes from Python itself.
     DatasetCatalog.register("coco_like", (tmp_path / "coco" / "gone.json").read_text)
     MetadataCatalog.get("coco_like").set(thing_classes=["cat"])
     with pytest.raises(FileNotFoundError, match="Dataset 'coco_like': .*gone.json.*DETECTRON2_DATASETS names"):

@@ -38,7 +38,7 @@ def test_an_image_depends_on_its_arguments_alone():
 
 
 def test_boxes_are_tight_around_polygon_and_pixels(samples):
-    # One side of a pixel of the 4x finer grid that the shapes are drawn on.
+    # Side of a pixel of the 4x finer grid on which shapes are drawn.
     grid = 0.25
     for shape in shapes_of(samples):
         x0, y0, x1, y1 = shape.box_xyxy()
@@ -52,9 +52,9 @@ def test_boxes_are_tight_around_polygon_and_pixels(samples):
 
 
 def test_coverage_of_a_square_with_half_pixels():
-    # x from 1.5 to 3, y from 1 to 3: column 1 is covered by half, column 2 fully.
+    # x from 1.5 to 3, y from 1 to 3: column 1 is half covered, column 2 fully.
     coverage = polygon_coverage(np.array([[1.5, 1.0], [3.0, 1.0], [3.0, 3.0], [1.5, 3.0]]), 4)
-    # The filled outline is inclusive: up to one fine pixel (a quarter) more.
+    # The filled outline is inclusive: it may cover one fine pixel (a quarter) more.
     expected = np.zeros((4, 4))
     expected[1:3, 1], expected[1:3, 2] = 0.5, 1.0
     assert np.abs(coverage - expected).max() <= 0.25 + 1e-6
@@ -80,7 +80,7 @@ def test_keypoints_are_centre_and_points_on_the_outline(samples):
         assert distances[0] > 2.0
         assert np.abs(distances[1:]).max() < 0.05
         center, up, right, down, left = shape.keypoints[:, :2]
-        # Tilted by at most 30 degrees, so each points more in its own direction than in any other.
+        # The tilt is at most 30 degrees, so each keypoint is closest to its own axis.
         for point, axis in ((up, (0, -1)), (right, (1, 0)), (down, (0, 1)), (left, (-1, 0))):
             offset = point - center
             assert offset @ np.array(axis) > np.cos(np.deg2rad(31)) * np.linalg.norm(offset)
@@ -127,7 +127,7 @@ def test_files_are_coco(written):
     assert all(c["keypoints"] == list(KEYPOINT_NAMES) and c["skeleton"] for c in coco.dataset["categories"])
     assert coco.anns
     for index, annotation in enumerate(coco.dataset["annotations"]):
-        # pycocotools' own rasteriser agrees with area and box.
+        # The rasteriser of pycocotools agrees with the area.
         assert coco.annToMask(annotation).sum() == pytest.approx(annotation["area"], rel=0.15, abs=8)
         x, y, w, h = annotation["bbox"]
         polygon = np.array(annotation["segmentation"][0]).reshape(-1, 2)
@@ -135,7 +135,7 @@ def test_files_are_coco(written):
         assert len(annotation["keypoints"]) == 3 * len(KEYPOINT_NAMES) and annotation["id"] == index + 1
     first = cv2.imread(str(written / "train" / coco.imgs[1]["file_name"]))
     assert first.shape == (64, 64, 3)
-    # JPEG changes single pixels, but hardly the mean of 8x8 of them.
+    # JPEG changes single pixels, but hardly the mean of 8x8 pixels.
     blocks = [i.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)) for i in (first, make_sample(1, "train", 0, 64)[0])]
     assert np.abs(blocks[0] - blocks[1]).mean() < 2
 

@@ -142,7 +142,7 @@ def test_generated_shapes_pass_the_check(tmp_path):
 
 
 def test_the_evaluator_takes_voc_data(shared_data, tmp_path):
-    """It converts our records, text image ids included, as the ground truth."""
+    """The evaluator converts the records, including text image ids, to ground truth."""
     import torch
 
     from retinanet_ext.d2 import Boxes, Instances

@@ -30,7 +30,7 @@ def test_one_based_inclusive_corners_become_xyxy(tmp_path):
     # xmin 1 to xmax 40 are all 40 columns.
     assert full["bbox"] == [0, 0, 40, 30] and full["bbox_mode"] == BoxMode.XYXY_ABS
     assert full["category_id"] == 0 and full["difficult"] == 0
-    # Coinciding corners: no area, and kept that way for the check; difficult ones are kept.
+    # Coinciding corners give a box without area, left for the check to find; difficult objects are kept.
     assert thin["bbox"] == [4, 5, 4, 20] and thin["category_id"] == 1 and thin["difficult"] == 1
     assert other["category_id"] == -1 and other["category_name"] == "cow"
 

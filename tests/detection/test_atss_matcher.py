@@ -13,7 +13,7 @@ def centers(boxes):
 
 
 def match_by_definition(levels, gt_boxes, topk):
-    """The paper's algorithm 1, a box and a level at a time."""
+    """The paper's algorithm 1, one box and one level at a time."""
     anchors = torch.cat(levels)
     best = [(0.0, None)] * len(anchors)
     iou = pairwise_iou(gt_boxes, anchors)
@@ -58,9 +58,9 @@ def test_by_hand():
     levels = [torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 4, 4], [40, 40, 48, 48]])]
     gt_boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
     assert ATSSMatcher(topk=3)(levels, gt_boxes)[1].tolist() == [1, 0, 0, 0]
-    # With two: mean 0.75, deviation 0.3536, above every IoU: no anchor reaches the threshold.
+    # With two candidates: mean 0.75, deviation 0.3536, above every IoU: no anchor reaches the threshold.
     assert ATSSMatcher(topk=2)(levels, gt_boxes)[1].tolist() == [0, 0, 0, 0]
-    # Two anchors at each position are candidates together.
+    # With two anchors per position, two positions make four candidates.
     assert ATSSMatcher(topk=2, anchors_per_position=2)(levels, gt_boxes)[1].tolist() == [1, 0, 0, 0]
 
 

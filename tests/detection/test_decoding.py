@@ -17,7 +17,7 @@ def logit(p: float) -> float:
 
 @pytest.fixture(params=["as on CPU", "as on CUDA"])
 def on_device(request, monkeypatch, device):
-    """Decoding of a batch on the device under test; on CPU also in the way that never reads a value early."""
+    """Decodes a batch on the device under test; on CPU also in CUDA's way, which never reads a value early."""
     if request.param == "as on CUDA":
         monkeypatch.setattr(decoding, "_is_sync_free", lambda values: False)
     elif device.type != "cpu":
@@ -51,7 +51,7 @@ def by_image(logits, deltas, anchors, **settings):
 
 
 def assert_equal(actual, expected):
-    """Also in order: the scores of random predictions differ."""
+    """Equal, also in order: the scores of random predictions differ."""
     assert len(actual) == len(expected)
     for ours, theirs in zip(actual, expected):
         torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-6, atol=0)
@@ -92,7 +92,7 @@ def test_equals_brute_force(generator, on_device, changes):
 @pytest.mark.parametrize("num_classes", [1, 5])
 def test_batch_equals_each_image(generator, on_device, score_thresh, topk, num_classes):
     inputs = predictions(generator, num_classes=num_classes)
-    # Images differ in how much they show: with the last there is nothing, with the first much.
+    # The images differ: the first has many detections, the last has none.
     for level in inputs[0]:
         level[0] += 1
         level[2] = -200
@@ -105,7 +105,7 @@ def test_batch_equals_each_image(generator, on_device, score_thresh, topk, num_c
 
 
 def test_more_candidates_are_tried_if_the_best_do_not_suffice(generator, on_device):
-    # Many boxes of one class in a small place: NMS leaves few of those that it is shown first.
+    # Many boxes of one class in a small area: NMS keeps few of the candidates that it sees first.
     inputs = predictions(generator, sizes=(800, 700), num_classes=1, extent=20.0)
     settings = {"score_thresh": 0.01, "max_detections": 15, "nms_thresh": 0.1}
     first = decoding.CANDIDATES_PER_DETECTION * settings["max_detections"]
@@ -118,7 +118,7 @@ def test_more_candidates_are_tried_if_the_best_do_not_suffice(generator, on_devi
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(generator, on_device, dtype):
     logits, deltas, anchors = predictions(generator, num_images=2, sizes=(60, 20), num_classes=3)
-    # Numbers that bfloat16 has, each once, so that equal scores leave no choice.
+    # Different numbers that bfloat16 holds exactly, so that no scores are equal.
     values = torch.cat([torch.arange(128, 256) * 2.0**e for e in range(-10, -6)])  # in [1/8, 2)
     values = values[torch.randperm(512, generator=generator)[:480]].view(2, 80, 3)
     logits, deltas = [x.to(dtype) for x in values.split([60, 20], dim=1)], [x.to(dtype) for x in deltas]
@@ -128,7 +128,7 @@ def test_half_precision(generator, on_device, dtype):
 
 
 def test_equal_scores(on_device):
-    # All boxes apart, all scores the same: as many as asked for, each once.
+    # All boxes apart, all scores equal: as many detections as asked for, each once.
     corner = torch.arange(20.0)[:, None] * 20
     anchors = torch.cat([corner, corner, corner + 10, corner + 10], dim=1)
     inputs = [torch.zeros(2, 20, 2)], [torch.zeros(2, 20, 4)], [anchors]
@@ -148,7 +148,7 @@ def test_nothing_found(on_device):
 
 
 def test_detections_can_be_changed_in_place(generator, on_device):
-    # As clipping to the image does, also where the model is called outside of no_grad().
+    # Clipping to the image does this, also if the model is called outside of no_grad().
     logits, deltas, anchors = predictions(generator)
     found = on_device([x.requires_grad_() for x in logits], [x.requires_grad_() for x in deltas], anchors)
     others = [x.boxes.clone() for x in found[1:]]

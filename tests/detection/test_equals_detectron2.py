@@ -1,4 +1,4 @@
-"""FocalRetinaNet computes what Detectron2's RetinaNet computes, and fits where that one fits."""
+"""FocalRetinaNet computes what Detectron2's RetinaNet computes, and can take its place."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_outputs_and_statistics_of_normed_heads(norm, generator):
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     ours.load_state_dict(theirs.state_dict())
-    ours.train(norm != "SyncBN"), theirs.train(norm != "SyncBN")  # which trains in a process group only
+    ours.train(norm != "SyncBN"), theirs.train(norm != "SyncBN")  # SyncBN trains in a process group only
     for _ in range(2):
         features = [torch.randn(2, 32, size, size, generator=generator) for size in (16, 8, 4, 2, 1)]
         for actual, expected in zip(ours(features), theirs(features)):
@@ -117,10 +117,10 @@ def test_same_gradients(generator):
 def test_same_detections(with_ground_truth, generator):
     ours, theirs = (model.eval() for model in pair())
     inputs = batch(generator, (128, 160), (160, 128), num_classes=80)
-    for x in inputs:
-        x["height"], x["width"] = 2 * x["image"].shape[1], 2 * x["image"].shape[2]
+    for image in inputs:
+        image["height"], image["width"] = 2 * image["image"].shape[1], 2 * image["image"].shape[2]
         if not with_ground_truth:
-            del x["instances"]
+            del image["instances"]
     with torch.no_grad():
         for expected, actual in zip(theirs(inputs), ours(inputs)):
             expected, actual = expected["instances"], actual["instances"]

@@ -1,4 +1,4 @@
-"""Recomputed activations: the same losses, gradients and statistics from less that is kept."""
+"""Recomputed activations: the same losses, gradients and statistics, with less kept in memory."""
 
 import copy
 import pickle
@@ -37,7 +37,7 @@ def test_losses_gradients_and_statistics_are_the_same(norm, freeze_at, generator
     opts = [opt.format(norm) for opt in NORMS] + ["MODEL.BACKBONE.FREEZE_AT", freeze_at, "MODEL.DEVICE", str(device)]
     plain, recomputing = build(False, *opts), build(True, *opts)
     inputs = batch(generator, (96, 96), (96, 96))
-    for _ in range(2):  # of the second step the forward pass depends on nothing else, but the statistics add up
+    for _ in range(2):  # two steps, since running statistics add up; the weights stay the same
         (losses, gradients), (expected_losses, expected_gradients) = step(recomputing, inputs), step(plain, inputs)
         assert_equal(losses, expected_losses)
         assert_equal(gradients, expected_gradients)
@@ -96,7 +96,7 @@ def test_inference_recomputes_nothing(generator):
     model.head.cls_subnet[0].register_forward_hook(lambda *_: calls.append("subnet"))
     with torch.no_grad():
         model(batch(generator, (64, 64)))
-    assert len(calls) == 5  # the levels
+    assert len(calls) == 5  # once per level
 
 
 def test_nothing_to_recompute_is_refused():

@@ -55,7 +55,7 @@ def test_default_trainer_predictor_and_evaluator(cfg, tmp_path):
 
 
 def test_a_class_id_equal_to_the_number_of_classes_is_no_background(cfg):
-    # Detectron2's RetinaNet trains such objects as background without a word.
+    # Detectron2's RetinaNet silently trains such objects as background.
     cfg.MODEL.RETINANET.NUM_CLASSES = 1
     assert len(MetadataCatalog.get("plugin_train").get("thing_classes", range(5))) == 5
     with pytest.raises(ValueError, match="tiny_shapes/train/.* has class .; legal are 0..0"):

@@ -12,7 +12,7 @@ from retinanet_ext.detection import IoUMatcher, matcher
 from retinanet_ext.detection.matcher import BACKGROUND, FOREGROUND, IGNORE
 from retinanet_ext.ops.box_math import box_columns
 
-# One ground truth box of 10x10, and anchors of the same corner that are lower, so that IoU is height / 10.
+# One ground truth box of 10x10. The anchors share its corner and width, so that the IoU is height / 10.
 GT = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
 
 
@@ -43,12 +43,12 @@ def test_best_anchor_between_the_thresholds(low_quality, expected):
     assert state.tolist() == [BACKGROUND, expected]
 
 
-def test_all_anchors_tied_for_best_are_forced():
+def test_all_anchors_tied_for_best_are_foreground():
     _, state = IoUMatcher(low_quality="always")(anchors_with_iou(0.3, 0.3, 0.2), GT.double())
     assert state.tolist() == [FOREGROUND, FOREGROUND, BACKGROUND]
 
 
-def test_a_forced_anchor_keeps_the_box_of_its_own_largest_iou():
+def test_a_low_quality_anchor_keeps_the_box_of_its_own_largest_iou():
     # Anchor 0 is the best for both boxes; its own best is box 0, and box 1 gets nothing.
     gt_boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 9.0, 10.0, 30.0]])
     matched, state = IoUMatcher(low_quality="always")(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), gt_boxes)
@@ -60,7 +60,7 @@ def test_no_ground_truth_is_all_background():
     assert matched.tolist() == [0] * 5 and state.tolist() == [BACKGROUND] * 5
 
 
-def test_a_box_that_overlaps_no_anchor_forces_none():
+def test_a_box_that_overlaps_no_anchor_makes_none_foreground():
     _, state = IoUMatcher(low_quality="always")(
         anchors_with_iou(1.0), torch.tensor([[50.0, 50.0, 60.0, 60.0]]).double()
     )
@@ -79,9 +79,9 @@ def by_a_loop(anchors, gt_boxes, low_quality):
     matched, state = [], []
     for column in iou.T:
         best = column.max(initial=-1)
-        matched.append(int(column.argmax()) if len(column) else 0)  # of equal ones the first
-        is_best_of_some = any(value == row.max() and value > 0 for value, row in zip(column, iou))
-        if best >= 0.5 or is_best_of_some and (low_quality == "always" or (low_quality == "above_low" and best >= 0.4)):
+        matched.append(int(column.argmax()) if len(column) else 0)  # the first among equal IoUs
+        is_low_quality = any(value == row.max() and value > 0 for value, row in zip(column, iou))
+        if best >= 0.5 or is_low_quality and (low_quality == "always" or (low_quality == "above_low" and best >= 0.4)):
             state.append(FOREGROUND)
         else:
             state.append(IGNORE if best >= 0.4 else BACKGROUND)
@@ -89,21 +89,21 @@ def by_a_loop(anchors, gt_boxes, low_quality):
 
 
 def coarse_boxes(count: int, generator: torch.Generator) -> torch.Tensor:
-    """On a coarse grid, which makes ties; some without area, some the same."""
+    """Boxes on a coarse grid, so that some IoUs tie, some boxes have no area, and some are equal."""
     corner = torch.randint(0, 12, (count, 2), generator=generator)
     size = torch.randint(0, 8, (count, 2), generator=generator)
     return torch.cat([corner, corner + size], dim=1).float()
 
 
 @pytest.fixture(params=["dense", "sparse"])
-def way(request, monkeypatch):
-    """Both ways to the same result, whatever the number of boxes."""
+def form(request, monkeypatch):
+    """Runs a test with both fast forms, whatever the number of boxes."""
     monkeypatch.setattr(matcher, "SPARSE_FROM", 10**9 if request.param == "dense" else 1)
 
 
 @pytest.mark.parametrize("low_quality", ["always", "above_low", "never"])
 @pytest.mark.parametrize("block_entries, chunk_anchors", [(1, 1), (200, 16), (2**22, 256)])
-def test_equals_a_loop_whatever_the_blocks(way, low_quality, block_entries, chunk_anchors, generator, monkeypatch):
+def test_equals_a_loop_whatever_the_blocks(form, low_quality, block_entries, chunk_anchors, generator, monkeypatch):
     set_blocks(monkeypatch, block_entries, chunk_anchors)
     anchors, gt_boxes = coarse_boxes(45, generator), coarse_boxes(15, generator)
     gt_boxes = torch.cat([gt_boxes, gt_boxes[:3], anchors[:2], torch.tensor([[90.0, 90.0, 95.0, 95.0]])])
@@ -120,7 +120,7 @@ def set_blocks(monkeypatch, block_entries, chunk_anchors=256):
 
 @pytest.mark.parametrize("block_entries", [1, 500, 2**22])
 @pytest.mark.parametrize("counts", [[3, 0, 12, 5], [0, 0], [1], [2, 9, 9]])
-def test_a_batch_is_its_images(way, block_entries, counts, generator, device, monkeypatch):
+def test_a_batch_is_its_images(form, block_entries, counts, generator, device, monkeypatch):
     set_blocks(monkeypatch, block_entries, 16)
     anchors = coarse_boxes(100, generator)
     images = [coarse_boxes(count, generator) for count in counts]
@@ -128,7 +128,7 @@ def test_a_batch_is_its_images(way, block_entries, counts, generator, device, mo
     for row, boxes in zip(padded, images):
         row[: len(boxes)] = boxes
     matched, state = IoUMatcher().match_batch(anchors.to(device), padded.to(device), counts)
-    # What other devices do at once: all images in one block of boxes.
+    # The form that other devices run, with all images at once.
     assert matched.dtype == torch.int64 and state.dtype == torch.int8
     dense = matcher._best_matches_dense(box_columns(anchors).to(device), padded.to(device), counts)
     for image, boxes in enumerate(images):
@@ -141,8 +141,8 @@ def test_a_batch_is_its_images(way, block_entries, counts, generator, device, mo
             assert torch.equal(fast[image].cpu(), expected)
 
 
-def test_many_boxes_of_all_sizes_on_the_anchors_of_an_image(way, generator):
-    """Narrow runs of anchors, several levels, and the reference as the truth."""
+def test_many_boxes_of_all_sizes_on_the_anchors_of_an_image(form, generator):
+    """Realistic anchors of several levels, compared with the reference."""
     anchors, gt_boxes = grid_anchors(96, 160), torch.rand(150, 4, generator=generator) * 100
     gt_boxes[:, 2:] = gt_boxes[:, :2] + 2 + gt_boxes[:, 2:].square() / 60
     matched, state = IoUMatcher()(anchors, gt_boxes)
@@ -172,11 +172,11 @@ import pathlib, torch
 from retinanet_ext.detection import IoUMatcher
 torch.set_num_threads(1)
 anchors, boxes, small = torch.load("inputs.pt")
-IoUMatcher()(anchors, small)  # what is loaded on first use
+IoUMatcher()(anchors, small)  # loads what is loaded on first use
 def status(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) // 1024
-pathlib.Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the present size
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the present size
 before = status("VmHWM:")
 matched, state = IoUMatcher()(anchors, boxes)
 print(int((state == 1).sum()), status("VmHWM:") - before)
@@ -189,7 +189,7 @@ def test_ten_thousand_boxes_in_500_megabytes(generator, tmp_path):
     anchors = grid_anchors(800, 1344)
     assert len(anchors) == 201600
     corner = torch.rand(10000, 2, generator=generator) * torch.tensor([1300.0, 780.0])
-    size = 10 + torch.rand(10000, 2, generator=generator) * 1300  # large ones: few IoUs can be left out
+    size = 10 + torch.rand(10000, 2, generator=generator) * 1300  # large boxes: few IoUs can be skipped
     limit = torch.tensor([1333.0, 800.0])
     boxes = torch.cat([corner, torch.minimum(corner + size, limit)], dim=1)
     torch.save((anchors, boxes, boxes[:100]), tmp_path / "inputs.pt")

@@ -45,7 +45,7 @@ def test_prior_probability_sets_the_initial_scores(model, generator):
 def test_head_norms_train(norm, generator):
     model = build_model(small_config("MODEL.RETINANET.NORM", norm))
     if norm == "SyncBN":
-        model.eval()  # without a process group there is nothing to synchronise; the layers must still be there
+        model.eval()  # nothing to synchronise without a process group, but the layers must still run
         assert len(model(batch(generator, (64, 64)))) == 1
         return
     losses = model(batch(generator, (96, 96), (96, 96)))
@@ -79,7 +79,7 @@ def test_foreground_normaliser_is_a_mean_over_images(generator):
     model = build_model(small_config("MODEL.RETINANET.NORMALIZER", "foreground"))
     inputs = batch(generator, (96, 96), (96, 96))
     together = model(inputs)
-    alone = [model([x]) for x in inputs]
+    alone = [model([image]) for image in inputs]
     for name, loss in together.items():
         torch.testing.assert_close(loss, (alone[0][name] + alone[1][name]) / 2, rtol=1e-4, atol=1e-6)
 
@@ -119,11 +119,11 @@ def test_a_loss_of_somebody_else_sees_boxes_and_anchors(generator, monkeypatch):
 def test_images_of_a_batch_do_not_influence_each_other(model, generator):
     model.eval()
     model.test_score_thresh = 0.0
-    inputs = [{"image": x["image"]} for x in batch(generator, (64, 96), (64, 96))]
+    inputs = [{"image": image["image"]} for image in batch(generator, (64, 96), (64, 96))]
     with torch.no_grad():
         together = model(inputs)
-        for x, expected in zip(inputs, together):
-            alone = model([x])[0]["instances"]
+        for image, expected in zip(inputs, together):
+            alone = model([image])[0]["instances"]
             torch.testing.assert_close(alone.scores, expected["instances"].scores)
 
 

@@ -30,7 +30,7 @@ def test_targets_are_those_of_a_loop_over_images(counts, batched, generator, dev
     anchors, gt_boxes, gt_classes = random_batch(counts, generator)
     matcher = IoUMatcher()
     on_device = [[x.to(device) for x in part] for part in (gt_boxes, gt_classes)]
-    one_at_a_time = lambda *args: matcher(*args)  # noqa: E731  a matcher of the plain form has no match_batch
+    one_at_a_time = lambda *args: matcher(*args)  # noqa: E731  a plain matcher, without match_batch
     targets = label_anchors([anchors.to(device)], *on_device, matcher if batched else one_at_a_time, num_classes=4)
     rows = iter(zip(targets.image_index.tolist(), targets.anchor_index.tolist(), targets.gt_boxes.cpu()))
     assert targets.labels.dtype == torch.int64 and targets.labels.shape == (len(counts), 60)

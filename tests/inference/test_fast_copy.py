@@ -15,14 +15,14 @@ needs_cuda = "CUDA graphs need TEST_DEVICE=cuda"
 def model(device):
     torch.manual_seed(0)
     model = build_model(small_config("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "MODEL.DEVICE", str(device)))
-    # Further apart than the initial ones, so that rounding does not change which are best.
+    # Scores further apart than the initial ones, so that rounding does not change which are best.
     torch.nn.init.normal_(model.head.cls_score.weight, std=0.3)
     return model
 
 
 def detections(model, inputs):
     with torch.no_grad():
-        return [x["instances"] for x in model(inputs)]
+        return [output["instances"] for output in model(inputs)]
 
 
 def assert_same_detections(found, expected, tolerance):
@@ -57,7 +57,7 @@ def test_bfloat16_computes_convolutions_in_it_and_gives_float32(model, generator
 
 
 def test_compiled_network_gives_the_same_detections(model, generator, monkeypatch):
-    # Traced and run as it is: no C++ compiler, which takes a minute. `benchmarks.inference --compile` runs that one.
+    # Only traced, because a C++ compiler would take a minute. `benchmarks.inference --compile` runs the compiler.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
     inputs = batch(generator, (64, 96))
     fast = optimize_for_inference(model, compile=True)

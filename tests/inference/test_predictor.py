@@ -91,7 +91,7 @@ def test_bad_settings():
 
 def test_an_image_of_which_resizing_leaves_nothing():
     predictor = make(**{"INPUT.MIN_SIZE_TEST": 800, "INPUT.MAX_SIZE_TEST": 1333})
-    # 1333 / 4000 of one pixel is less than half a pixel; of two pixels it is more.
+    # One pixel times 1333 / 4000 is less than half a pixel; two pixels times that are more.
     for shape in ((1, 4000, 3), (4000, 1, 3)):
         with pytest.raises(ValueError, match=f"image of {shape[1]}x{shape[0]} .* too thin"):
             predictor.check_image(np.zeros(shape, np.uint8))

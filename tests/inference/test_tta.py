@@ -8,17 +8,15 @@ AUG = ["TEST.AUG.MIN_SIZES", "(64, 128)", "TEST.AUG.MAX_SIZE", "256", "TEST.AUG.
 
 
 class FindsTheBrightBox(torch.nn.Module):
-    """A stand-in for a detector: the bounding box of the bright pixels, in pixels of the image it is given."""
+    """Stands in for a detector: finds the bounding box of the bright pixels, in pixels of its input image."""
 
     def forward(self, inputs):
         outputs = []
-        for x in inputs:
-            y, x_ = torch.nonzero(x["image"][0] > 128, as_tuple=True)
-            found = Instances(tuple(x["image"].shape[1:]))
-            found.pred_boxes = Boxes(
-                torch.tensor([[x_.min(), y.min(), x_.max() + 1, y.max() + 1]], dtype=torch.float32)
-            )
-            found.scores = torch.tensor([0.5 + x["image"].shape[1] / 1000])
+        for item in inputs:
+            y, x = torch.nonzero(item["image"][0] > 128, as_tuple=True)
+            found = Instances(tuple(item["image"].shape[1:]))
+            found.pred_boxes = Boxes(torch.tensor([[x.min(), y.min(), x.max() + 1, y.max() + 1]], dtype=torch.float32))
+            found.scores = torch.tensor([0.5 + item["image"].shape[1] / 1000])
             found.pred_classes = torch.tensor([1])
             outputs.append({"instances": found})
         return outputs
@@ -28,7 +26,7 @@ def test_views_are_mapped_back_and_merged():
     image = torch.zeros(3, 128, 192, dtype=torch.uint8)
     image[:, 40:80, 32:64] = 255
     detector = DenseDetectorWithTTA(small_config(*AUG), FindsTheBrightBox())
-    # The original image was twice as large; boxes come back in its pixels, from both sizes and both flips as one.
+    # The original image was twice as large. Boxes come back in its pixels; both sizes and both flips merge into one.
     found = detector([{"image": image, "height": 256, "width": 384}])[0]["instances"]
     assert found.image_size == (256, 384)
     assert len(found) == 1 and found.pred_classes.tolist() == [1]

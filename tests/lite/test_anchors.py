@@ -51,8 +51,8 @@ def test_anchors_move_with_the_module_but_are_not_saved():
     "kwargs, message",
     [
         ({"offset": 1.0}, r"\[0, 1\), found 1.0"),
-        ({"sizes": []}, "sizes must be a list that is not empty"),
-        ({"sizes": 32}, "sizes must be a list that is not empty"),
+        ({"sizes": []}, "sizes must be a non-empty list"),
+        ({"sizes": 32}, "sizes must be a non-empty list"),
         ({"sizes": [[1], [2], [3]]}, "2 levels"),
         ({"aspect_ratios": [[1.0], []]}, "2 levels"),
     ],
@@ -65,5 +65,5 @@ def test_errors(kwargs, message):
 
 def test_number_of_features_must_fit():
     generator = DefaultAnchorGenerator(sizes=[8], aspect_ratios=[1.0], strides=[4])
-    with pytest.raises(ValueError, match="made for 1 levels, found 2"):
+    with pytest.raises(ValueError, match="features of 1 levels, found 2"):
         generator([torch.zeros(1, 1, 1, 1)] * 2)

@@ -76,7 +76,7 @@ def test_make_stage_per_block_arguments():
     assert blocks[0].conv2.groups == 4
     assert blocks[0].shortcut is not None and blocks[1].shortcut is None
     for bad in ({"stride_per_block": [1]}, {"stride": 1, "stride_per_block": [1, 1]}):
-        with pytest.raises(ValueError, match="stride_per_block needs 2 values and excludes stride"):
+        with pytest.raises(ValueError, match="stride_per_block needs 2 values, without stride"):
             ResNet.make_stage(BasicBlock, 2, in_channels=4, out_channels=4, **bad)
 
 
@@ -86,7 +86,7 @@ def test_stages_have_the_depth_they_are_called_by(depth, blocks):
         resnet = build_backbone(config(DEPTH=depth, RES2_OUT_CHANNELS=64 if depth < 50 else 256)).bottom_up
     assert sum(len(getattr(resnet, name)) for name in resnet.stage_names) == blocks
     convolutions_per_block = 2 if depth < 50 else 3
-    assert blocks * convolutions_per_block + 2 == depth  # and the stem and the classifier
+    assert blocks * convolutions_per_block + 2 == depth  # + 2: the stem and the classifier
 
 
 def test_dilation_keeps_the_resolution_of_res5():
@@ -113,7 +113,7 @@ def test_input_channels_follow_the_pixel_mean_or_the_argument():
         ({"DEFORM_ON_PER_STAGE": [False, False, False, True]}, "no deformable convolutions"),
         ({"OUT_FEATURES": ["res9"]}, "OUT_FEATURES must be among"),
         ({"OUT_FEATURES": []}, "OUT_FEATURES must be among"),
-        ({"OUT_FEATURES": ["res3", "res4"]}, "P6 is made of res5"),
+        ({"OUT_FEATURES": ["res3", "res4"]}, "must contain res5, the input of P6"),
         ({"NORM": "bn"}, "unknown norm 'bn'"),
     ],
 )
@@ -180,7 +180,7 @@ def test_fpn_norm_replaces_the_bias():
 @pytest.mark.parametrize(
     "names, kwargs, message",
     [
-        (["res3", "res5"], {}, r"each twice the last; found \[8, 32\]"),
+        (["res3", "res5"], {}, r"consecutive powers of 2; found \[8, 32\]"),
         (["res6"], {}, "in_features must be among"),
         ([], {}, "in_features must be among"),
         (["res3"], {"fuse_type": "max"}, "sum or avg, found 'max'"),

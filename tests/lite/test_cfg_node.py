@@ -68,7 +68,7 @@ def test_unsafe_tag_error_names_file_line_tag_and_the_numbers(tmp_path):
     assert str(base) in str(caught.value)
     sizes = yaml.safe_load(str(caught.value).rsplit("`", 2)[1])["SIZES"]
     assert len(sizes) == 5
-    # 32 * 2^(1/3) and 512 * 2^(2/3); cubed and divided by the power of two they are whole again.
+    # 32 * 2^(1/3) and 512 * 2^(2/3): cubed and divided by 2 and by 4 they are 32^3 and 512^3.
     assert sizes[0][1] ** 3 / 2 == pytest.approx(32**3, rel=1e-14)
     assert sizes[4][2] ** 3 / 4 == pytest.approx(512**3, rel=1e-14)
 

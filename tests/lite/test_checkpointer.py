@@ -18,7 +18,7 @@ def _net(value):
 
 
 def _load(path, net=None):
-    """Load into a net of zeros; returns the net, what fitted how, and the rest of the file."""
+    """Load into ``net`` (default: zeros); returns the net, the incompatible keys, and the rest of the file."""
     seen = []
 
     class Recording(DetectionCheckpointer):
@@ -152,7 +152,7 @@ def test_a_missing_file_is_named():
 
 
 class _Detector(nn.Module):
-    """A model with its backbone where a detector has it."""
+    """A model with its backbone at the attribute path that detectors use."""
 
     def __init__(self, norm):
         super().__init__()

@@ -9,9 +9,9 @@ from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
 
 
 def _adversarial(seed):
-    """Ground truth and predictions with ties, crowds, copies, empty images, border areas, 150 an image.
+    """Ground truth and predictions with ties, crowds, copies, empty images, border areas, up to 150 more per image.
 
-    Predictions come as tuples (class, XYWH, score) by image; of class k in the order of the categories.
+    Returns a COCO dict, predictions by image id, and {class: category id}.
     """
     rng = np.random.default_rng(seed)
     categories = [3 * k + 1 for k in range(rng.integers(1, 4))]

@@ -1,5 +1,4 @@
-"""Box AP of the embedded engine: values worked out by hand, ids, conversions, and what it says when AP is
-undefined.
+"""Box AP of the embedded engine: values worked out by hand, ids, conversions, and the log when AP is undefined.
 
 Boxes in these tests are XYXY unless the name says XYWH.
 """
@@ -20,7 +19,7 @@ from retinanet_ext.lite.structures import Boxes, BoxMode, Instances
 
 @pytest.fixture
 def register():
-    """Registers records (or metadata alone) under a fresh name, and forgets them after the test."""
+    """Registers records (or metadata alone) under a fresh name, and removes them after the test."""
     names = []
 
     def do_register(records=None, **metadata):
@@ -75,7 +74,7 @@ BIG, FAR = [0, 0, 100, 100], [200, 200, 300, 300]
 
 @pytest.mark.parametrize("use_fast_impl", [True, False])
 def test_interpolated_precision(register, use_fast_impl):
-    """Scores in order: hit, miss, hit, of 2 objects. Precision is 1 up to recall 0.5, then 2/3.
+    """By descending score: hit, miss, hit; there are 2 objects. Precision is 1 up to recall 0.5, then 2/3.
 
     Of the 101 recall points 0, 0.01 ... 1, the first 51 are up to 0.5: AP = (51 + 50 * 2/3) / 101.
     The miss is of medium size, so it does not count against APl.
@@ -118,7 +117,7 @@ def test_areas_at_the_borders_of_the_ranges(register, side, sizes):
 
 
 def test_max_dets_per_image(register):
-    """Three objects, of which as many predictions count as max_dets_per_image says: recall 1/3, 2/3, 1."""
+    """Three objects, each with a prediction; 1, 2 or 3 predictions count: recall 1/3, 2/3, 1."""
     boxes = [[100 * i, 0, 100 * i + 90, 90] for i in range(3)]
     name = register([_record(1, *((0, box) for box in boxes))], thing_classes=["thing"])
     predictions = {1: _predict(*((0, box, 0.9 - i / 10) for i, box in enumerate(boxes)))}
@@ -179,7 +178,7 @@ def test_class_mapping_is_there_although_the_dataset_was_not_loaded_yet(register
 
 
 def test_annotation_ids_do_not_matter(register, tmp_path):
-    """Id 0 would pass for "no match" in pycocotools, equal ids for one annotation."""
+    """pycocotools would read id 0 as "no match", and equal ids as one annotation."""
     boxes = [[0, 0, 50, 50], [100, 0, 50, 50], [0, 100, 50, 50]]
     predictions = {1: _predict(*((0, [x, y, x + w, y + h], 0.5) for x, y, w, h in boxes))}
     for number, ids in enumerate([(1, 2, 3), (0, 1, 2), (5, 5, 5)]):
@@ -209,7 +208,7 @@ def test_categories_that_are_no_class_are_left_out_and_named(register, tmp_path,
 
 
 def test_dicts_are_converted_and_written(register, tmp_path):
-    """Area: 10x20 triangle, half of 200; an RLE of 6 pixels of 12; else the box. Boxes come in two modes."""
+    """Areas: half of 200 for the 10x20 triangle, 6 for the RLE, else that of the box. Boxes come in two modes."""
     record = _record("a")
     record["annotations"] = [
         {"category_id": 0, "bbox": [10, 10, 30, 40], "bbox_mode": BoxMode.XYXY_ABS},
@@ -255,7 +254,7 @@ def test_order_of_processing_does_not_matter(register):
     assert 0 < forward["bbox"]["AP"] < 100
     shuffled = list(predictions.items())
     rng.shuffle(shuffled)
-    # As text, for NaN is not equal to itself.
+    # Compared as text, because NaN is not equal to itself.
     assert str(_evaluate(evaluator, dict(shuffled))) == str(forward)
     twice = [*predictions.items(), *shuffled[:5]]
     evaluator.reset()
@@ -356,7 +355,7 @@ def test_errors_name_what_is_wrong(register, tmp_path):
 
 
 def test_nothing_reaches_standard_output(register, capsys, monkeypatch):
-    # The log may: a run that was set up earlier in this process sends it there.
+    # A run that was set up earlier in this process may send the log to standard output, which is allowed.
     monkeypatch.setattr(logging.getLogger("retinanet_ext"), "handlers", [])
     name = register([_record(1, (0, BIG))], thing_classes=["thing"])
     for use_fast_impl in (True, False):

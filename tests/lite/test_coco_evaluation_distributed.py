@@ -1,4 +1,4 @@
-"""Evaluation by two processes over gloo: the result of one process, in the main one only."""
+"""Evaluation by two processes over gloo: only the main one has a result, equal to that of a single process."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def _records():
 
 
 def _model(batch):
-    """Moved ground truth, with the same score for all, so that the order of images would show."""
+    """Predicts moved ground truth; all scores are equal, so that an effect of the image order would show."""
     outputs = []
     for record in batch:
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in record["annotations"]]
@@ -54,7 +54,7 @@ def _evaluate(records):
 
 def _process(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    # The first process has the later images, and image 4 is done by both, as a padding sampler would have it.
+    # The first process has the later images; both process image 4, as with a padding sampler.
     results = _evaluate(_records()[4:] if rank == 0 else _records()[:5])
     with open(f"{folder}/{rank}.json", "w") as f:
         json.dump(results, f)

@@ -18,7 +18,7 @@ def test_a_single_process_needs_no_group():
 
 
 def _backend_per_device(rank, folder):
-    # As on a machine with GPUs, but with gloo in the place of NCCL.
+    # As on a machine with GPUs, but with gloo in place of NCCL.
     threads = len(os.listdir("/proc/self/task"))
     dist.init_process_group("cpu:gloo,cuda:gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     comm.create_local_process_group(2)
@@ -36,6 +36,6 @@ def _backend_per_device(rank, folder):
 def test_cpu_processes_work_together_where_cuda_has_another_backend(tmp_path):
     mp.start_processes(_backend_per_device, nprocs=2, args=(str(tmp_path),), start_method="spawn")
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    # No thread of a group outlives it: one that meets the end of the interpreter aborts the process.
+    # No thread outlives its group: a thread that is alive at interpreter exit can abort the process.
     assert first == [0, [0, 1], [0, 1], 3.0, 0]
     assert second == [1, [0, 1], [], 3.0, 0]

@@ -1,4 +1,4 @@
-"""Catalogs and the COCO reader of the embedded engine: what they say about bad input."""
+"""Catalogs and the COCO reader of the embedded engine: their messages about bad input."""
 
 import json
 

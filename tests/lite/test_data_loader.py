@@ -77,7 +77,7 @@ def _assert_same_batches(left, right):
         assert torch.equal(one["instances"].gt_boxes.tensor, other["instances"].gt_boxes.tensor)
 
 
-# ---- the same data whatever happens
+# ---- reproducible data
 
 
 @pytest.mark.parametrize("grouping", [True, False])
@@ -86,7 +86,7 @@ def test_resume_continues_the_stream(records, grouping, num_workers):
     unbroken = _take(_loader(records, aspect_ratio_grouping=grouping), 12)
     resumed = _loader(records, aspect_ratio_grouping=grouping, num_workers=num_workers)
     resumed.start_batch = 7
-    np.random.seed(99)  # whatever ran before
+    np.random.seed(99)  # the state left by earlier code must not matter
     _assert_same_batches(_take(resumed, 5), unbroken[7:])
 
 

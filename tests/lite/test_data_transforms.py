@@ -1,4 +1,4 @@
-"""Augmentation, image reading and mapper of the embedded engine, against hand-computed facts."""
+"""Augmentation, image reading and mapper of the embedded engine, against values computed by hand."""
 
 import logging
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_channel_order(tmp_path):
     assert detection_utils.read_image(str(tmp_path / "color.png"), "BGR")[0, 0].tolist() == [3, 2, 1]
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])  # Pillow treats the orientation of a TIFF by itself
+@pytest.mark.parametrize("suffix", ["png", "tif"])  # Pillow applies the orientation of a TIFF itself
 def test_orientation_is_undone_once(tmp_path, suffix):
     upright = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
     turned_by = {1: upright, 3: np.rot90(upright, 2), 6: np.rot90(upright), 8: np.rot90(upright, -1)}
@@ -169,9 +169,9 @@ def test_transformed_annotation():
     before = {key: list(value) if isinstance(value, list) else value for key, value in annotation.items()}
     new = detection_utils.transform_instance_annotations(annotation, [T.CropTransform(10, 0, 5, 24)], (24, 5))
     assert annotation == before
-    # xywh 6, 4, 12, 8 is x 6..18, y 4..12; the crop moves it to x -4..8 and leaves 0..5 of it.
+    # xywh 6, 4, 12, 8 is x 6..18, y 4..12; the crop moves it to x -4..8 and keeps 0..5.
     assert new["bbox"].tolist() == [0, 4, 5, 12] and new["bbox_mode"] == BoxMode.XYXY_ABS
-    # Left where they were they would be wrong: they go.
+    # Segmentation and keypoints are removed, because untransformed values would be wrong.
     assert set(new) == {"bbox", "bbox_mode", "category_id", "iscrowd"}
 
 
@@ -203,7 +203,7 @@ def _record(image_file, **changes):
 def test_mapper_in_training(image_file):
     record = _record(image_file)
     sample = _mapper()(record)
-    assert len(record["annotations"]) == 3 and "image" not in record  # the record is left alone
+    assert len(record["annotations"]) == 3 and "image" not in record  # the record is not changed
     assert set(sample) == {"file_name", "width", "height", "image_id", "image", "instances"}
     pixels = np.asarray(Image.open(image_file))
     assert np.array_equal(sample["image"].numpy(), pixels[:, ::-1, ::-1].transpose(2, 0, 1))
@@ -269,11 +269,11 @@ def test_resize_to_the_same_size_changes_nothing():
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     assert T.ResizeTransform(5, 7, 5, 7).apply_image(image).tolist() == image.tolist()
     pixels = np.asarray(Image.fromarray(image).resize((7, 5), Image.BILINEAR))
-    assert pixels.tolist() == image.tolist()  # as Pillow has it
+    assert pixels.tolist() == image.tolist()  # Pillow does the same
 
 
 def test_boxes_of_a_mapper_are_those_of_its_steps(tmp_path):
-    """All at once, or one by one with the functions for a single annotation."""
+    """The mapper transforms all boxes at once; the functions for single annotations give the same boxes."""
     Image.new("RGB", (40, 30)).save(tmp_path / "image.png")
     rng = np.random.default_rng(0)
     annotations = [

@@ -34,15 +34,15 @@ class _Toy(nn.Module):
 
 
 class _ToyLoader:
-    """Batch ``k`` is the same in every run; can begin anywhere."""
+    """Batch ``k`` is the same in every run, and the loader can begin at any batch."""
 
     start_batch = 0
 
     def __iter__(self):
-        position = self.start_batch
+        index = self.start_batch
         while True:
-            yield torch.randn(4, 3, generator=torch.Generator().manual_seed(position))
-            position += 1
+            yield torch.randn(4, 3, generator=torch.Generator().manual_seed(index))
+            index += 1
 
 
 class _ToyTrainer(DefaultTrainer):
@@ -110,7 +110,7 @@ def test_stop_and_resume_equals_the_unbroken_run(cfg, amp):
     weights = {name: value.clone() for name, value in unbroken.model.state_dict().items()}
     final = torch.load(f"{cfg.OUTPUT_DIR}/model_final.pth")
 
-    # What a run killed after iteration 5 leaves behind: the checkpoint of iteration 3.
+    # A run killed after iteration 5 leaves the checkpoint of iteration 3 behind.
     with open(f"{cfg.OUTPUT_DIR}/last_checkpoint", "w") as file:
         file.write("model_0000003.pth")
     torch.manual_seed(99)
@@ -186,7 +186,7 @@ def test_weights_alone_cannot_be_resumed(cfg):
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     torch.save({"model": _Toy().state_dict()}, f"{cfg.OUTPUT_DIR}/model_final.pth")
     trainer.checkpointer.tag_last_checkpoint("model_final.pth")
-    with pytest.raises(ValueError, match="model_final.pth.*no state of a trainer.*MODEL.WEIGHTS"):
+    with pytest.raises(ValueError, match="model_final.pth.*no trainer state.*MODEL.WEIGHTS"):
         trainer.resume_or_load(resume=True)
 
 

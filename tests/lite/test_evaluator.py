@@ -1,4 +1,4 @@
-"""The evaluator interface, the inference loop, and the printing and checking of results."""
+"""The evaluator interface, the inference loop, and printing and checking results."""
 
 import gc
 import logging
@@ -112,7 +112,7 @@ def test_progress_is_logged_with_eta_only_now_and_then(caplog, monkeypatch):
     monkeypatch.setattr("retinanet_ext.lite.evaluation.evaluator.time.perf_counter", lambda: next(clock))
     with caplog.at_level(logging.INFO):
         inference_on_dataset(lambda batch: None, [[0]] * 12, None)
-    # The clock advances by 1 per reading and is read 4 times a batch: a line every second batch at most.
+    # The clock advances by 1 per reading and is read 4 times per batch, so at most every second batch logs a line.
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "Inference on 12 batches"
     assert "12 batches" in lines[-1] and "s/batch" in lines[-1]

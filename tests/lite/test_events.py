@@ -43,7 +43,7 @@ def test_noisy_scalars_are_the_median_of_the_window_and_others_the_latest():
             storage.put_scalars(loss=value)
             storage.put_scalar("lr", value, smoothing_hint=False)
             storage.step()
-    # Window of 3: iterations 12, 13, 14 with 30, 4, 5; the median is 5, of all five it would be 4.
+    # A window of 3 holds 30, 4, 5 of iterations 12, 13, 14, with median 5; the median of all five values is 4.
     assert storage.latest_with_smoothing_hint(3) == {"loss": (5.0, 14), "lr": (5.0, 14)}
     assert storage.latest_with_smoothing_hint(20)["loss"] == (4.0, 14)
 
@@ -80,7 +80,7 @@ def test_json_lines_hold_only_what_is_new(tmp_path):
         storage.put_scalar("a", 3.0)
         writer.write()
         writer.close()
-    # The second row: the median of 1 and 3.
+    # The 2.0 in the second row is the median of 1 and 3.
     assert _rows(path) == [{"a": 1.0, "b": 2.0, "iteration": 0}, {"a": 2.0, "iteration": 1}]
 
 
@@ -137,7 +137,7 @@ def test_printer_says_losses_rate_and_time_left(caplog):
         storage.put_scalars(total_loss=1.25, time=2.0, data_time=0.5)
         storage.put_scalar("lr", 0.01, smoothing_hint=False)
         CommonMetricPrinter(max_iter=100).write()
-    # 90 iterations are left, at 2 seconds.
+    # 90 iterations of 2 seconds are left.
     assert storage.latest()["eta_seconds"] == (180.0, 9)
     line = caplog.messages[-1]
     for part in (

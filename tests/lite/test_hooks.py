@@ -25,7 +25,7 @@ def _train(hook_list, max_iter, start_iter=0):
 
 
 def _evaluations(period, **kwargs):
-    """When a hook evaluates in a training of 10 iterations."""
+    """The iterations at which a hook evaluates, in a training of 10 iterations."""
     seen = []
 
     def evaluate():
@@ -125,7 +125,7 @@ def test_the_rate_of_the_largest_group_is_written_before_it_changes():
 
 
 def _best_of(folder, values, mode="max", start_iter=0, metric="bbox/AP"):
-    """A training of one evaluation per iteration; returns the hook and the iterations that were saved."""
+    """Trains with one evaluation per iteration; returns the hook and the iterations that were saved."""
     checkpointer = DetectionCheckpointer(nn.Linear(1, 1), str(folder))
     saved = []
     checkpointer.save = lambda name, **extra: saved.append((name, extra))

@@ -7,7 +7,7 @@ from retinanet_ext.lite.layers import Conv2d, FrozenBatchNorm2d, get_norm
 
 @pytest.fixture
 def batch_norm(generator):
-    """An evaluating BatchNorm2d with statistics and weights that are far from the identity."""
+    """A BatchNorm2d in evaluation mode, with statistics and weights far from the identity."""
     layer = nn.BatchNorm2d(6, eps=1e-3).eval()
     for tensor in (layer.weight.data, layer.bias.data, layer.running_mean):
         tensor.normal_(generator=generator)
@@ -73,6 +73,6 @@ def test_conv2d_applies_norm_then_activation():
     assert list(conv.state_dict()) == ["weight", "norm.weight", "norm.bias"]
     with torch.no_grad():
         conv.weight.fill_(1)
-        # Normalised, the values 1 and 3 are -1 and 1; the activation removes the first.
+        # The norm turns 1 and 3 into -1 and 1; the activation turns -1 into 0.
         out = conv(torch.tensor([[[[1.0, 3.0]]]]))
     torch.testing.assert_close(out.flatten(), torch.tensor([0.0, 1.0]), atol=1e-4, rtol=0)

@@ -33,7 +33,7 @@ def test_steps_divide_the_rate_at_their_iterations():
 
 
 def test_linear_warmup_rises_by_equal_amounts():
-    # From 0.1 to 1.0 within 3 iterations: 0.3 each.
+    # From 0.1 to 1.0 in 3 iterations: 0.3 per iteration.
     rates = _rates(_cfg(WARMUP_ITERS=3, WARMUP_FACTOR=0.1))
     assert rates[:5] == pytest.approx([0.1, 0.4, 0.7, 1.0, 1.0])
 
@@ -92,7 +92,7 @@ def test_parameters_are_grouped_by_rate_and_decay():
 @pytest.mark.parametrize(
     "clip_type, expected",
     [
-        # Gradients are (3, 4) and (0, 12); a plain step of rate 1 subtracts what is left of them.
+        # Gradients are (3, 4) and (0, 12); a plain step of rate 1 subtracts the clipped gradients.
         ("value", [[1.0, 1.0], [0.0, 1.0]]),
         ("norm", [[0.6, 0.8], [0.0, 1.0]]),
     ],

@@ -44,7 +44,7 @@ def test_hooks_close_down_after_an_error():
 
 @pytest.mark.parametrize("start", [5, 7])
 def test_a_finished_training_does_nothing_more(start):
-    # 7: resumed with a smaller MAX_ITER than it was trained with. That is no success of this training.
+    # Start 7: resumed with a MAX_ITER below the saved iteration. Such a training does not count as successful.
     trainer, hook = _Nothing(), _Count()
     trainer.register_hooks([hook])
     trainer.train(start, 5)
@@ -78,7 +78,7 @@ def test_every_call_has_its_place_in_an_iteration():
 
 
 def test_a_trainer_without_a_step_is_named():
-    with pytest.raises(NotImplementedError, match="TrainerBase does not say what an iteration is"):
+    with pytest.raises(NotImplementedError, match="TrainerBase must define run_step"):
         TrainerBase().train(0, 1)
 
 

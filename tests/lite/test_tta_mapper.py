@@ -1,4 +1,4 @@
-"""Test-time augmentation: which versions come out, and that boxes find their way back."""
+"""Test-time augmentation: the versions of an image, and mapping boxes back to the original."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Pictures: where box lines and labels are, and in which colours."""
+"""Pictures: places and colours of box lines and labels."""
 
 import colorsys
 
@@ -27,7 +27,7 @@ def _changed(picture, original=GREY):
 
 
 def test_line_lies_on_the_inner_edge_of_the_box():
-    """Box 50..150 covers the columns 50 to 149. A shadow of one pixel is outside of it."""
+    """Box 50..150 covers the columns 50 to 149. A one-pixel shadow lies outside the box."""
     picture = Visualizer(_image()).overlay_instances(boxes=[[50, 40, 150, 90]], assigned_colors=[RED]).get_image()
     assert picture.shape == (200, 300, 3) and picture.dtype == np.uint8
     red = (picture == (255, 0, 0)).all(axis=2)
@@ -85,7 +85,7 @@ def test_label_is_whole_also_at_the_border(box):
         )
         return (plain.get_image() != labelled.get_image()).any(axis=2).sum()
 
-    # Less than in the open only by what the label covers of its own box's line.
+    # At the border, a label changes fewer pixels only because it covers part of its own box's line.
     assert changed_by_label(box) > 0.75 * changed_by_label([140, 100, 160, 110])
 
 
@@ -98,7 +98,7 @@ def test_label_longer_than_the_image_is_shortened():
 
 
 def test_labels_avoid_each_other():
-    """Two objects in one place, the second drawn over the first: the label of the first stays visible."""
+    """Of two objects at the same place, the second is drawn over the first; the label of the first stays visible."""
 
     def red_pixels(labels):
         picture = Visualizer(_image()).overlay_instances(
@@ -110,7 +110,7 @@ def test_labels_avoid_each_other():
 
     label = red_pixels(["label"]) - red_pixels([""])
     assert label > 300
-    # What is left of red: the line lies under the blue one, the blue label has bright text.
+    # The blue line hides the red line. The blue label's bright text counts as red too.
     assert red_pixels(["label", "label"]) > 0.95 * label
 
 

@@ -5,6 +5,6 @@ from retinanet_ext.losses import one_pass
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Several blocks an image, the last of them smaller: 12 anchors of 4 classes."""
+    """Several blocks per image, of 12 anchors with 4 classes; the last block is smaller."""
     monkeypatch.setattr(one_pass, "CPU_BLOCK", 50)
     monkeypatch.setattr(one_pass, "GPU_BLOCK", 50)

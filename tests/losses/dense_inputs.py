@@ -1,4 +1,4 @@
-"""What the tests of the dense losses share: random inputs, weighted gradients, and sums over one-hot targets."""
+"""Shared by the tests of the dense losses: random inputs, weighted gradients, and sums over one-hot targets."""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ def loss_and_gradient(function, logits, labels, *args, **kwargs):
 
 
 def sum_over_one_hot_targets(plain, logits, labels, *args):
-    """The definition, written out: one-hot targets, ignored rows left out; ``plain`` is a loss of every entry."""
+    """The definition, written out: one-hot targets, ignored rows left out; ``plain`` is an elementwise loss."""
     num_classes = logits.shape[2]
     targets = F.one_hot(labels.clamp(min=0), num_classes + 1)[..., :num_classes].to(logits.dtype)
     return (plain(logits, targets, *args) * (labels >= 0)[..., None]).sum(dim=(1, 2))

@@ -7,7 +7,7 @@ from retinanet_ext.losses import ciou_loss, diou_loss, giou_loss, l1_loss, smoot
 
 OVERLAP_LOSSES = [giou_loss, diou_loss, ciou_loss]
 
-# A 2x2 box and one of 2x2 shifted by (1, 1): intersection 1, union 7, hull 3x3 = 9 with diagonal^2 18, squared
+# A 2x2 box and the same box shifted by (1, 1): intersection 1, union 7, hull 3x3 = 9 with diagonal^2 18, squared
 # distance of the centres 2. Same shape, so CIoU adds nothing.
 BOX = torch.tensor([[0.0, 0.0, 2.0, 2.0]], dtype=torch.float64)
 SHIFTED = torch.tensor([[1.0, 1.0, 3.0, 3.0]], dtype=torch.float64)

@@ -52,7 +52,7 @@ def test_alpha_of_each_class_by_hand(function, device):
         torch.testing.assert_close(function(logits, labels, alpha, 2.0), expected)
 
 
-# Less than an anchor; a part of an image; some whole images and a rest; everything.
+# Blocks of less than an anchor; of a part of an image; of whole images, with a remainder; of everything.
 @pytest.mark.parametrize("block", [1, 20, 90, 10**6])
 @pytest.mark.parametrize("shape", [(5, 7, 4), (3, 11, 1)])
 def test_blocks_of_any_size(block, shape, generator, monkeypatch, device):
@@ -86,7 +86,7 @@ def test_half_precision_is_summed_in_float32(dtype, alpha, gamma, small_blocks, 
     exact = logits.detach().double().requires_grad_()
     expected_loss, expected_gradient = loss_and_gradient(dense_focal_reference, exact, labels, alpha, gamma)
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-5, atol=1e-6)
-    # Rounded twice: before and after the multiplication by the weight of the image.
+    # The gradient is rounded twice: before and after the multiplication by the image's weight.
     rounding = torch.finfo(dtype).eps
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1.01 * rounding, atol=1e-7)
 
@@ -99,7 +99,7 @@ def test_gradients_too_small_for_float16_survive_a_loss_scaler(device):
     unscaled = 0.75 * p**2 * (p - 2 * (1 - p) * math.log(1 - p))
     assert 0 < unscaled < 2**-25  # float16 would round it to 0
     expected = torch.full((1, 4, 3), 2**16 * unscaled, device=device)
-    torch.testing.assert_close(logits.grad.float(), expected, rtol=0.04, atol=0)  # stored as 11 steps of float16
+    torch.testing.assert_close(logits.grad.float(), expected, rtol=0.04, atol=0)  # only 11 steps of float16
 
 
 def test_half_precision_is_never_copied_whole(generator, monkeypatch):
@@ -217,7 +217,7 @@ def test_the_operator_keeps_its_promises(dtype, want_gradient, generator, device
 
 
 def test_without_triton_blocks_are_used_and_reported(monkeypatch):
-    monkeypatch.setitem(sys.modules, "retinanet_ext.losses.focal_triton", None)  # cannot be imported
+    monkeypatch.setitem(sys.modules, "retinanet_ext.losses.focal_triton", None)  # makes its import fail
     monkeypatch.delattr("retinanet_ext.losses.focal_triton", raising=False)
     triton_kernel = one_pass._triton_kernel.__wrapped__
     with pytest.warns(UserWarning, match="without its Triton kernel"):

@@ -7,7 +7,7 @@ from retinanet_ext.losses import sigmoid_focal_star_loss
 
 @pytest.fixture
 def example(generator):
-    """Logits in float64 that ask for a gradient, and targets."""
+    """Float64 logits that require a gradient, and targets."""
     logits = (torch.randn(100, generator=generator, dtype=torch.float64) * 3).requires_grad_()
     return logits, (torch.rand(100, generator=generator) < 0.5).double()
 

@@ -1,4 +1,4 @@
-"""The Triton kernel, on a GPU if ``TEST_DEVICE`` says so, and else interpreted: this file, run by Python."""
+"""The Triton kernel: on a GPU if ``TEST_DEVICE`` says so, otherwise interpreted, by running this file as a script."""
 
 import math
 import os
@@ -12,13 +12,13 @@ from retinanet_ext.losses.focal import dense_focal_reference
 from retinanet_ext.losses.one_pass import alpha_values
 from tests.conftest import REPO_ROOT
 
-SHAPES = [(2, 700, 7), (1, 1, 1), (2, 2049, 1), (3, 0, 4), (0, 5, 2), (1, 64, 32)]  # the block has 2048 entries
-# Half precision: a unit in the last place, since the interpreter cuts off where a GPU rounds.
+SHAPES = [(2, 700, 7), (1, 1, 1), (2, 2049, 1), (3, 0, 4), (0, 5, 2), (1, 64, 32)]  # a block has 2048 entries
+# Half precision: a unit in the last place, since the interpreter truncates where a GPU rounds.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 def check_kernel(device: torch.device) -> int:
-    """Compare loss and gradient with the reference in float64; returns how many cases there were."""
+    """Compare loss and gradient with the reference in float64; returns the number of cases."""
     from retinanet_ext.losses.focal_triton import loss_and_gradient
 
     generator, cases = torch.Generator().manual_seed(0), 0

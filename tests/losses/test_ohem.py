@@ -20,7 +20,7 @@ def anchor_losses(logits, labels):
 
 
 def kept_by_definition(logits, labels, anchors, batch, nms_thresh, ratio):
-    """Greedy NMS by a loop over all anchors, then the hardest, or the hardest of each kind."""
+    """Greedy NMS by a loop over all anchors; then the hardest anchors, or the hardest of each kind."""
     loss = anchor_losses(logits, labels)
     iou = pairwise_iou(anchors, anchors)
     survivors = []
@@ -48,7 +48,7 @@ def random_image(generator, num_anchors=900, num_classes=3, foreground=40):
 @pytest.mark.parametrize(("batch", "foreground"), [(4, 40), (16, 40), (16, 1), (16, 0), (512, 40)])
 def test_the_anchors_kept_are_those_of_the_definition(generator, ratio, nms_thresh, batch, foreground):
     logits, labels, anchors = random_image(generator, foreground=foreground)
-    if batch == 16:  # foreground anchors are the easiest: all background comes before them
+    if batch == 16:  # make foreground anchors the easiest: all background comes before them
         logits[labels == 1] = torch.tensor([-9.0, 9.0, -9.0]) + torch.rand((labels == 1).sum(), 3, generator=generator)
     expected = kept_by_definition(logits, labels, anchors, batch, nms_thresh, ratio)
     loss = OHEMLoss(batch=batch, nms_thresh=nms_thresh, negatives_per_positive=ratio)

@@ -1,5 +1,5 @@
-"""FL*, the hinge, and the background's focal loss with entries apart; what all dense losses share is tested with the
-focal loss."""
+"""FL*, the hinge loss, and the background's focal loss with separate entries. What all dense losses share is
+tested with the focal loss."""
 
 import pytest
 import torch
@@ -19,45 +19,45 @@ from tests.losses.dense_inputs import loss_and_gradient, random_input, sum_over_
 PER_CLASS = [0.0, 0.2, 0.5, 1.0]
 STAR = [(0.25, 2.0, 1.0), (-1, 4.0, 0.0), (1.0, 0.5, -3.0), (0.7, 1.0, 0.0)]
 HINGE = [(0.5,), (1.0,), (0.01,), (0.9,)]
-CASES = [(dense_focal_star_loss, sigmoid_focal_star_loss, knobs) for knobs in STAR]
-CASES += [(dense_hinge_loss, sigmoid_hinge_loss, knobs) for knobs in HINGE]
-all_cases = pytest.mark.parametrize("dense, plain, knobs", CASES)
+CASES = [(dense_focal_star_loss, sigmoid_focal_star_loss, loss_args) for loss_args in STAR]
+CASES += [(dense_hinge_loss, sigmoid_hinge_loss, loss_args) for loss_args in HINGE]
+all_cases = pytest.mark.parametrize("dense, plain, loss_args", CASES)
 
 
 def per_image(dense):
     return lambda *args: dense(*args, reduction="per_image")
 
 
-def exact_loss_and_gradient(plain, logits, labels, *knobs):
+def exact_loss_and_gradient(plain, logits, labels, *loss_args):
     exact = logits.detach().double().requires_grad_()
-    return loss_and_gradient(lambda *args: sum_over_one_hot_targets(plain, *args), exact, labels, *knobs)
+    return loss_and_gradient(lambda *args: sum_over_one_hot_targets(plain, *args), exact, labels, *loss_args)
 
 
 @all_cases
 @pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
-def test_equals_the_sum_over_one_hot_targets(dense, plain, knobs, scale, small_blocks, generator, device):
+def test_equals_the_sum_over_one_hot_targets(dense, plain, loss_args, scale, small_blocks, generator, device):
     logits, labels = random_input((2, 30, 4), generator, device, scale)
-    actual = loss_and_gradient(per_image(dense), logits, labels, *knobs)
+    actual = loss_and_gradient(per_image(dense), logits, labels, *loss_args)
     assert [x.dtype for x in actual] == [torch.float32] * 2 and all(torch.isfinite(x).all() for x in actual)
-    expected = exact_loss_and_gradient(plain, logits, labels, *knobs)
+    expected = exact_loss_and_gradient(plain, logits, labels, *loss_args)
     torch.testing.assert_close([x.double() for x in actual], list(expected), rtol=1e-5, atol=1e-6)
 
 
 @all_cases
-def test_float64_and_gradcheck(dense, plain, knobs, generator, device):
+def test_float64_and_gradcheck(dense, plain, loss_args, generator, device):
     logits, labels = random_input((2, 6, 3), generator, device, dtype=torch.float64)
-    actual = loss_and_gradient(per_image(dense), logits, labels, *knobs)
-    torch.testing.assert_close(actual, exact_loss_and_gradient(plain, logits, labels, *knobs))
-    assert torch.autograd.gradcheck(lambda x: per_image(dense)(x, labels, *knobs), logits)
+    actual = loss_and_gradient(per_image(dense), logits, labels, *loss_args)
+    torch.testing.assert_close(actual, exact_loss_and_gradient(plain, logits, labels, *loss_args))
+    assert torch.autograd.gradcheck(lambda x: per_image(dense)(x, labels, *loss_args), logits)
 
 
 @all_cases
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_summed_in_float32(dense, plain, knobs, dtype, small_blocks, generator, device):
+def test_half_precision_is_summed_in_float32(dense, plain, loss_args, dtype, small_blocks, generator, device):
     logits, labels = random_input((2, 30, 4), generator, device, 4.0, dtype)
-    loss, gradient = loss_and_gradient(per_image(dense), logits, labels, *knobs)
+    loss, gradient = loss_and_gradient(per_image(dense), logits, labels, *loss_args)
     assert (loss.dtype, gradient.dtype) == (torch.float32, dtype)
-    expected_loss, expected_gradient = exact_loss_and_gradient(plain, logits, labels, *knobs)
+    expected_loss, expected_gradient = exact_loss_and_gradient(plain, logits, labels, *loss_args)
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-5, atol=1e-6)
     rounding = 1.01 * torch.finfo(dtype).eps  # rounded before and after the multiplication by the image's weight
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=rounding, atol=1e-6)
@@ -65,9 +65,9 @@ def test_half_precision_is_summed_in_float32(dense, plain, knobs, dtype, small_b
 
 @all_cases
 @pytest.mark.parametrize("shape, label", [((0, 10, 3), 0), ((2, 0, 3), 0), ((2, 10, 3), -1)])
-def test_empty_or_all_ignored(dense, plain, knobs, shape, label, device):
+def test_empty_or_all_ignored(dense, plain, loss_args, shape, label, device):
     logits = torch.full(shape, 2.0, device=device, requires_grad=True)
-    loss = dense(logits, torch.full(shape[:2], label, device=device), *knobs)
+    loss = dense(logits, torch.full(shape[:2], label, device=device), *loss_args)
     loss.backward()
     assert loss.item() == 0 and (logits.grad == 0).all()
 
@@ -77,10 +77,10 @@ def test_focal_star_with_alpha_of_each_class(small_blocks, generator, device):
     actual = loss_and_gradient(per_image(dense_focal_star_loss), logits, labels, PER_CLASS, 3.0, 0.5)
 
     def by_class(logits, labels):
-        # Class by class: its column, and labels in which it is class 0 of one.
-        columns = [torch.where(labels < 0, -1, (labels != k).long()) for k in range(4)]
-        one = [sum_over_one_hot_targets(plain_star, logits[..., k : k + 1], columns[k], k) for k in range(4)]
-        return torch.stack(one).sum(dim=0)
+        # For each class: its column of the logits, and labels as if it were the only class.
+        class_labels = [torch.where(labels < 0, -1, (labels != k).long()) for k in range(4)]
+        sums = [sum_over_one_hot_targets(plain_star, logits[..., k : k + 1], class_labels[k], k) for k in range(4)]
+        return torch.stack(sums).sum(dim=0)
 
     def plain_star(logits, targets, k):
         return sigmoid_focal_star_loss(logits, targets, PER_CLASS[k], 3.0, 0.5)
@@ -99,7 +99,7 @@ def test_small_losses_of_focal_star_keep_their_precision(generator, device):
 
 
 @pytest.mark.parametrize(
-    "dense, knobs, message",
+    "dense, kwargs, message",
     [
         (dense_focal_star_loss, {"gamma": 0}, "gamma is 0; FL.* needs gamma > 0"),
         (dense_focal_star_loss, {"gamma": -1.0}, "gamma is -1.0"),
@@ -111,18 +111,18 @@ def test_small_losses_of_focal_star_keep_their_precision(generator, device):
         (dense_hinge_loss, {"reduction": "mean"}, "legal values: sum, per_image"),
     ],
 )
-def test_bad_arguments(dense, knobs, message):
+def test_bad_arguments(dense, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        dense(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.int64), **knobs)
+        dense(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.int64), **kwargs)
 
 
-@pytest.mark.parametrize("name, knobs", [("focal", [0.5]), ("focal_star", [3.0, 0.5]), ("hinge", [0.9])])
-def test_a_formula_weighs_loss_and_derivative_and_has_neither_at_infinity(name, knobs, generator):
+@pytest.mark.parametrize("name, formula_args", [("focal", [0.5]), ("focal_star", [3.0, 0.5]), ("hinge", [0.9])])
+def test_a_formula_weighs_loss_and_derivative_and_has_neither_at_infinity(name, formula_args, generator):
     u = torch.randn(50, 4, generator=generator)
     u[0] = -torch.inf
     weights, scratch = torch.tensor(PER_CLASS), torch.full((4, 50, 4), torch.nan)
-    plain = [x.clone() for x in MARGIN_LOSSES[name](u.clone(), None, list(scratch), *knobs)]
-    weighted = MARGIN_LOSSES[name](u, weights, list(scratch), *knobs)
+    plain = [x.clone() for x in MARGIN_LOSSES[name](u.clone(), None, list(scratch), *formula_args)]
+    weighted = MARGIN_LOSSES[name](u, weights, list(scratch), *formula_args)
     assert all((x[0] == 0).all() and (x > 0).any() for x in plain)
     torch.testing.assert_close(list(weighted), [x * weights for x in plain])
 
@@ -150,24 +150,24 @@ def test_background_and_entries_share_a_gradient(dtype, generator, device):
     logits, labels, (image, anchor) = background_input(generator, device, dtype)
     weights = torch.linspace(-1, 1, len(image), device=device, dtype=dtype)
     background, entries = dense_background_focal_loss(logits, labels, image, anchor, 1.5)
-    own = logits[image, anchor, labels[image, anchor]]
-    assert torch.equal(entries, own) and len(image) > 20
+    labelled_logits = logits[image, anchor, labels[image, anchor]]
+    assert torch.equal(entries, labelled_logits) and len(image) > 20
     assert torch.equal(background, dense_focal_loss(logits, labels, 0.0, 1.5, "per_image"))
     (actual,) = torch.autograd.grad(3 * background.sum() + (entries * weights).sum(), logits)
-    apart = 3 * dense_focal_loss(logits, labels, 0.0, 1.5) + (own * weights).sum()
+    apart = 3 * dense_focal_loss(logits, labels, 0.0, 1.5) + (labelled_logits * weights).sum()
     torch.testing.assert_close(actual, torch.autograd.grad(apart, logits)[0])
 
 
 def test_background_and_entries_backward_twice_and_each_alone(generator, device):
     logits, labels, index = background_input(generator, device)
     background, entries = dense_background_focal_loss(logits, labels, *index)
-    (of_background,) = torch.autograd.grad(background.sum(), logits, retain_graph=True)
-    (of_entries,) = torch.autograd.grad(entries.sum(), logits, retain_graph=True)
-    (of_both,) = torch.autograd.grad(background.sum() + entries.sum(), logits)
-    torch.testing.assert_close(of_background + of_entries, of_both)
-    own = torch.zeros_like(logits)
-    own[(*index, labels[index])] = 1.0
-    assert torch.equal(of_entries, own)
+    (background_gradient,) = torch.autograd.grad(background.sum(), logits, retain_graph=True)
+    (entries_gradient,) = torch.autograd.grad(entries.sum(), logits, retain_graph=True)
+    (joint_gradient,) = torch.autograd.grad(background.sum() + entries.sum(), logits)
+    torch.testing.assert_close(background_gradient + entries_gradient, joint_gradient)
+    is_entry = torch.zeros_like(logits)
+    is_entry[(*index, labels[index])] = 1.0
+    assert torch.equal(entries_gradient, is_entry)
     assert torch.autograd.gradcheck(lambda x: dense_background_focal_loss(x, labels, *index, 0.5), logits)
 
 

@@ -12,7 +12,7 @@ GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]
 
 @pytest.fixture
 def example(generator):
-    """Logits in float64 that ask for a gradient, and targets: two in ten 0, two in ten 1, the others between."""
+    """Float64 logits that require a gradient, and targets: two in ten are 0, two in ten are 1, the rest lie between."""
     logits = (torch.randn(100, generator=generator, dtype=torch.float64) * 2).requires_grad_()
     targets = (torch.rand(100, generator=generator, dtype=torch.float64) * 1.6 - 0.3).clamp(0, 1)
     assert {0.0, 1.0} < set(targets.tolist())

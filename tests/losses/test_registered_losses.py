@@ -1,4 +1,4 @@
-"""The dense classification losses as the config names them: against the plain ones, and knob by knob."""
+"""The dense classification losses as the config names them: against the plain formulas, and key by key."""
 
 import math
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from retinanet_ext.losses import (
 )
 from retinanet_ext.ops import Box2BoxTransform, pairwise_iou
 
-# Every key that a loss reads, with its default; those of CLS_LOSS after a slash.
+# Every key that each loss reads, with its default; a slash leads into a node.
 ALPHA = {"FOCAL_LOSS_ALPHA": 0.25, "CLS_LOSS/CLASS_ALPHAS": []}
 GAMMA = {"FOCAL_LOSS_GAMMA": 2.0}
 KEYS = {
@@ -39,11 +39,11 @@ PLAIN = {
     "quality_focal": lambda x, y: quality_focal_loss(x, y, 2.0),
     "varifocal": lambda x, y: varifocal_loss(x, y, 0.75, 2.0),
 }
-OF_QUALITY = ("quality_focal", "varifocal")
+QUALITY_LOSSES = ("quality_focal", "varifocal")
 
 
 def build(name: str, num_classes: int | None = None, **changes):
-    """The loss, from a config that holds nothing but the keys it may read; ``changes`` by the last part of a key."""
+    """Build the loss from a config with only the keys that it may read; ``changes`` by the last part of a key."""
     retinanet = SimpleNamespace(CLS_LOSS=SimpleNamespace())
     if num_classes is not None:
         retinanet.NUM_CLASSES = num_classes
@@ -60,7 +60,7 @@ def build(name: str, num_classes: int | None = None, **changes):
 
 
 def make_batch(logits, labels, generator):
-    """Predictions with these logits and random boxes, whose IoU with their ground truth is anything."""
+    """Predictions with these logits, and random boxes of any IoU with their ground truth."""
     device, coding = logits.device, Box2BoxTransform()
     anchors = torch.rand(labels.shape[1], 4, generator=generator).cumsum(dim=1).to(device) * 50
     deltas = torch.randn(*labels.shape, 4, generator=generator).to(device) / 2
@@ -71,13 +71,13 @@ def make_batch(logits, labels, generator):
 
 
 def by_plain_formula(name, predictions, targets):
-    """Sums of the images and gradient in float64, by a target for every entry."""
+    """Losses of the images and their gradient in float64, from a target for every entry."""
     logits = predictions.logits.detach().double().requires_grad_()
     entries, image, anchor = torch.zeros_like(logits), targets.image_index, targets.anchor_index
     deltas = predictions.deltas[image, anchor]
     iou = pairwise_iou(predictions.decode(deltas, predictions.anchors[anchor]), targets.gt_boxes).diagonal()
     assert len(iou) == 0 or 0.2 < iou.mean() < 0.8
-    entries[image, anchor, targets.labels[image, anchor]] = iou.double() if name in OF_QUALITY else 1.0
+    entries[image, anchor, targets.labels[image, anchor]] = iou.double() if name in QUALITY_LOSSES else 1.0
     loss = PLAIN[name](logits, entries.detach()).masked_fill((targets.labels < 0)[..., None], 0.0)
     return loss.sum(dim=(1, 2)).detach(), torch.autograd.grad(loss.sum(), logits)[0]
 
@@ -119,10 +119,10 @@ P = 0.731059  # sigmoid(1)
 SOFT = (CE[1] + CE[-1]) / 2  # cross entropy of x = 1 to a target of 0.5
 
 
-def by_alpha(loss, alpha, of_class_1=None):
-    """Entries of class 0 (margins 1 and 1) and of class 1 (1 and -1)."""
-    of_class_1 = alpha if of_class_1 is None else of_class_1
-    return alpha * loss[1] + (1 - alpha) * loss[1] + (1 - of_class_1) * (loss[1] + loss[-1])
+def by_alpha(loss, alpha, alpha_of_class_1=None):
+    """Loss of the entries of class 0 (margins 1 and 1) and of class 1 (1 and -1)."""
+    alpha_of_class_1 = alpha if alpha_of_class_1 is None else alpha_of_class_1
+    return alpha * loss[1] + (1 - alpha) * loss[1] + (1 - alpha_of_class_1) * (loss[1] + loss[-1])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def by_alpha(loss, alpha, of_class_1=None):
     ],
     ids=lambda value: value if isinstance(value, str) else str(value) if isinstance(value, dict) else "",
 )
-def test_every_knob_by_hand(name, changes, expected, device):
+def test_every_key_by_hand(name, changes, expected, device):
     logits = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]], device=device)
     anchors, first = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]], device=device), torch.tensor([0], device=device)
     coding = Box2BoxTransform()
@@ -162,11 +162,11 @@ def test_every_knob_by_hand(name, changes, expected, device):
     )
     gt_boxes = torch.tensor([[0.0, 0, 5, 10]], device=device)
     targets = DenseTargets(torch.tensor([[0, 2]], device=device), first, first, gt_boxes)
-    num_classes = 2 if "CLASS_ALPHAS" in changes else None  # read only then
+    num_classes = 2 if "CLASS_ALPHAS" in changes else None  # read only with CLASS_ALPHAS
     assert build(name, num_classes, **changes)(predictions, targets).item() == pytest.approx(expected, abs=4e-6)
 
 
-@pytest.mark.parametrize("name", OF_QUALITY)
+@pytest.mark.parametrize("name", QUALITY_LOSSES)
 def test_the_quality_is_a_constant(name, generator, device):
     logits = torch.randn(2, 10, 3, generator=generator).to(device).requires_grad_()
     predictions, targets = make_batch(logits, torch.zeros(2, 10, dtype=torch.int64, device=device), generator)
@@ -175,7 +175,7 @@ def test_the_quality_is_a_constant(name, generator, device):
     assert predictions.deltas.grad is None and (logits.grad != 0).all()
 
 
-@pytest.mark.parametrize("name", OF_QUALITY)
+@pytest.mark.parametrize("name", QUALITY_LOSSES)
 def test_a_foreground_anchor_whose_box_misses_is_like_background(name, generator, device):
     logits = torch.randn(1, 4, 1, generator=generator).to(device)
     predictions, targets = make_batch(logits, torch.zeros(1, 4, dtype=torch.int64, device=device), generator)

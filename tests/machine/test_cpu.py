@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-# Page faults of making a tensor of 64 MiB; before, and after. The fewest of some: a small object may have come to lie
-# in the hole that the last one left.
+# Counts the page faults of making a 64 MiB tensor, before and after the call. Takes the fewest of several runs, because
+# a small object may lie in the memory that the previous tensor freed.
 COUNT_FAULTS = """
 import resource, torch
 from retinanet_ext.machine.cpu import keep_freed_memory
@@ -28,5 +28,5 @@ def test_memory_of_freed_tensors_is_used_again():
     before, is_kept, after = done.stdout.split()
     pages = 2**26 / 2**12
     assert is_kept == "True"
-    assert int(before) > 0.01 * pages  # huge pages, where they are on, are 512 pages each
+    assert int(before) > 0.01 * pages  # a huge page, where enabled, replaces 512 pages
     assert int(after) < 0.001 * pages

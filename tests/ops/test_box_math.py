@@ -8,7 +8,7 @@ from retinanet_ext.ops.box_math import box_columns, iou_of_columns
 def test_pairwise_iou_by_hand():
     boxes1 = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     boxes2 = torch.tensor([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 6.0], [0.0, 0.0, 0.0, 0.0]])
-    # 1 of 4 + 4 - 1; half of it inside; apart; a box without area overlaps nothing, not even itself.
+    # By column: 1 of 4 + 4 - 1; half of the box; apart; no area. A box without area overlaps nothing, not even itself.
     expected = torch.tensor([[1 / 7, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(pairwise_iou(boxes1, boxes2), expected)
     assert box_areas(boxes1).tolist() == [4.0, 0.0]
@@ -34,7 +34,7 @@ def test_pairwise_iou_of_no_boxes():
 def test_pairwise_iou_equals_detectron2(generator):
     structures = pytest.importorskip("detectron2.structures", reason="Detectron2 is not installed")
     rows = torch.rand(40, 4, generator=generator) * 50
-    rows[:30, 2:] += rows[:30, :2]  # the last ten stay as they are: some of them inverted
+    rows[:30, 2:] += rows[:30, :2]  # the last ten stay as they are: some are inverted
     rows = torch.cat([rows, torch.tensor([[3.0, 3, 3, 8], [6, 6, 4, 4], [0.25, 0.5, 0.75, 1.5], [0, 0, 0, 0]])])
     theirs = structures.pairwise_iou(structures.Boxes(rows), structures.Boxes(rows.flip(0)))
     assert torch.equal(pairwise_iou(rows, rows.flip(0)), theirs)
@@ -42,7 +42,7 @@ def test_pairwise_iou_equals_detectron2(generator):
 
 def test_iou_of_columns_equals_the_readable_form_in_every_bit(generator, device):
     rows = torch.rand(60, 4, generator=generator) * 50
-    rows[:40, 2:] += rows[:40, :2]  # the last twenty stay as they are: some of them inverted
+    rows[:40, 2:] += rows[:40, :2]  # the last twenty stay as they are: some are inverted
     special = [
         [3.0, 3, 3, 8],
         [6, 6, 4, 4],
@@ -67,7 +67,7 @@ def test_iou_of_columns_of_batches_and_of_no_boxes(generator):
     boxes = torch.rand(2, 3, 4, generator=generator).cumsum(dim=2)
     others = torch.rand(5, 4, generator=generator).cumsum(dim=1)
     iou = iou_of_columns(box_columns(boxes)[..., None], box_columns(others))
-    assert torch.equal(iou, torch.stack([pairwise_iou(of_image, others) for of_image in boxes]))
+    assert torch.equal(iou, torch.stack([pairwise_iou(image_boxes, others) for image_boxes in boxes]))
     assert iou_of_columns(box_columns(torch.zeros(0, 4))[..., None], box_columns(others)).shape == (0, 5)
 
 
@@ -87,20 +87,20 @@ def test_batched_nms_keeps_a_box_at_the_threshold():
     assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), 0.5).tolist() == [0, 1]
 
 
-# Beyond 4000 numbers torchvision itself changes from one method to another.
+# Beyond 4000 numbers torchvision itself switches to another method.
 @pytest.mark.parametrize("count", [0, 1, 50, 2000])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9])
 def test_batched_nms_equals_detectron2(generator, count, threshold):
     layers = pytest.importorskip("detectron2.layers", reason="Detectron2 is not installed")
     boxes = torch.rand(count, 4, generator=generator) * 60
     boxes[:, 2:] += boxes[:, :2]
-    # Few distinct scores: which of equal ones suppresses the other counts as well.
+    # Few distinct scores: it also matters which of two boxes with equal scores suppresses the other.
     scores = torch.randint(0, 20, (count,), generator=generator) / 20
     classes = torch.randint(0, 3, (count,), generator=generator)
     for dtype in (torch.float32, torch.float16):
-        of_type = boxes.to(dtype)
-        ours = batched_nms(of_type, scores, classes, threshold)
-        theirs = layers.batched_nms(of_type, scores, classes, threshold)
-        # Among equal scores ours is the earlier box first, and theirs is not always.
+        typed_boxes = boxes.to(dtype)
+        ours = batched_nms(typed_boxes, scores, classes, threshold)
+        theirs = layers.batched_nms(typed_boxes, scores, classes, threshold)
+        # Among equal scores, ours puts the earlier box first; theirs does not always.
         assert torch.equal(scores[ours], scores[theirs])
         assert set(ours.tolist()) == set(theirs.tolist())

@@ -21,7 +21,7 @@ def by_definition(boxes, scores, groups, threshold):
     return kept
 
 
-# Calls of every size: each group for itself, several groups, all at once.
+# Calls of one group, of several groups, and of all groups.
 @pytest.mark.parametrize("boxes_per_call", [1, 20, nms.BOXES_PER_CALL, 10**6])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
 def test_equals_the_definition(generator, device, monkeypatch, boxes_per_call, threshold):
@@ -33,7 +33,7 @@ def test_equals_the_definition(generator, device, monkeypatch, boxes_per_call, t
 
 
 def test_many_groups_at_large_coordinates(generator, device):
-    # In float32 offsets beyond 1e8 pixels would leave steps of 8 pixels, which is as wide as the boxes are.
+    # In float32, offsets beyond 1e8 pixels would leave steps of 8 pixels, the width of the boxes.
     count, num_groups = 3000, 1000
     boxes = random_boxes(generator, count, size=8.0) + 100_000
     scores = torch.randperm(count, generator=generator) / count
@@ -48,7 +48,7 @@ def test_many_groups_at_large_coordinates(generator, device):
 
 
 def test_boxes_left_of_the_origin_stay_in_their_group(device):
-    # The first reaches as far to the left of the origin as the second to its right.
+    # The first box reaches about as far to the left of the origin as the second reaches to the right.
     boxes = torch.tensor([[-11.0, 0.0, -1.0, 10.0], [0.0, 0.0, 10.0, 10.0]], device=device)
     scores, groups = torch.tensor([0.9, 0.8], device=device), torch.tensor([1, 0], device=device)
     assert batched_nms(boxes, scores, groups, 0.5).tolist() == [0, 1]

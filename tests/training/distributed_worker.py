@@ -18,8 +18,8 @@ STEPS = 2
 
 
 def images(case: str) -> list[dict]:
-    """The joint batch. The last two images, a whole rank's share, have no objects in the case ``empty``, and are not
-    there at all in the case ``nothing``.
+    """The joint batch. In the case ``empty``, the images of rank 1 (the last two) have no objects; in the case
+    ``nothing``, rank 1 has no images.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = [(96, 96)] * 2
@@ -43,7 +43,7 @@ def train_plainly(model, share: list[dict], optimizer, world_size: int) -> list:
 
 
 def train_in_micro_batches(model, share: list[dict], optimizer, world_size: int) -> list:
-    """One micro-batch an image in each of two processes; the process that is alone takes all as one batch."""
+    """Two processes take one micro-batch per image; a single process takes all images as one batch."""
     accumulate = 2 if world_size > 1 else 1
     step = TrainStep(model, [share] * STEPS, optimizer, storage=get_event_storage, accumulate=accumulate)
     history = []
@@ -56,7 +56,7 @@ def train_in_micro_batches(model, share: list[dict], optimizer, world_size: int)
 
 
 def run(rank: int, world_size: int, case: str) -> dict:
-    """Train for STEPS on this rank's share: losses averaged over ranks, gradients of the last step, buffers."""
+    """Train for STEPS on this rank's share. Return losses averaged over ranks, the last gradients, and buffers."""
     torch.manual_seed(0)
     model = build_model(small_config("MODEL.RETINANET.NORMALIZER", "foreground" if case == "foreground" else "ema"))
     if world_size > 1:

@@ -9,7 +9,7 @@ from retinanet_ext.training.trainer import Trainer
 from tests.builders import batch, shapes_config, small_config
 
 NAMES = ("loss_cls", "loss_box_reg", "total_loss", "num_pos_anchors")
-# Sums in another order round differently. A hundredth of what the steps change, see the second test.
+# Sums in another order round differently. The steps change the weights by a hundred times as much: see the second test.
 TOLERANCE = 3e-6
 
 
@@ -77,7 +77,7 @@ def test_memory_is_that_of_a_micro_batch():
 
 @pytest.mark.parametrize("size", [(65, 129), (100, 33)])
 def test_maps_have_the_expected_size_for_images_that_are_not_multiples(size, generator):
-    # 33 pixels would round down to 1 where they must round up; a wrong expectation is refused, see below.
+    # 33 pixels must not round down to one cell. A wrong expected size is refused, see below.
     model = d2.build_model(small_config())
     parts = [batch(generator, size, num_objects=0), batch(generator, (64, 64))]
     with model.as_one_batch(parts):

@@ -1,4 +1,4 @@
-"""Two processes compute what one does with the joint batch."""
+"""Two processes compute the same as one process with the joint batch."""
 
 import socket
 import subprocess

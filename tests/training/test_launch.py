@@ -60,7 +60,7 @@ def flags(*words: str) -> Namespace:
         (["--num-machines", "2", "--machine-rank", "2"], "machine-rank is 2; legal: 0 to 1"),
         (["--num-machines", "0"], "at least 1"),
         (["--num-gpus", "0"], "at least 1"),
-        # Detectron2's parser fills in an address of this machine, where no other machine can meet it.
+        # Detectron2's parser fills in an address on this machine, which other machines cannot reach.
         (["--num-machines", "2"], "needs the same --dist-url"),
         (["--num-machines", "2", "--dist-url", "auto"], "needs the same --dist-url"),
     ],
@@ -116,7 +116,7 @@ def _two_processes_work_together(args):
     comm.synchronize()
     with open(os.path.join(args.folder, f"{rank}.json"), "w") as file:
         json.dump(report, file)
-    # At last one fails while the other waits for it.
+    # Finally one process fails while the other waits for it.
     if rank == 1:
         raise KeyError("the cause")
     comm.synchronize()
@@ -137,7 +137,7 @@ def test_two_processes_work_together_until_one_fails(tmp_path):
     for metrics in (first["metrics"], second["metrics"]):
         assert (metrics["loss"], metrics["total_loss"]) == (3.0, 4.0)
     assert first["weight"] == second["weight"] == -3.0
-    # Both stop, before the step, and both say who had the NaN.
+    # Both processes stop before the step, and both name the rank that had the NaN.
     assert first["error"] == second["error"]
     assert "rank 1: loss = nan (all: " in first["error"] and "rank 0" not in first["error"]
     assert first["weight_before_error"] == second["weight_before_error"] == 1.0
@@ -146,7 +146,7 @@ def test_two_processes_work_together_until_one_fails(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 def test_no_thread_of_a_group_outlives_it():
-    # One that does can abort the process at its end, after all work is done.
+    # A thread that outlives its group can abort the process at exit, after all work is done.
     code = """
 import os
 from retinanet_ext.training import launch
@@ -159,5 +159,5 @@ launch._leave()
 assert count() == before, (before, count())
 """
     environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    environment["OMP_NUM_THREADS"] = "1"  # or setting their number would start PyTorch's own threads
+    environment["OMP_NUM_THREADS"] = "1"  # setting another number would start PyTorch's own threads
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)

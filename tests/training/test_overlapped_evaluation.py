@@ -1,4 +1,4 @@
-"""Evaluation in the shadow of inference: the order of calls, errors, and the thread's end."""
+"""Evaluation that overlaps with inference: the order of calls, errors, and the end of the thread."""
 
 import threading
 import traceback
@@ -45,14 +45,14 @@ def test_batches_are_taken_in_by_one_other_thread_in_order(recorder):
             overlapped.process(number, -number)
         assert overlapped.evaluate("all") == {"seen": [(n, -n) for n in range(50)], "args": ("all",)}
     assert threading.current_thread() not in recorder.threads
-    assert len(recorder.threads) == 2  # one each time
+    assert len(recorder.threads) == 2  # one thread for each evaluation
     assert not any(thread.is_alive() for thread in recorder.threads)
 
 
 def test_the_model_does_not_wait_but_stays_few_batches_ahead(recorder):
     overlapped = OverlappedEvaluator(recorder)
     recorder.may_go_on.clear()
-    for number in range(BATCHES_AHEAD):  # would not return, if it waited
+    for number in range(BATCHES_AHEAD):  # would not return if it waited
         overlapped.process(number, None)
     one_more = threading.Thread(target=overlapped.process, args=(BATCHES_AHEAD, None))
     one_more.start()
@@ -68,7 +68,7 @@ def test_errors_arrive_with_the_place_where_they_came_from(recorder):
     overlapped.process("first", None)
     overlapped.process("second", "broken")
     with pytest.raises(ValueError, match="cannot take in second") as caught:
-        for number in range(BATCHES_AHEAD + 1):  # at the latest, when there is no place for one more
+        for number in range(BATCHES_AHEAD + 1):  # raised at the latest when no more batches may wait
             overlapped.process(number, None)
     assert 'raise ValueError(f"cannot take in {inputs}")' in "".join(traceback.format_tb(caught.tb))
     assert not any(thread.is_alive() for thread in recorder.threads)

@@ -36,7 +36,7 @@ def test_micro_batches_share_the_images_of_a_process_evenly(wrong, two_processes
         check_processes(cfg)
 
 
-@pytest.mark.skipif(d2.ENGINE != "detectron2", reason="lite can do it on a CPU")
+@pytest.mark.skipif(d2.ENGINE != "detectron2", reason="lite trains several processes on a CPU")
 def test_what_detectron2_does_on_gpus_only(two_processes):
     with pytest.raises(ValueError, match="Detectron2 trains one process, not 2; .* RETINANET_EXT_ENGINE=lite"):
         check_processes(small_config())
@@ -46,14 +46,14 @@ def test_what_detectron2_does_on_gpus_only(two_processes):
     ("device", "gpus", "shared"),
     [
         ("cuda", ["GPU-a", "GPU-b", "GPU-a"], r"processes \[0, 2\] would train on one GPU \(GPU-a\).* sees 1 GPU"),
-        # SLURM can show each process one GPU only, which is another one for each.
+        # SLURM can show each process a single GPU, which differs between processes.
         ("cuda", ["GPU-a", "GPU-b", "GPU-c"], None),
         ("cpu", [None, None, None], None),
     ],
 )
 def test_two_processes_on_one_gpu_are_refused(monkeypatch, device, gpus, shared):
     if d2.ENGINE == "detectron2" and device == "cpu":
-        pytest.skip("Detectron2 trains one process on a CPU, which is refused before")
+        pytest.skip("several processes on a CPU are refused earlier on Detectron2")
     gathered = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

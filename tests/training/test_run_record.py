@@ -8,7 +8,7 @@ def test_undefined_metrics_are_null_however_deep(tmp_path):
     write_results(str(tmp_path), {"set_a": {"bbox": {"AP": float("nan"), "AP50": 12.5}}})
     write_results(str(tmp_path), {"bbox_TTA": {"AP": 1.0}}, add=True)
     text = (tmp_path / "results.json").read_text()
-    assert "NaN" not in text  # which is no JSON
+    assert "NaN" not in text  # not valid JSON
     assert json.loads(text) == {"set_a": {"bbox": {"AP": None, "AP50": 12.5}}, "bbox_TTA": {"AP": 1.0}}
 
 

@@ -17,7 +17,7 @@ from tests.conftest import REPO_ROOT
 
 
 class Linear(nn.Module):
-    """Losses ``w . x`` and ``2 w_0`` of inputs ``[{"x": (2,)}]``; notes the type that matrix products have."""
+    """Losses ``w . x`` and ``2 w_0`` of inputs ``[{"x": (2,)}]``; records the dtype of a matrix product."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def test_a_step_subtracts_the_gradient_and_writes_the_losses(device):
         step.run_step()
     # d(3a + 4b + 2a) = (5, 4), times 0.5.
     assert step.model.weight.tolist() == [-1.5, -1.0]
-    assert seen == [[1.0, 1.0]]  # the gradients were there, and not used yet
+    assert seen == [[1.0, 1.0]]  # the gradients were computed, and not used yet
     latest = {name: value for name, (value, _) in storage.latest().items()}
     assert (latest["loss_a"], latest["loss_b"], latest["total_loss"]) == (7.0, 2.0, 9.0)
     assert latest["data_time"] >= 0 and latest["rank_data_time"] >= 0
@@ -75,7 +75,7 @@ def test_a_scalar_is_a_total_loss():
 
 
 class DrawsAtStart:
-    """As torch's DataLoader, which draws a seed for its workers whenever it starts."""
+    """Draws random numbers whenever it starts, like torch's DataLoader, which draws a seed for its workers."""
 
     def __iter__(self):
         torch.rand(7)
@@ -177,7 +177,7 @@ def test_gradient_checkpointing_of_another_architecture_is_refused():
             super().__init__()
 
     try:
-        with pytest.raises(ValueError, match="MODEL.GRADIENT_CHECKPOINTING is True, which .* Plain does not have"):
+        with pytest.raises(ValueError, match="MODEL.GRADIENT_CHECKPOINTING is True, which .* Plain does not support"):
             Trainer.build_model(
                 small_config("MODEL.META_ARCHITECTURE", "Plain", "MODEL.GRADIENT_CHECKPOINTING", "True")
             )
@@ -218,5 +218,5 @@ def test_one_batch_in_bfloat16_is_close_to_float32(generator, device):
 
     inputs = batch(generator, (96, 96), (96, 96))
     expected, found = losses(None), losses(torch.bfloat16)
-    assert not torch.equal(found, expected)  # it was computed in another type
+    assert not torch.equal(found, expected)  # bfloat16 was really used
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0)

@@ -36,7 +36,7 @@ def test_a_run_leaves_its_record(shapes, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "run.json", "metrics.json", "results.json", "model_final.pth", "last_checkpoint"} <= names
     assert any(name.startswith("events.out") for name in names)
-    # Whatever the best checkpoint is, a resumed run goes on from the last.
+    # A resumed run continues from the last checkpoint, whichever is the best.
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_final.pth"
 
 
@@ -46,7 +46,7 @@ def test_a_saved_config_builds_the_same_model(shapes, tmp_path):
     cfg = shapes_config(shapes, tmp_path)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     again = load_config(str(tmp_path / "config.yaml"))
-    # As trees: in the text, Detectron2's defaults that are one object are written once, and referred to.
+    # Compared as trees: the YAML text writes an object that several of Detectron2's defaults share only once.
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     assert again.MODEL.CLASS_NAMES == ["circle", "rectangle", "triangle", "star", "cross"]
 
@@ -80,7 +80,7 @@ def test_stop_and_resume_equals_the_unbroken_run(shapes, tmp_path, workers):
 
 @pytest.mark.parametrize("change", [("MODEL.FPN.OUT_CHANNELS", "32"), ("MODEL.RETINANET.NUM_CONVS", "2")])
 def test_resuming_with_another_model_is_refused(shapes, tmp_path, change):
-    # Of equal number and other shape, parameters would be left at random and the optimizer fail in its first step.
+    # With as many parameters of other shapes, the engines would leave them random, and the optimizer would fail later.
     common = ["SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
     Trainer(shapes_config(shapes, tmp_path, *common)).train()
     trainer = Trainer(shapes_config(shapes, tmp_path, *common, *change))
@@ -91,7 +91,7 @@ def test_resuming_with_another_model_is_refused(shapes, tmp_path, change):
 def test_resuming_a_complete_run_says_so(shapes, tmp_path, caplog, monkeypatch):
     cfg = shapes_config(shapes, tmp_path, "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
     Trainer(cfg).train()
-    monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)  # off where a log was set up
+    monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)  # setting up a log turns it off
     Trainer(cfg).resume_or_load(resume=True)
     assert "that run is complete: raise SOLVER.MAX_ITER, now 1" in caplog.text
 
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_names_losses_and_images(generator):
 
 
 def test_learns_to_overfit_real_images(shared_data, tmp_path):
-    # Eight images of coco_mini, each with two to five objects of at least 40 pixels, eight kinds of scenes.
+    # Eight images of coco_mini, of eight kinds of scenes, each with two to five objects of at least 40 pixels.
     chosen = [84533, 37666, 420862, 172123, 353072, 432430, 281789, 213148]
     source = json.loads((shared_data / "coco_mini" / "annotations" / "instances_train2017.json").read_text())
     source["images"] = [image for image in source["images"] if image["id"] in chosen]

@@ -8,11 +8,11 @@ NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
 
 
 def dataset_class_names(dataset_name: str) -> list[str]:
-    """Names of the classes of a registered dataset; reads the dataset only if its registration did not state them.
+    """Class names of a registered dataset. The dataset is read only if its metadata does not state them.
 
     Raises:
-        KeyError: no such dataset; names the nearest ones.
-        ValueError: the dataset states no names.
+        KeyError: no such dataset; the message names the most similar ones.
+        ValueError: the dataset states no class names.
     """
     registered = DatasetCatalog.list()
     if dataset_name not in registered:
@@ -29,10 +29,10 @@ def dataset_class_names(dataset_name: str) -> list[str]:
 
 
 def config_class_names(cfg: CfgNode) -> list[str]:
-    """The class names that all of DATASETS.TRAIN and DATASETS.TEST share; [] if the config names no dataset.
+    """Class names of all datasets in DATASETS.TRAIN and DATASETS.TEST; [] if the config names no dataset.
 
     Raises:
-        ValueError: two of the datasets disagree; shows how.
+        ValueError: two datasets have different class names; the message shows the difference.
     """
     datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not datasets:
@@ -46,17 +46,17 @@ def config_class_names(cfg: CfgNode) -> list[str]:
 
 
 def resolve_num_classes(cfg: CfgNode, num_classes_is_set: bool) -> int:
-    """MODEL.RETINANET.NUM_CLASSES as it has to be for the datasets of `cfg`.
+    """The value that MODEL.RETINANET.NUM_CLASSES must have for the datasets of `cfg`.
 
     Args:
         cfg: a config whose datasets are registered.
         num_classes_is_set: whether the user gave the key a value, in a file or on the command line.
 
     Returns:
-        The number of classes of the datasets; the config's own value if it names no dataset.
+        The datasets' number of classes; the config's value if it names no dataset.
 
     Raises:
-        ValueError: the datasets disagree with each other, or with a value that is set.
+        ValueError: the datasets disagree with each other or with the value that the user set.
     """
     names = config_class_names(cfg)
     value = cfg.MODEL.RETINANET.NUM_CLASSES

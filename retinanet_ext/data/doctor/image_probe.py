@@ -1,4 +1,4 @@
-"""Look at image files without loading the data set: do they exist, do they open, how large are they."""
+"""Check that image files exist and open, and read their sizes, without loading the data set."""
 
 import os
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-# What Pillow raises for a damaged file, by format: SyntaxError comes from PNG, EOFError from truncated streams.
+# Exceptions that Pillow raises for damaged files: SyntaxError for PNG, EOFError for truncated streams.
 IMAGE_ERRORS = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 _EXIF_ORIENTATION = 274
@@ -19,10 +19,10 @@ def probe_images(paths: Sequence[str], decode: bool = False) -> list[tuple[int, 
 
     Args:
         paths: any number of files.
-        decode: read all pixels; otherwise only the header, which misses damage further on.
+        decode: read all pixels; otherwise only the header, which misses later damage.
 
     Returns:
-        For each path, in their order, (width, height) after the EXIF rotation, or the error.
+        For each path, in order: (width, height) after the EXIF rotation, or the error.
     """
 
     def probe(path: str) -> tuple[int, int] | Exception:

@@ -1,4 +1,4 @@
-"""Check of dataset records before training: find every problem first, then refuse, drop or clip by policy.
+"""Check dataset records before training: find every problem first, then refuse, drop or clip by policy.
 
 Records are Detectron2's dataset dicts. Nothing is edited in place, and nothing is dropped without being listed.
 """
@@ -21,7 +21,7 @@ ANNOTATION_POLICIES = ("error", "drop", "clip")
 IMAGE_POLICIES = ("error", "drop")
 IMAGE_CHECKS = ("header", "decode", "none")
 
-# Rounding and the VOC offset move boxes by up to a pixel; those are no mistakes.
+# Pixels. Rounding and the VOC offset move boxes by up to a pixel, which is not a mistake.
 BOX_TOLERANCE = 1.0
 _BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 _OUTSIDE = "box outside the image"
@@ -51,7 +51,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What `check_dataset_dicts` found and did."""
+    """The problems that `check_dataset_dicts` found, and how much it dropped and clipped."""
 
     dataset_name: str
     num_images: int
@@ -62,7 +62,7 @@ class Report:
     clipped_annotations: int = 0
 
     def counts(self) -> dict[str, int]:
-        """How many problems of each kind, the most frequent first."""
+        """Number of problems of each kind, the most frequent first."""
         return dict(Counter(problem.kind for problem in self.problems).most_common())
 
 
@@ -78,27 +78,27 @@ def check_dataset_dicts(
 ) -> tuple[list[dict], Report]:
     """Check all records of a dataset.
 
-    Bad images: missing or unreadable file, size other than the record says (after EXIF rotation), repeated image id.
-    Bad annotations: a box that is no four finite numbers, is inverted, has no area, or sticks out of the image by
-    more than a pixel; a category id outside [0, K). Crowd annotations are checked like the rest and kept.
+    Bad images: a missing or unreadable file, a size (after EXIF rotation) that differs from the record's, a repeated
+    image id. Bad annotations: a box that is not four finite numbers, is inverted, has no area, or extends more than a
+    pixel beyond the image; a category id outside [0, K). Crowd annotations are checked like the rest and kept.
 
     Args:
         dicts: dataset dicts; not modified.
         dataset_name: for messages.
-        class_names: for messages, and their number is K unless `num_classes` is given; None: the names are unknown.
-        on_bad_annotation: "error" raises; "drop" removes the annotation; "clip" cuts a box that sticks out at the
-            border of its image, and removes what cannot be repaired so.
-        on_bad_image: "error" raises; "drop" removes the record (of records with one image id, all but the first).
+        class_names: for messages; None if unknown. Their number is K unless `num_classes` is given.
+        on_bad_annotation: "error" raises; "drop" removes the annotation; "clip" cuts a box at the border of the image,
+            and removes annotations that this does not repair.
+        on_bad_image: "error" raises; "drop" removes the record (of records with the same image id, all but the first).
         check_images: "header" opens each file, "decode" reads all of its pixels, "none" touches no file.
         num_classes: K.
 
     Returns:
-        The records that are left, of which those without problems are the very same objects, and the report.
+        The remaining records and the report. Records without problems are the same objects as in `dicts`.
 
     Raises:
         ValueError: an unknown policy, an empty dataset, neither class names nor `num_classes`, a `bbox_mode` other
-            than XYXY_ABS and XYWH_ABS, or problems that the policies do not cover; the message counts those by kind,
-            shows the first ones, and names the config keys that change the policy.
+            than XYXY_ABS and XYWH_ABS, no image left, or problems under the policy "error"; the message counts these
+            by kind, shows the first ones, and names the config keys that change the policy.
     """
     _check_choice("on_bad_annotation", on_bad_annotation, ANNOTATION_POLICIES)
     _check_choice("on_bad_image", on_bad_image, IMAGE_POLICIES)
@@ -111,21 +111,21 @@ def check_dataset_dicts(
         num_classes = len(class_names)
     bad_images, sizes = _find_bad_images(dicts, check_images)
     bad_annotations = {}
-    for position, record in enumerate(dicts):
-        found = _find_bad_annotations(record, sizes[position], num_classes, class_names)
-        if found and not (position in bad_images and on_bad_image == "drop"):
-            bad_annotations[position] = found
+    for index, record in enumerate(dicts):
+        found = _find_bad_annotations(record, sizes[index], num_classes, class_names)
+        if found and not (index in bad_images and on_bad_image == "drop"):
+            bad_annotations[index] = found
 
     report = Report(dataset_name, len(dicts), sum(len(d.get("annotations", ())) for d in dicts))
     report.problems = [*bad_images.values(), *(p for found in bad_annotations.values() for p in found.values())]
     _raise_if_refused(report, on_bad_annotation, on_bad_image)
     clean = []
-    for position, record in enumerate(dicts):
-        if position in bad_images:
+    for index, record in enumerate(dicts):
+        if index in bad_images:
             report.dropped_images += 1
-        elif position in bad_annotations:
-            size = sizes[position]
-            clean.append(_repaired(record, bad_annotations[position], size, on_bad_annotation, report))
+        elif index in bad_annotations:
+            size = sizes[index]
+            clean.append(_repaired(record, bad_annotations[index], size, on_bad_annotation, report))
         else:
             clean.append(record)
     _log(report)
@@ -140,24 +140,24 @@ def _check_choice(name, value, legal):
 
 
 def _find_bad_images(dicts, check_images):
-    """({position: Problem}, [(width, height) or None per record])."""
+    """Return ({index of the record: Problem}, [(width, height) or None per record])."""
     sizes = [(d["width"], d["height"]) if "width" in d and "height" in d else None for d in dicts]
     bad, first_with_id = {}, {}
     found = [None] * len(dicts)
     if check_images != "none":
         found = probe_images([d["file_name"] for d in dicts], decode=check_images == "decode")
-    for position, (record, actual) in enumerate(zip(dicts, found, strict=True)):
-        problem = _image_problem(record, sizes[position], actual)
+    for index, (record, actual) in enumerate(zip(dicts, found, strict=True)):
+        problem = _image_problem(record, sizes[index], actual)
         image_id = record.get("image_id")
         if problem is None and image_id is not None:
-            first = first_with_id.setdefault(image_id, position)
-            if first != position:
-                legal = f"an id of its own; record {first} ({dicts[first]['file_name']}) has this one"
+            first = first_with_id.setdefault(image_id, index)
+            if first != index:
+                legal = f"a unique id; record {first} ({dicts[first]['file_name']}) has the same id"
                 problem = _problem(record, "duplicate image id", f"image id {image_id}", legal)
         if problem is not None:
-            bad[position] = problem
-        elif sizes[position] is None:
-            sizes[position] = actual
+            bad[index] = problem
+        elif sizes[index] is None:
+            sizes[index] = actual
     return bad, sizes
 
 
@@ -178,7 +178,7 @@ def _problem(record, kind, found, legal, annotation=None):
 
 
 def _find_bad_annotations(record, size, num_classes, class_names):
-    """{index of the annotation: Problem}."""
+    """Return {index of the annotation: Problem}."""
     bad = {}
     for index, annotation in enumerate(record.get("annotations", ())):
         if annotation.get("bbox_mode") not in _BOX_MODES:
@@ -224,12 +224,12 @@ def _box_fault(annotation, size):
     elif size is not None and max(-x0, -y0, x1 - size[0], y1 - size[1]) > BOX_TOLERANCE:
         kind = _OUTSIDE
         legal = f"inside 0, 0, {size[0]}, {size[1]} (up to {BOX_TOLERANCE:g} pixel of tolerance)"
-    # Text only for the few that need it: it costs more than the check.
+    # The text is made only for boxes with a fault, because it costs more than the check.
     return kind and (kind, f"[x0, y0, x1, y1] = [{x0:g}, {y0:g}, {x1:g}, {y1:g}]", legal)
 
 
 def _xyxy(annotation):
-    # Not BoxMode.convert, which makes a tensor of every box: most of the time of a check.
+    # BoxMode.convert would make a tensor per box, which would take most of the time of a check.
     x0, y0, x1, y1 = map(float, annotation["bbox"])
     if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
         x1, y1 = x0 + x1, y0 + y1
@@ -259,7 +259,7 @@ def _raise_if_refused(report, on_bad_annotation, on_bad_image):
 
 
 def _repaired(record, bad, size, policy, report):
-    """A copy of the record whose bad annotations are gone, or clipped copies."""
+    """A copy of the record with its bad annotations removed or replaced by clipped copies."""
     kept = []
     for index, annotation in enumerate(record["annotations"]):
         if index not in bad:

@@ -1,8 +1,15 @@
-"""Feature extractors: ResNet and ResNeXt, and feature pyramids on top of them."""
+"""Feature extractors: ResNet and ResNeXt, and feature pyramids on top of them.
+
+In reading order:
+
+- ``backbone_base.py``: what a backbone is, and how a config names one
+- ``resnet.py``: ResNet and ResNeXt
+- ``fpn.py``: the feature pyramid, and RetinaNet's two levels on top
+"""
 
 from .backbone_base import BACKBONE_REGISTRY, Backbone, build_backbone
 
-# These two register their builders.
+# Importing these two modules registers their builders.
 from .fpn import FPN, LastLevelP6P7, build_retinanet_resnet_fpn_backbone
 from .resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet, build_resnet_backbone
 

@@ -19,7 +19,7 @@ BACKBONE_REGISTRY = Registry("BACKBONE")
 class Backbone(nn.Module, metaclass=ABCMeta):
     """Maps images to named feature maps.
 
-    Subclasses fill three attributes, from which `output_shape` answers.
+    Subclasses set three attributes, which `output_shape` reads.
 
     Attributes:
         _out_features: names of the outputs, in order.
@@ -43,7 +43,7 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Further demands on the input size, as `ImageList.from_tensors` takes them."""
+        """Further requirements on the input size, in the form that `ImageList.from_tensors` takes."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -55,8 +55,8 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
-    """The backbone that MODEL.BACKBONE.NAME names; its input has a channel for each of MODEL.PIXEL_MEAN,
-    unless `input_shape` says otherwise."""
+    """The backbone that MODEL.BACKBONE.NAME names. By default its input has one channel per value of
+    MODEL.PIXEL_MEAN."""
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
     return BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, input_shape)

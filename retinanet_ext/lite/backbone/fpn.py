@@ -19,12 +19,12 @@ class FPN(Backbone):
 
     Args:
         bottom_up: the backbone below.
-        in_features: its outputs to use, highest resolution first; each stride twice the one before.
+        in_features: outputs of `bottom_up` to use, highest resolution first; each stride is twice the one before.
         out_channels: channels of every output.
-        norm: after every convolution, see `get_norm`; with "" the convolutions have a bias instead.
-        top_block: module that makes further levels of one feature: it has `in_feature` (the name of an output
+        norm: norm after every convolution, see `get_norm`; with "" the convolutions have a bias instead.
+        top_block: module that computes further levels from one feature. It has `in_feature` (the name of an output
             of `bottom_up` or of this class) and `num_levels`, and returns that many maps.
-        fuse_type: the sum of lateral and top-down map, or their average: "sum" or "avg".
+        fuse_type: "sum" or "avg" (average) of the lateral and the top-down map.
 
     Raises:
         ValueError: features that are missing or whose strides do not double, or an unknown `fuse_type`.
@@ -68,12 +68,12 @@ class FPN(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The largest stride of the features used: only then do upsampled and lateral maps agree in size."""
+        """The largest stride in use: only multiples of it give upsampled and lateral maps the same size."""
         return self._size_divisibility
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """No demand beyond `size_divisibility`: batches need not be square."""
+        """No requirement beyond `size_divisibility`: batches need not be square."""
         return {"square_size": 0}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -105,7 +105,7 @@ def _levels(shapes: dict[str, ShapeSpec], in_features: list[str]) -> list[int]:
     finest = strides[0].bit_length() - 1
     levels = list(range(finest, finest + len(strides)))
     if strides != [2**level for level in levels]:
-        raise ValueError(f"strides of {list(in_features)} must be powers of 2, each twice the last; found {strides}")
+        raise ValueError(f"strides of {list(in_features)} must be consecutive powers of 2; found {strides}")
     return levels
 
 
@@ -113,8 +113,8 @@ class LastLevelP6P7(nn.Module):
     """RetinaNet's levels P6 and P7: 3x3 convolutions of stride 2, the second one after a ReLU.
 
     Args:
-        in_channels: of the feature that P6 is made of.
-        out_channels: of both levels.
+        in_channels: channels of the feature that P6 is computed from.
+        out_channels: channels of P6 and of P7.
         in_feature: "res5", as in the paper, or "p5".
     """
 
@@ -128,17 +128,18 @@ class LastLevelP6P7(nn.Module):
             c2_xavier_fill(conv)
 
     def forward(self, c5: torch.Tensor) -> list[torch.Tensor]:
+        """(N, in_channels, H, W) to P6 (N, out_channels, H / 2, W / 2) and P7 at half of that, rounded up."""
         p6 = self.p6(c5)
         return [p6, self.p7(F.relu(p6))]
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNet, FPN over MODEL.FPN.IN_FEATURES, and P6 and P7 made of res5."""
+    """ResNet, FPN over MODEL.FPN.IN_FEATURES, and P6 and P7 computed from res5."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
     fpn = cfg.MODEL.FPN
     shapes = bottom_up.output_shape()
     if "res5" not in shapes:
-        raise ValueError(f"P6 is made of res5, so MODEL.RESNETS.OUT_FEATURES needs it; found {list(shapes)}")
+        raise ValueError(f"MODEL.RESNETS.OUT_FEATURES must contain res5, the input of P6; found {list(shapes)}")
     top_block = LastLevelP6P7(shapes["res5"].channels, fpn.OUT_CHANNELS)
     return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)

@@ -23,7 +23,7 @@ BLOCKS_PER_STAGE = {
 }
 """Table 1 of the ResNet paper, by depth."""
 
-FIRST_STAGE = 2  # stages are numbered as in the paper: the stem is 1, so the first one is res2
+FIRST_STAGE = 2  # stages are numbered as in the paper: the stem is 1, so the first stage is res2
 
 
 class ResNetBlock(nn.Module):
@@ -52,20 +52,20 @@ class ResNetBlock(nn.Module):
             c2_msra_fill(conv)
 
     def _make_shortcut(self, norm) -> None:
-        """The projection where input and output differ in channels. State dicts of blocks begin with it."""
+        """Adds the projection if input and output channels differ. It comes first in a block's state dict."""
         self.shortcut = None
         if self.in_channels != self.out_channels:
             self.shortcut = _conv(self.in_channels, self.out_channels, 1, norm, stride=self.stride)
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm, dilation: int = 1, **kwargs) -> Conv2d:
-    """A convolution that keeps the size at stride 1; the norm brings the bias."""
+    """A convolution that keeps the size at stride 1; the norm supplies the bias."""
     kwargs.update(padding=dilation * (kernel_size // 2), dilation=dilation, norm=get_norm(norm, out_channels))
     return Conv2d(in_channels, out_channels, kernel_size, bias=False, **kwargs)
 
 
 class BasicStem(ResNetBlock):
-    """7x7 convolution and max pooling; the stride is 4 together."""
+    """7x7 convolution and max pooling: (N, in_channels, H, W) to (N, out_channels, H / 4, W / 4), rounded up."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm="BN"):
         super().__init__(in_channels, out_channels, 4)
@@ -78,7 +78,10 @@ class BasicStem(ResNetBlock):
 
 
 class BasicBlock(ResNetBlock):
-    """Two 3x3 convolutions: the block of ResNet-18 and 34."""
+    """Two 3x3 convolutions: the block of ResNet-18 and 34.
+
+    Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm="BN"):
         super().__init__(in_channels, out_channels, stride)
@@ -95,12 +98,14 @@ class BasicBlock(ResNetBlock):
 
 
 class BottleneckBlock(ResNetBlock):
-    """1x1, 3x3 and 1x1 convolution: the block of ResNet-50, 101, 152, and with `num_groups` of ResNeXt.
+    """1x1, 3x3 and 1x1 convolution: the block of ResNet-50, 101, 152, and with `num_groups` > 1 of ResNeXt.
+
+    Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up.
 
     Args:
         bottleneck_channels: channels of the 3x3 convolution.
-        stride_in_1x1: the stride is in the first convolution instead of the 3x3 one.
-        dilation: of the 3x3 convolution.
+        stride_in_1x1: whether the first convolution has the stride, rather than the 3x3 convolution.
+        dilation: dilation of the 3x3 convolution.
     """
 
     def __init__(
@@ -144,12 +149,12 @@ class ResNet(Backbone):
 
     Args:
         stem: module from images to the input of the first stage.
-        stages: blocks of each stage. Stages after the last one in `out_features` are left out.
-        out_features: names of the outputs; by default the last of all parts.
+        stages: blocks of each stage. Stages after the last name in `out_features` are left out.
+        out_features: names of the outputs; by default only the last part.
         freeze_at: see `freeze`.
 
     Raises:
-        ValueError: a name in `out_features` that is none of the parts.
+        ValueError: `out_features` is empty, or has a name that is not one of the parts.
     """
 
     def __init__(
@@ -192,7 +197,7 @@ class ResNet(Backbone):
         return {name: outputs[name] for name in outputs if name in self._out_features}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of the feature maps among the outputs."""
+        """Channels and stride of every output."""
         return {
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
@@ -216,18 +221,18 @@ class ResNet(Backbone):
             kwargs: further arguments of `block_class`; `<name>_per_block` is a list with one value per block.
 
         Raises:
-            ValueError: such a list has another length, or `<name>` is given as well.
+            ValueError: such a list has not one value per block, or `<name>` is given as well.
         """
         per_block: dict[str, list] = {}
         for key in [key for key in kwargs if key.endswith("_per_block")]:
             name, values = key.removesuffix("_per_block"), kwargs.pop(key)
             if name in kwargs or len(values) != num_blocks:
-                raise ValueError(f"{key} needs {num_blocks} values and excludes {name}, found {values}")
+                raise ValueError(f"{key} needs {num_blocks} values, without {name} beside it; found {values}")
             per_block[name] = values
         blocks = []
         for index in range(num_blocks):
-            own = {name: values[index] for name, values in per_block.items()}
-            blocks.append(block_class(in_channels, out_channels, **kwargs, **own))
+            block_kwargs = {name: values[index] for name, values in per_block.items()}
+            blocks.append(block_class(in_channels, out_channels, **kwargs, **block_kwargs))
             in_channels = out_channels
         return blocks
 

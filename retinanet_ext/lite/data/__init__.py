@@ -1,4 +1,18 @@
-"""Data of the embedded engine: catalogs, COCO reader, augmentation, mapper, samplers, loaders."""
+"""Data of the embedded engine.
+
+In reading order:
+
+- ``catalog.py``: data sets by name: their records and metadata
+- ``builtin_datasets.py``: registers COCO under its usual names
+- ``coco_json.py``: reads records from a COCO annotation file
+- ``dataset_mapper.py``: turns a record into the input of a detector
+- ``detection_utils.py``: the steps of a mapper
+- ``transforms.py``: geometric augmentation
+- ``samplers.py``: the order in which records are drawn
+- ``train_loader.py``: turns records into the batches of a training run
+- ``loaders.py``: builds the loaders that a config describes
+- ``tta_mapper.py``: the inputs of test-time augmentation
+"""
 
 from . import builtin_datasets as _builtin  # noqa: F401  (registers the built-in datasets)
 from . import detection_utils, transforms

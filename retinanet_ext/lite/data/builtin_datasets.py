@@ -2,7 +2,7 @@
 
 Files are expected below ``$DETECTRON2_DATASETS`` (``datasets`` if unset), as
 ``coco/annotations/instances_<split>.json`` (``image_info_<split>.json`` for the test sets, whose annotations are
-not published) and ``coco/<split>/``. Nothing is read before a set is asked for.
+not published) and ``coco/<split>/``. No file is read before a set is used.
 """
 
 import os

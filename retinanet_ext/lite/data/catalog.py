@@ -1,4 +1,4 @@
-"""Names of datasets: ``DatasetCatalog`` maps a name to its records, ``MetadataCatalog`` to what all records share."""
+"""Datasets by name: ``DatasetCatalog`` maps a name to the records, ``MetadataCatalog`` to the metadata."""
 
 import difflib
 from collections import UserDict
@@ -30,7 +30,7 @@ class _Catalog(UserDict):
 class _DatasetCatalog(_Catalog):
     """Dataset names, each with a function that returns the records of that dataset.
 
-    The function is called anew at every :meth:`get`; it must return the same records in the same order each time.
+    Every :meth:`get` calls the function again; it must return the same records in the same order each time.
     """
 
     def register(self, name: str, func: Callable[[], list[dict]]) -> None:
@@ -60,10 +60,10 @@ class _DatasetCatalog(_Catalog):
 
 
 class Metadata:
-    """What the images of one dataset have in common, as attributes: ``thing_classes``, ``json_file``, ...
+    """Properties of one dataset as attributes: ``thing_classes``, ``json_file``, ...
 
     An attribute is set once. Setting it again to an equal value does nothing; another value is a ``ValueError``,
-    because whoever has read the first one would silently disagree with whoever reads the second.
+    because code that has read the first value would silently disagree with code that reads the second.
     """
 
     def __init__(self, name: str) -> None:
@@ -105,10 +105,10 @@ class Metadata:
 
 
 class _MetadataCatalog(_Catalog):
-    """Metadata by dataset name; an entry comes into being, empty, when it is first asked for."""
+    """Metadata by dataset name; the first :meth:`get` of a name creates an empty entry."""
 
     def get(self, name: str) -> Metadata:
-        """The one :class:`Metadata` of ``name``."""
+        """The :class:`Metadata` of ``name``, the same object at every call."""
         if name not in self:
             self[name] = Metadata(name)
         return self[name]

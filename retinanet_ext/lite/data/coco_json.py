@@ -1,4 +1,4 @@
-"""Annotations in COCO's JSON format, read into dataset records."""
+"""Read COCO annotation files into dataset records."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ def load_coco_json(
 
     Args:
         json_file: the annotation file.
-        image_root: folder that the file names in it are relative to.
+        image_root: folder of the images; the file names in ``json_file`` are relative to it.
         dataset_name: if given, categories are renumbered 0..K-1 in the order of their ids, and ``thing_classes``
             and ``thing_dataset_id_to_contiguous_id`` are set in the metadata of that name. Otherwise
             ``category_id`` stays as it is in the file.
@@ -36,13 +36,13 @@ def load_coco_json(
     Returns:
         One dict per image, ordered by image id: ``file_name``, ``height`` and ``width`` (pixels), ``image_id``,
         and ``annotations``, a list of dicts with ``bbox`` ``[x, y, width, height]`` in pixels, ``bbox_mode``,
-        ``category_id``, and those of ``iscrowd``, ``segmentation`` (polygons, or compressed RLE) and ``keypoints``
-        (``[x, y, visibility] * n``, half a pixel added: COCO counts pixels, records measure from the image's edge)
-        that the file has. Malformed polygons are left out, and with them an annotation that has no other; the
-        log reports both.
+        ``category_id``, and if the file has them ``iscrowd``, ``segmentation`` (polygons, or compressed RLE) and
+        ``keypoints`` (``[x, y, visibility] * n``; half a pixel is added to x and y, because COCO counts pixels but
+        records measure from the image's edge). Malformed polygons are left out, and so is an annotation whose
+        polygons are all malformed; the log reports both.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: not a COCO file, see `read_coco_file`; an empty box, or an ``ignore`` flag.
         KeyError: an annotation's category is not among the file's categories.
     """
@@ -86,7 +86,7 @@ def load_coco_json(
 
 
 def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:
-    """Register a COCO annotation file as dataset ``name``; it is read when the dataset is asked for.
+    """Register a COCO annotation file as dataset ``name``; it is read when the dataset is used.
 
     Args:
         name: name for ``DatasetCatalog`` and ``MetadataCatalog``.
@@ -95,7 +95,7 @@ def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str,
         image_root: the folder of the images.
 
     Raises:
-        ValueError: ``name`` is taken, or its metadata has another value already.
+        ValueError: ``name`` is taken, or its metadata already has a different value.
     """
     DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
@@ -132,7 +132,7 @@ def _annotations_by_image(content: dict, json_file: str) -> dict[Any, list[dict]
 def _convert(annotation: dict, keys: list[str], id_map: dict[int, int] | None, json_file: str) -> dict | None:
     where = f"{json_file}: annotation {annotation['id']} of image {annotation['image_id']}"
     if annotation.get("ignore", 0):
-        raise ValueError(f"{where} has the flag 'ignore', which has no meaning here; use 'iscrowd' or remove it")
+        raise ValueError(f"{where} has the flag 'ignore', which is not supported; use 'iscrowd' or remove it")
     new = {key: annotation[key] for key in keys if key in annotation}
     if "bbox" in new and not new["bbox"]:
         raise ValueError(f"{where} has an empty bbox; it needs [x, y, width, height]")

@@ -1,4 +1,4 @@
-"""From a dataset record to the input of a detector."""
+"""Turn a dataset record into the input of a detector."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class DatasetMapper:
-    """Read the image of a record, augment it, and make tensors of it and of its boxes."""
+    """Reads the image of a record, augments it, and makes tensors of the image and its boxes."""
 
     @configurable
     def __init__(
@@ -50,8 +50,8 @@ class DatasetMapper:
             dataset_dict: one record; not changed.
 
         Returns:
-            The record without ``annotations``, with ``image``, a uint8 tensor ``(C, H, W)``, and in training
-            ``instances``, if the record has annotations: crowd regions and boxes without area are left out.
+            A copy of the record without ``annotations``, with ``image``, a uint8 tensor ``(C, H, W)``. In training,
+            a record with annotations also gets ``instances``, without crowd regions and boxes without area.
         """
         record = dict(dataset_dict)
         image = detection_utils.read_image(record["file_name"], format=self.image_format)

@@ -1,4 +1,4 @@
-"""Steps of a mapper: read an image, check it against its record, transform annotations, make them ``Instances``."""
+"""Steps of a mapper: read an image, check it against its record, transform annotations, build ``Instances``."""
 
 import logging
 
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 FLIPS = ("horizontal", "vertical", "none")
 IMAGE_FORMATS = ("BGR", "RGB", "L")
-DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits a channel: I, I;16, I;16B, ..., F
+DEEP_MODES = ("I", "F")  # Pillow's modes with more than 8 bits per channel: I, I;16, I;16B, ..., F
 
 _EXIF_ORIENTATION = 0x0112
-# What undoes each orientation of the EXIF standard; 1 is upright.
+# EXIF orientation -> the operation that undoes it; orientation 1 is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,12 +51,12 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
             channels in ``BGR`` and ``RGB``.
 
     Returns:
-        uint8 ``(H, W, 3)``, or ``(H, W, 1)`` for ``L``; for None, whatever Pillow makes of the file.
+        uint8 ``(H, W, 3)``, or ``(H, W, 1)`` for ``L``; for None, the array that Pillow makes of the file.
 
     Raises:
         FileNotFoundError: no such file.
         OSError: the file is not a readable image.
-        ValueError: unknown ``format``, or more than 8 bits per channel where conversion would clip them.
+        ValueError: unknown ``format``, or a conversion that would clip channels of more than 8 bits.
     """
     if format is not None and format not in IMAGE_FORMATS:
         raise ValueError(f"image format {format!r} is not known; legal values: {', '.join(IMAGE_FORMATS)}")
@@ -66,7 +66,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
             image.load()
         except Exception as error:  # Pillow raises SyntaxError, ValueError, ... besides OSError on damaged files
             raise OSError(f"{file_name} cannot be read as an image: {error}") from error
-        # Only now: loading a TIFF turns it upright already, and takes the orientation out of its EXIF data.
+        # After loading, which turns a TIFF upright and removes the orientation from its EXIF data.
         image = _turn_upright(image, file_name)
     if format is None:
         return np.array(image)
@@ -78,7 +78,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     mode = "L" if format == "L" else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
-    # Pillow writes the channels in the order asked for; bytearray, since an array over bytes is read-only.
+    # Pillow writes the channels in the order of `format`. A bytearray makes the array writable.
     pixels = np.frombuffer(bytearray(image.tobytes("raw", format)), dtype=np.uint8)
     return pixels.reshape(image.height, image.width, len(format))
 
@@ -104,10 +104,10 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 
 def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
-    """Hold an image against the ``width`` and ``height`` of its record; a record without them gets them.
+    """Compare the size of an image ``(H, W, C)`` with ``width`` and ``height`` of its record; set them if missing.
 
     Raises:
-        SizeMismatchError: they differ.
+        SizeMismatchError: the sizes differ.
     """
     height, width = image.shape[:2]
     expected_width = dataset_dict.setdefault("width", width)
@@ -127,7 +127,7 @@ def image_to_tensor(image: np.ndarray) -> torch.Tensor:
     """Contiguous copy ``(C, H, W)`` of an image ``(H, W, C)``."""
     if image.dtype != np.uint8 or image.shape[2] != 3:
         return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
-    # OpenCV is ten times faster than NumPy here. It takes no negative strides, which is what a flip leaves.
+    # OpenCV is ten times faster than NumPy here, but does not accept the negative strides of a flipped image.
     image = cv2.flip(image[:, ::-1], 1) if image.strides[1] < 0 else image
     planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
     cv2.split(np.ascontiguousarray(image), list(planes))
@@ -135,7 +135,7 @@ def image_to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def boxes_of_annotations(annotations: list[dict]) -> np.ndarray:
-    """Float64 ``(N, 4)``: the boxes as ``x0, y0, x1, y1`` in pixels, whatever their ``bbox_mode``."""
+    """Boxes of any ``bbox_mode`` as float64 ``(N, 4)``: ``x0, y0, x1, y1`` in pixels."""
     boxes = [BoxMode.convert(list(map(float, a["bbox"])), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
@@ -143,17 +143,17 @@ def boxes_of_annotations(annotations: list[dict]) -> np.ndarray:
 def transform_instance_annotations(
     annotation: dict, transforms: T.Transform | list[T.Transform], image_size: tuple[int, int]
 ) -> dict:
-    """Move one annotation with its image.
+    """Apply the transforms of an image to one of its annotations.
 
     Args:
-        annotation: of a record; not changed.
-        transforms: what was applied to the image.
+        annotation: one annotation of a record; not changed.
+        transforms: the transforms that were applied to the image.
         image_size: (height, width) of the transformed image.
 
     Returns:
-        The annotation with ``bbox`` in absolute ``x0, y0, x1, y1`` (float64, clipped to the image) and ``bbox_mode``
-        to match. ``segmentation`` and ``keypoints`` are left out: boxes are all that this engine trains on, and
-        untransformed ones would be wrong.
+        A copy with ``bbox`` as absolute ``x0, y0, x1, y1`` (float64 ``(4,)``, clipped to the image) and a matching
+        ``bbox_mode``. ``segmentation`` and ``keypoints`` are left out: this engine trains on boxes only, and
+        untransformed values would be wrong.
     """
     if isinstance(transforms, (list, tuple)):
         transforms = T.TransformList(transforms)
@@ -174,7 +174,7 @@ def annotations_to_instances(annos: list[dict], image_size: tuple[int, int]) -> 
         image_size: (height, width).
 
     Returns:
-        ``Instances`` with ``gt_boxes`` (``Boxes``, xyxy in pixels) and ``gt_classes`` (int64).
+        ``Instances`` with ``gt_boxes`` (``Boxes``, xyxy in pixels) and ``gt_classes`` (int64 ``(N,)``).
     """
     instances = Instances(image_size)
     instances.gt_boxes = Boxes(torch.from_numpy(boxes_of_annotations(annos)).float())
@@ -183,12 +183,12 @@ def annotations_to_instances(annos: list[dict], image_size: tuple[int, int]) -> 
 
 
 def filter_empty_instances(instances: Instances, *, box_threshold: float = 1e-5) -> Instances:
-    """The instances whose box is wider and higher than ``box_threshold`` pixels (a crop may leave nothing of one)."""
+    """The instances whose box is wider and higher than ``box_threshold`` pixels (a crop may empty a box)."""
     return instances[instances.gt_boxes.nonempty(threshold=box_threshold)]
 
 
 def build_augmentation(cfg, is_train: bool) -> list[T.Augmentation]:
-    """Resize and, in training, flip, as ``cfg.INPUT`` says. (The crop is added by ``DatasetMapper``.)
+    """The resize and, in training, the flip that ``cfg.INPUT`` sets. (``DatasetMapper`` adds the crop.)
 
     Raises:
         ValueError: ``INPUT.RANDOM_FLIP`` or ``INPUT.MIN_SIZE_TRAIN_SAMPLING`` has an illegal value.

@@ -36,17 +36,17 @@ TRAINING_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 def get_detection_dataset_dicts(
     names: str | Sequence[str], filter_empty: bool = True, *, check_consistency: bool = True
 ) -> list[dict]:
-    """Records of one or more registered datasets, one after the other.
+    """Records of one or more registered datasets, concatenated.
 
     Args:
         names: dataset name or names.
-        filter_empty: leave out images without annotations, or with crowd regions only. Records that have no key
-            ``annotations`` at all are not touched.
+        filter_empty: leave out images without annotations, or with crowd regions only. Records without the
+            key ``annotations`` stay.
         check_consistency: require the same ``thing_classes`` of all datasets.
 
     Raises:
         KeyError: a name is not registered.
-        ValueError: no name, a dataset without records, no record left, or class names that differ.
+        ValueError: no name is given, a dataset has no records, no record is left, or class names differ.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
@@ -127,22 +127,22 @@ def build_detection_train_loader(
 
     Args:
         dataset: records, or a map-style dataset of records.
-        mapper: turns a record into a sample; None as a result means: take another record.
+        mapper: turns a record into a sample; if it returns None, another record is taken.
         sampler: indices of this process; a shuffling :class:`TrainingSampler` by default.
         total_batch_size: images per step over all processes.
-        aspect_ratio_grouping: whether a batch holds either wide or high images; needs a list of records with
+        aspect_ratio_grouping: whether each batch holds only wide or only high images; needs a list of records with
             ``width`` and ``height``.
-        num_workers: worker processes; 0 loads in this one.
+        num_workers: worker processes; 0 loads in this process.
         collate_fn: turns the list of samples into a batch; by default the list is the batch.
-        seed: of the augmentation and of the default sampler; by default ``cfg.SEED`` if that is not negative,
-            else a random one, agreed upon by all processes.
+        seed: seed of the augmentation and of the default sampler; by default ``cfg.SEED`` if that is not negative,
+            else a random seed, equal on all processes.
 
     Returns:
         A loader that can be iterated any number of times; see :class:`TrainLoader`. Tensors in its batches are in
         pinned memory if this process uses CUDA when iteration begins.
 
     Raises:
-        ValueError: ``total_batch_size`` does not divide by the number of processes; ``dataset`` is empty.
+        ValueError: ``total_batch_size`` is not divisible by the number of processes; ``dataset`` is empty.
         TypeError: ``dataset`` cannot be indexed, or cannot be grouped.
     """
     batch_size = images_per_process(total_batch_size, comm.get_world_size())
@@ -191,7 +191,7 @@ class MappedDataset(Dataset):
         sample = self._mapper(self._records[index])
         if sample is None:
             raise ValueError(
-                f"the mapper returned None for record {index}; only in training can another record take its place"
+                f"the mapper returned None for record {index}; only a training loader can take another record instead"
             )
         return sample
 
@@ -220,8 +220,8 @@ def build_detection_test_loader(
         dataset: records, or a map-style dataset of records.
         mapper: turns a record into a sample.
         sampler: indices of this process; by default an equal share (:class:`InferenceSampler`).
-        batch_size: images per batch of this process; the last one may be smaller.
-        num_workers: worker processes; 0 loads in this one.
+        batch_size: images per batch of this process; the last batch may be smaller.
+        num_workers: worker processes; 0 loads in this process.
         collate_fn: turns the list of samples into a batch; by default the list is the batch.
 
     Returns:
@@ -239,6 +239,6 @@ def build_detection_test_loader(
         num_workers=num_workers,
         collate_fn=collate_fn or trivial_batch_collator,
         pin_memory=torch.cuda.is_initialized(),
-        # Drawing from the global generator, DataLoader would make training depend on when it is evaluated.
+        # By default DataLoader draws from the global generator; training would then depend on when it is evaluated.
         generator=torch.Generator(),
     )

@@ -1,4 +1,4 @@
-"""Which record comes when: index streams for training, and the split of a test set over processes."""
+"""The order of records: index streams for training, and the split of a test set over processes."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from .. import comm
 
 
 class TrainingSampler(Sampler[int]):
-    """Endless stream of indices: one permutation of the dataset after the other, dealt out over the processes.
+    """Endless stream of indices: one permutation of the dataset after the other, split over the processes.
 
     The stream is the same on every process; process ``r`` of ``n`` takes elements ``r, r + n, r + 2n, ...``.
     """
@@ -22,7 +22,7 @@ class TrainingSampler(Sampler[int]):
         Args:
             size: number of records.
             shuffle: whether each pass is a new permutation; otherwise every pass is ``0..size-1``.
-            seed: determines the stream; must be equal on all processes. None: a random one, agreed upon by all.
+            seed: determines the stream; must be equal on all processes. None: a random seed, shared by all.
 
         Raises:
             TypeError, ValueError: ``size`` is not a positive integer.
@@ -57,11 +57,11 @@ class RepeatFactorTrainingSampler(Sampler[int]):
     def __init__(self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: int | None = None) -> None:
         """
         Args:
-            repeat_factors: float ``(size,)``. The fraction is rounded up or down at random, anew in every pass.
+            repeat_factors: float ``(N,)``, one per record. Fractions are rounded up or down at random in every pass.
             shuffle, seed: as for :class:`TrainingSampler`.
 
         Raises:
-            ValueError: there is no record, or one with a negative factor, or all factors are 0.
+            ValueError: there is no record, a factor is negative, or all factors are 0.
         """
         if not (repeat_factors >= 0).all() or not repeat_factors.sum() > 0:
             raise ValueError(f"repeat_factors must be at least 0 and not all 0, got {repeat_factors}")
@@ -75,18 +75,18 @@ class RepeatFactorTrainingSampler(Sampler[int]):
     def repeat_factors_from_category_frequency(
         dataset_dicts: list[dict], repeat_thresh: float, sqrt: bool = True
     ) -> torch.Tensor:
-        """Repeat factor of every record from how rare its rarest category is.
+        """Repeat factor of every record, from the frequency of its rarest category.
 
         With ``f(c)`` the fraction of records that show category ``c``, the factor of a category is
-        ``max(1, sqrt(repeat_thresh / f(c)))``, and that of a record the largest among its categories (1 if none).
+        ``max(1, sqrt(repeat_thresh / f(c)))``. The factor of a record is the largest of its categories (1 if none).
 
         Args:
-            dataset_dicts: records with ``annotations``.
+            dataset_dicts: N records with ``annotations``.
             repeat_thresh: frequency below which a category is repeated, in 0..1.
             sqrt: False leaves out the square root.
 
         Returns:
-            float32 ``(len(dataset_dicts),)``.
+            float32 ``(N,)``.
         """
         shown = [{annotation["category_id"] for annotation in record["annotations"]} for record in dataset_dicts]
         counts = Counter(itertools.chain.from_iterable(shown))
@@ -110,7 +110,7 @@ class RepeatFactorTrainingSampler(Sampler[int]):
 
 
 class InferenceSampler(Sampler[int]):
-    """Every index once: consecutive shares, one per process, whose sizes differ by at most one."""
+    """Every index once. Each process gets a consecutive share; the sizes of the shares differ by at most one."""
 
     def __init__(self, size: int) -> None:
         """
@@ -118,7 +118,7 @@ class InferenceSampler(Sampler[int]):
             size: number of records.
 
         Raises:
-            ValueError: there is none.
+            ValueError: ``size`` is not positive.
         """
         if size <= 0:
             raise ValueError(f"size is {size}; there must be at least one record to go through")

@@ -1,7 +1,7 @@
-"""From records to the batches of a training run: kept in memory, drawn, mapped, grouped, collated; reproducible.
+"""Turn records into the batches of a training run: store, draw, map, group and collate them, reproducibly.
 
-All randomness of a sample follows from the seed and from its position in the stream of the run, so that a resumed run
-goes on with the very samples of the unbroken one, whatever the number of workers.
+All randomness of a sample follows from the seed and from the sample's position in the stream of the run. A resumed run
+therefore continues with the same samples as an unbroken run, whatever the number of workers.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ Collator = Callable[[list], Any]
 
 
 class SerializedList(Dataset):
-    """Read-only list whose elements are kept pickled, end to end, in one tensor.
+    """Read-only list whose elements are stored pickled, end to end, in one tensor.
 
-    Worker processes share the pages of that tensor. A list of dicts they would copy bit by bit, because merely
-    looking at a Python object writes its reference count. Every access returns a new object, free to be changed.
+    Worker processes share the pages of that tensor. They would copy a list of dicts bit by bit, because even reading
+    a Python object writes its reference count. Every access returns a new object, which the caller may change.
     """
 
     def __init__(self, elements: list) -> None:
@@ -58,7 +58,7 @@ def _seeded(seed: int, position: int) -> Iterator[None]:
     try:
         random.seed(words.tobytes())
         np.random.seed(words)
-        # Not torch.manual_seed: it would reset the generator of the GPU as well.
+        # torch.manual_seed would reset the generator of the GPU as well.
         torch.default_generator.manual_seed(int(words[0]))
         yield
     finally:
@@ -68,10 +68,10 @@ def _seeded(seed: int, position: int) -> Iterator[None]:
 
 
 class SeededMappedDataset(Dataset):
-    """Mapped records, by (position, index): all randomness of the mapper follows from the seed and the position.
+    """Mapped records, by (position in the stream, index of the record).
 
-    So the sample at a position of the stream is the same whatever process makes it, after a restart too.
-    Where the mapper returns None, other records are tried in its place.
+    All randomness of the mapper follows from the seed and the position, so the sample at a position is the same
+    whichever process makes it, also after a restart. If the mapper returns None, other records are tried.
     """
 
     def __init__(self, records: Dataset, mapper: Mapper, seed: int) -> None:
@@ -102,25 +102,25 @@ class SeededMappedDataset(Dataset):
 
 
 def aspect_ratio_groups(records: list[dict]) -> list[int]:
-    """0 for each record that is wider than high, 1 for the rest: batches of one kind need little padding.
+    """0 for each record that is wider than high, 1 for the rest: batches of one group need little padding.
 
     Raises:
         ValueError: a record lacks ``width`` or ``height``.
     """
-    for number, record in enumerate(records):
+    for index, record in enumerate(records):
         if "width" not in record or "height" not in record:
             raise ValueError(
-                f"record {number} ({record.get('file_name', 'without file_name')}) has no width and height, "
+                f"record {index} ({record.get('file_name', 'without file_name')}) has no width and height, "
                 "which grouping by aspect ratio needs. Add them, or set DATALOADER.ASPECT_RATIO_GROUPING to False"
             )
     return [0 if record["width"] > record["height"] else 1 for record in records]
 
 
 class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Lists of ``batch_size`` pairs (position, index), all of one group, each complete as soon as it is full.
+    """Yields lists of ``batch_size`` pairs (position, index) of one group, each list as soon as it is full.
 
-    The position is the place of the sample in the joint stream of all processes. It identifies the sample across
-    restarts, whatever the number of workers. What is left over when a finite stream ends makes no batch.
+    The position counts samples in the joint stream of all processes. It identifies the sample across restarts,
+    whatever the number of workers. When a finite stream ends, incomplete lists are dropped.
     """
 
     def __init__(
@@ -136,9 +136,9 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
         """
         Args:
             sampler: this process's indices.
-            batch_size: of this process.
-            groups: the group of every record; None puts all in one, so that batches are consecutive.
-            start_batch: how many batches to leave out at the beginning.
+            batch_size: images per batch of this process.
+            groups: the group of every record; None puts all records into one group, so that batches are consecutive.
+            start_batch: number of batches to skip at the beginning.
             rank, world_size: element ``i`` of ``sampler`` has the position ``rank + i * world_size``.
         """
         self._sampler = sampler
@@ -171,10 +171,9 @@ class TrainLoader:
     """Batches for training, endless with the samplers of this package.
 
     Attributes:
-        start_batch: how many batches to skip when iteration begins. Skipping is done on indices, without reading
-            an image: the batches that follow are those of an unbroken run.
-        seed: what augmentation, and the default sampler, are seeded with. Another one, set before iteration
-            begins, makes the loader that of another run.
+        start_batch: number of batches to skip when iteration begins. Skipping reads no images; the batches that
+            follow are those of an unbroken run.
+        seed: seed of the augmentation and of the default sampler; set a new seed only before iteration begins.
     """
 
     def __init__(
@@ -201,7 +200,7 @@ class TrainLoader:
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        # A sampler that was given a seed of its own keeps it.
+        # A sampler that was built with a different seed keeps it.
         if getattr(self.sampler, "seed", None) == self.seed:
             self.sampler.seed = seed
         self.dataset.seed = seed
@@ -221,7 +220,7 @@ class TrainLoader:
             num_workers=self._num_workers,
             collate_fn=self._collate_fn,
             pin_memory=torch.cuda.is_initialized(),  # a run on the CPU has nothing to copy to a GPU
-            # Its own generator: DataLoader draws from the global one otherwise, and the run would depend on it.
+            # By default DataLoader draws from the global generator; the run would then depend on its state.
             generator=torch.Generator().manual_seed(self.seed),
         )
         return iter(loader)

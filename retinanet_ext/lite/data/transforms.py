@@ -62,7 +62,7 @@ class ResizeTransform(Transform):
         ``interp`` overrides the transform's own filter.
 
         Raises:
-            ValueError: another size, dtype or number of channels.
+            ValueError: ``img`` has another size, dtype or number of channels.
         """
         if img.shape[:2] != (self.h, self.w):
             raise ValueError(f"this resize is for images of {self.h}x{self.w} (HxW), got {img.shape}")
@@ -77,9 +77,11 @@ class ResizeTransform(Transform):
         return resized[:, :, None] if single_channel else resized
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Points ``(N, 2)`` xy of the input image, in the resized image."""
         return coords * np.array([self.new_w / self.w, self.new_h / self.h])
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resized labels, uint8 ``(h, w)``; each is the nearest label of the input."""
         return self.apply_image(segmentation, interp=Image.NEAREST)
 
     def inverse(self) -> "ResizeTransform":
@@ -87,7 +89,7 @@ class ResizeTransform(Transform):
 
 
 class AugInput:
-    """What an augmentation may look at and change: an image and, if given, its boxes."""
+    """Input of an augmentation, which may change it: an image and, if given, its boxes ``(N, 4)``."""
 
     def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None) -> None:
         self.image = image
@@ -103,8 +105,8 @@ class AugInput:
 class Augmentation:
     """A policy that picks a transform. Subclasses define :meth:`get_transform`.
 
-    The parameter names of ``get_transform`` say what it needs to see: each is read from the input's attribute of
-    that name (``image``, ``boxes``, or whatever a subclass of :class:`AugInput` adds).
+    Each parameter of ``get_transform`` receives the input's attribute of the same name: ``image``, ``boxes``, or an
+    attribute that a subclass of :class:`AugInput` adds.
     """
 
     def get_transform(self, *args) -> Transform:
@@ -112,7 +114,7 @@ class Augmentation:
         raise NotImplementedError(f"{type(self).__name__} does not define get_transform")
 
     def __call__(self, aug_input: AugInput) -> Transform:
-        """Change ``aug_input`` in place; returns the transform, to be applied to whatever belongs to the image."""
+        """Change ``aug_input`` in place; returns the transform, which can be applied to other data of the image."""
         arguments = []
         for name in _parameters(type(self)):
             if not hasattr(aug_input, name):
@@ -131,7 +133,7 @@ class Augmentation:
 
 @functools.cache  # reading a signature takes longer than a flip
 def _parameters(augmentation: type[Augmentation]) -> list[str]:
-    """What ``get_transform`` asks for, besides the object itself."""
+    """Names of the parameters of ``get_transform``, without ``self``."""
     return list(inspect.signature(augmentation.get_transform).parameters)[1:]
 
 
@@ -159,7 +161,7 @@ class AugmentationList(Augmentation):
 
 
 class ResizeShortestEdge(Augmentation):
-    """Resize so that the short side has a drawn length and the long side does not exceed ``max_size``."""
+    """Resize so that the short side has a randomly drawn length and the long side does not exceed ``max_size``."""
 
     def __init__(
         self,
@@ -171,8 +173,8 @@ class ResizeShortestEdge(Augmentation):
         """
         Args:
             short_edge_length: with ``range`` the smallest and the largest length in pixels, with ``choice`` the
-                lengths to choose from. An int is that length. A drawn 0 leaves the image as it is.
-            max_size: bound on the long side in pixels; where it binds, both sides shrink alike.
+                lengths to choose from. An int is the only length. A drawn 0 leaves the image as it is.
+            max_size: bound on the long side in pixels; if it is exceeded, both sides shrink by the same factor.
             sample_style: ``range`` or ``choice``.
             interp: Pillow's resampling filter.
 
@@ -194,6 +196,7 @@ class ResizeShortestEdge(Augmentation):
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
+        """``image`` is ``(H, W)`` or ``(H, W, C)``; only its size is read."""
         if self.sample_style == "range":
             length = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
         else:
@@ -221,11 +224,11 @@ class RandomFlip(Augmentation):
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
         """
         Raises:
-            ValueError: not exactly one of ``horizontal`` and ``vertical``; for both, use two flips.
+            ValueError: ``horizontal`` and ``vertical`` are equal; for both directions, use two flips.
         """
         if horizontal == vertical:
             raise ValueError(
-                f"horizontal is {horizontal} and vertical is {vertical}; one of them must be True. "
+                f"horizontal is {horizontal} and vertical is {vertical}; exactly one of them must be True. "
                 "For both directions put two RandomFlip in a row"
             )
         self.prob = prob
@@ -233,6 +236,7 @@ class RandomFlip(Augmentation):
         self.vertical = vertical
 
     def get_transform(self, image: np.ndarray) -> Transform:
+        """``image`` is ``(H, W)`` or ``(H, W, C)``; only its size is read."""
         h, w = image.shape[:2]
         if np.random.uniform() >= self.prob:
             return NoOpTransform()
@@ -240,15 +244,15 @@ class RandomFlip(Augmentation):
 
 
 class RandomCrop(Augmentation):
-    """Cut out a window at a random place; it never exceeds the image."""
+    """Cut out a window at a random place inside the image."""
 
     def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
         """
         Args:
             crop_type: what ``crop_size`` means. ``relative``: (height, width) of the window as fractions of the
-                image; ``relative_range``: the smallest such fractions, the actual ones are drawn up to 1;
-                ``absolute``: (height, width) in pixels; ``absolute_range``: (smallest, largest) side in pixels,
-                height and width are drawn one by one.
+                image; ``relative_range``: the smallest such fractions, drawn up to 1; ``absolute``: (height,
+                width) in pixels, at most the image's; ``absolute_range``: (smallest, largest) side in pixels; height
+                and width are drawn separately.
             crop_size: two numbers.
 
         Raises:
@@ -266,6 +270,7 @@ class RandomCrop(Augmentation):
         self.crop_size = tuple(crop_size)
 
     def get_transform(self, image: np.ndarray) -> Transform:
+        """``image`` is ``(H, W)`` or ``(H, W, C)``; only its size is read."""
         h, w = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((h, w))
         y0 = np.random.randint(h - crop_h + 1)

@@ -13,7 +13,7 @@ from .transforms import HFlipTransform, NoOpTransform, ResizeShortestEdge, Resiz
 
 
 class DatasetMapperTTA:
-    """Makes the augmented versions of one mapped image, with the way back for their boxes."""
+    """Makes augmented versions of one mapped image, with the transforms that lead to them."""
 
     @configurable
     def __init__(self, min_sizes: Sequence[int], max_size: int, flip: bool):
@@ -40,8 +40,8 @@ class DatasetMapperTTA:
                 image in pixels, `height` and `width`. It is not modified.
 
         Returns:
-            Copies of it, each with another `image` and with `transforms`, which lead from the original image
-            to that one: `transforms.inverse().apply_box(boxes)` brings predicted boxes, (N, 4) XYXY, back.
+            Copies of it, each with a new `image` and with `transforms`, which lead from the original image to the
+            new one: `transforms.inverse().apply_box(boxes)` maps predicted boxes, (N, 4) XYXY, back.
         """
         image = dataset_dict["image"].permute(1, 2, 0).numpy()
         size, original = image.shape[:2], (dataset_dict["height"], dataset_dict["width"])

@@ -1,4 +1,13 @@
-"""The training loop, its hooks, the trainer that a config describes, set-up, and a predictor."""
+"""The training loop, its hooks, and what a run consists of.
+
+In reading order:
+
+- ``run_setup.py``: command line, output folder, log, seeds
+- ``default_trainer.py``: training as a config describes it
+- ``train_loop.py``: the loop over iterations
+- ``hooks.py``: times, rates, checkpoints, evaluation, writing
+- ``default_predictor.py``: a model in use, one image at a time
+"""
 
 from . import hooks
 from .default_predictor import DefaultPredictor

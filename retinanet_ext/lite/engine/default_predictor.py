@@ -29,7 +29,7 @@ class DefaultPredictor:
         self.aug = T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
         if self.input_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {self.input_format!r}; a predictor takes RGB and BGR")
+            raise ValueError(f"INPUT.FORMAT is {self.input_format!r}; legal for a predictor: RGB, BGR")
 
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
         """Predict on one image.
@@ -38,7 +38,7 @@ class DefaultPredictor:
             original_image: ``(H, W, 3)`` uint8, channels in BGR order, as OpenCV reads it.
 
         Returns:
-            The model's output for it, such as ``{"instances": Instances}`` in pixels of the image given.
+            The model's output, such as ``{"instances": Instances}`` in pixels of ``original_image``.
         """
         height, width = original_image.shape[:2]
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image

@@ -37,7 +37,7 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     if device.type == "cuda":
         kwargs.setdefault("device_ids", [device.index])
     with warnings.catch_warnings():
-        # torch 2.15 gave `broadcast_buffers` a new name, which the older ones do not know.
+        # torch 2.15 renamed `broadcast_buffers`; older versions know only the old name.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
         return DistributedDataParallel(model, **kwargs)
 
@@ -47,7 +47,7 @@ class DefaultTrainer(TrainerBase):
 
     Attributes:
         cfg: the config, scaled by :meth:`auto_scale_workers`.
-        model, data_loader, optimizer, scheduler, checkpointer: what training works with.
+        model, data_loader, optimizer, scheduler, checkpointer: the parts that training uses.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -57,15 +57,15 @@ class DefaultTrainer(TrainerBase):
         self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.max_iter = self.cfg.SOLVER.MAX_ITER
         self._last_eval_results: Mapping[str, Any] | None = None
-        # Data first: most mistakes are there, and they should show before a large model is built.
+        # Data first: most mistakes are in the data, and should show before a large model is built.
         data_loader = self.build_train_loader(self.cfg)
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
-        # Every process keeps the buffers it has: frozen statistics are the same everywhere.
+        # Buffers are not broadcast: frozen statistics are the same in every process.
         model = create_ddp_model(model, broadcast_buffers=False)
-        # The step and the checkpointer refer to this trainer weakly, or it would never be freed without the garbage
-        # collector.
+        # The step and the checkpointer get weak references to this trainer: with strong ones, only the garbage
+        # collector could free it.
         weak_self = weakref.proxy(self)
         self._trainer = TrainStep.from_config(
             self.cfg, model, data_loader, optimizer,
@@ -87,14 +87,14 @@ class DefaultTrainer(TrainerBase):
         return self._trainer.optimizer
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint in ``OUTPUT_DIR`` if ``resume`` and there is one, else load
-        ``MODEL.WEIGHTS``.
+        """Resume from the last checkpoint in ``OUTPUT_DIR`` if ``resume`` is True and a checkpoint exists, else
+        load ``MODEL.WEIGHTS``.
 
-        A resumed run goes on with the iteration after the saved one: same weights, optimizer, learning rates,
-        random numbers of the main process, and, if the loader has ``start_batch``, same data.
+        A resumed run starts at the iteration after the saved one, with the same weights, optimizer, learning rates,
+        random numbers of the main process, and, if the loader has ``start_batch``, the same data.
 
         Raises:
-            ValueError: the last checkpoint holds weights only, or not all processes find the same one.
+            ValueError: the last checkpoint holds weights only, or the processes find different checkpoints.
         """
         resume = resume and self._has_common_checkpoint()
         self.iter = -1
@@ -104,7 +104,7 @@ class DefaultTrainer(TrainerBase):
         path = self.checkpointer.get_checkpoint_file()
         if self.iter == -1:  # `load_state_dict` was not called
             raise ValueError(
-                f"{path} holds weights but no state of a trainer: training cannot be resumed from it; "
+                f"{path} holds weights but no trainer state, so training cannot be resumed from it; "
                 "to start from its weights, set MODEL.WEIGHTS to it and leave out --resume"
             )
         self.start_iter = self.iter + 1
@@ -122,10 +122,10 @@ class DefaultTrainer(TrainerBase):
         return self.checkpointer.has_checkpoint()
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Timer, learning rate, checkpoints, evaluation, writers; the order is part of their work.
+        """Timer, learning rate, checkpoints, evaluation, writers; the order matters.
 
-        Checkpoints come before evaluation, so that one that fails loses nothing, and writers last, so that
-        they see what the others put.
+        Checkpoints come before evaluation, so that a failing evaluation loses nothing. Writers come last, so that
+        they see what the other hooks put.
         """
         cfg = self.cfg
         return [
@@ -156,7 +156,7 @@ class DefaultTrainer(TrainerBase):
             The results of the last evaluation, on the main process; ``None`` without one.
 
         Raises:
-            ValueError: the results are not those of ``cfg.TEST.EXPECTED_RESULTS``.
+            ValueError: the results do not match ``cfg.TEST.EXPECTED_RESULTS``.
         """
         super().train(self.start_iter, self.max_iter)
         if comm.is_main_process():
@@ -179,19 +179,19 @@ class DefaultTrainer(TrainerBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        # Saved by the main process. The others have streams of their own, which must stay different from it.
+        # This is the main process's state. The other processes must draw different numbers, so they keep their states.
         random_state = state_dict.get("random_state", {})
         if random_state and comm.is_main_process():
             torch.set_rng_state(random_state["torch"])
             if "cuda" in random_state and torch.cuda.is_initialized():
                 torch.cuda.set_rng_state(random_state["cuda"])
-        # A SEED in the config says more than the checkpoint; without one the data go on in the order they had.
+        # A SEED in the config has priority over the checkpoint's; without a SEED the data keep their order.
         if self.cfg.SEED < 0 and hasattr(self.data_loader, "start_batch"):
             if "data_seed" in state_dict:
                 self.data_loader.seed = state_dict["data_seed"]
             else:
                 logger.warning(
-                    "SEED is negative, and the checkpoint does not know the seed of the data: the rest of them comes "
+                    "SEED is negative, and the checkpoint does not hold the seed of the data: the remaining data come "
                     "in a new random order"
                 )
 
@@ -238,7 +238,7 @@ class DefaultTrainer(TrainerBase):
             evaluators: one for each data set; ``None``: those of :meth:`build_evaluator`.
 
         Returns:
-            Results by data set name, or, with a single data set, its results. Empty off the main process.
+            Results by data set name, or, with a single data set, its results. Empty on all but the main process.
         """
         names = cfg.DATASETS.TEST
         if isinstance(evaluators, DatasetEvaluator):
@@ -264,8 +264,8 @@ class DefaultTrainer(TrainerBase):
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
         """Adapt a schedule written for ``SOLVER.REFERENCE_WORLD_SIZE`` processes to ``num_workers``.
 
-        The batch of one process stays the same. Batch and learning rate grow with the number of processes,
-        the numbers of iterations shrink with it (Goyal et al., "Accurate, Large Minibatch SGD").
+        The batch per process stays the same. The total batch and the learning rate grow in proportion to the number
+        of processes, and numbers of iterations shrink (Goyal et al., "Accurate, Large Minibatch SGD").
 
         Returns:
             A new config, or ``cfg`` itself if there is nothing to do.
@@ -275,8 +275,8 @@ class DefaultTrainer(TrainerBase):
             return cfg
         if cfg.SOLVER.IMS_PER_BATCH % reference:
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of "
-                f"SOLVER.REFERENCE_WORLD_SIZE {reference}: the batch of one process is not known"
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE {reference}, which gives the batch per process"
             )
         frozen = cfg.is_frozen()
         cfg = cfg.clone()

@@ -1,4 +1,4 @@
-"""What happens around the iterations of a training: times, rates, checkpoints, evaluation, writing."""
+"""Hooks that run around the iterations of a training: times, rates, checkpoints, evaluation, writing."""
 
 import json
 import logging
@@ -56,18 +56,18 @@ class CallbackHook(HookBase):
 
     def after_train(self) -> None:
         self._call("after_train")
-        # A function that refers to its trainer would keep the model in memory as long as the hook.
+        # A function that refers to its trainer would keep the model in memory for as long as the hook lives.
         self._functions = {}
 
 
 class IterationTimer(HookBase):
-    """Puts ``time``, the seconds of an iteration without the other hooks, and sums up at the end.
+    """Puts ``time``, the seconds of an iteration without the other hooks' ``after_step``; logs a summary at the end.
 
-    To be registered first.
+    Register it first.
     """
 
     def __init__(self, warmup_iter: int = 3):
-        """``warmup_iter``: the number of the first iteration that is counted; those before it are slow."""
+        """``warmup_iter``: the first iteration to measure, counted from 1; earlier iterations are slow."""
         self._warmup_iter = warmup_iter
         self._step_start = self._train_start = time.perf_counter()
         self._steps, self._step_seconds = 0, 0.0
@@ -95,7 +95,7 @@ class IterationTimer(HookBase):
 
 
 class PeriodicWriter(HookBase):
-    """Lets writers write every ``period`` iterations and at the end. To be registered last."""
+    """Calls writers every ``period`` iterations and at the end. Register it last."""
 
     def __init__(self, writers: list[EventWriter], period: int = 20):
         self._writers, self._period = writers, period
@@ -108,12 +108,12 @@ class PeriodicWriter(HookBase):
 
     def after_train(self) -> None:
         for writer in self._writers:
-            writer.write()  # what other hooks put after the last iteration
+            writer.write()  # other hooks put values after the last iteration
             writer.close()
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """fvcore's as a hook: ``model_<iteration>`` every period, ``model_final`` at the end."""
+    """fvcore's class as a hook: ``model_<iteration>`` every period, ``model_final`` at the end."""
 
     def before_train(self) -> None:
         self.max_iter = self.trainer.max_iter
@@ -125,9 +125,10 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 class BestCheckpointer(HookBase):
     """Saves ``<file_prefix>.pth`` whenever an evaluated metric is better than ever before.
 
-    To be registered after the hook that evaluates, with a checkpointer that tags nothing as the last checkpoint.
-    What the file holds is written beside it as JSON, from which a resumed training takes it up: it may be newer than
-    the checkpoint resumed from, and Detectron2 cannot load a trainer in which this hook has a state.
+    Register it after the hook that evaluates, with a checkpointer that does not tag a last checkpoint.
+    ``<file_prefix>.json`` records the best value and its iteration, and a resumed training reads it. Checkpoints do not
+    hold them, because the best model may be newer than the checkpoint resumed from, and because Detectron2 cannot load
+    a trainer in which this hook has a state.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class BestCheckpointer(HookBase):
     ):
         """
         Args:
-            eval_period: as the evaluation's; 0: at the end only.
+            eval_period: period of the evaluation; 0: only at the end.
             val_metric: name in the storage, such as ``bbox/AP``.
             mode: ``max`` or ``min``.
         """
@@ -179,7 +180,7 @@ class BestCheckpointer(HookBase):
 
     def _keep_if_best(self, iteration: int) -> None:
         if not comm.is_main_process():
-            return  # results are with the main process
+            return  # only the main process has results
         latest = self.trainer.storage.latest()
         if self._metric not in latest:
             known = ", ".join(name for name in sorted(latest) if "/" in name) or "none"
@@ -196,9 +197,9 @@ class BestCheckpointer(HookBase):
 
 
 class LRScheduler(HookBase):
-    """Puts ``lr`` and moves the schedule on, after each iteration.
+    """Puts ``lr`` and advances the schedule, after each iteration.
 
-    ``lr`` is that of the parameter group with the most parameters: biases and norms may have rates of their own.
+    ``lr`` is the rate of the group with the most parameters, because biases and norms may have other rates.
     """
 
     def __init__(
@@ -232,9 +233,8 @@ class LRScheduler(HookBase):
 class EvalHook(HookBase):
     """Calls an evaluation every ``eval_period`` iterations and at the end of a successful training.
 
-    Numbers of the nested dict that it returns are put under joined names, ``bbox/AP``. NaN is a number: the
-    value of a metric that is undefined. Other values (texts, lists) have no place in a curve and are left
-    out.
+    Numbers in the nested dict that it returns are put under joined names, such as ``bbox/AP``. NaN, the value of an
+    undefined metric, is a number too. Other values (texts, lists) do not fit into a curve and are left out.
     """
 
     def __init__(self, eval_period: int, eval_function: Callable[[], Mapping[str, Any]], eval_after_train: bool = True):
@@ -249,10 +249,10 @@ class EvalHook(HookBase):
     def after_train(self) -> None:
         if self._after_train and self.trainer.iter == self.trainer.max_iter:
             self._evaluate()
-        del self._function  # often a method of the trainer, which would stay in memory as long as this hook
+        del self._function  # often a method of the trainer, which it would keep in memory
 
     def _evaluate(self) -> None:
-        # Random numbers drawn here must not change training: how often a run evaluates is no part of it.
+        # Restore random states: how often a run evaluates must not change its training.
         cuda_device = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices=cuda_device):
             results = self._function()
@@ -261,8 +261,8 @@ class EvalHook(HookBase):
                 raise TypeError(f"an evaluation must return a dict of results, found {type(results).__name__}")
             for name, value in _flatten(results):
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
-        # The main process computes the metrics alone; without this, the others would wait for it inside the next
-        # iteration, where the timeout is that of a gradient exchange.
+        # Only the main process computes the metrics. Without this barrier the other processes would wait for it in
+        # the next iteration, under the timeout of a gradient exchange.
         comm.synchronize()
 
 

@@ -1,4 +1,4 @@
-"""What comes before a run: its command line, and its output folder, log, seeds and CUDA switches."""
+"""Preparation of a run: its command line, and its output folder, log, seeds and CUDA switches."""
 
 import argparse
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """The flags of Detectron2's ``train_net.py``; what follows is ``KEY VALUE`` overrides, in ``opts``."""
+    """The flags of Detectron2's ``train_net.py``, followed by ``KEY VALUE`` overrides, in ``opts``."""
     parser = argparse.ArgumentParser(epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
@@ -53,6 +53,6 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     seed_all_rng(cfg.SEED + rank if cfg.SEED >= 0 else None)
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-    # In evaluation nearly every batch has a shape of its own, and timing algorithms for each takes longer.
+    # In evaluation nearly every batch has a new shape, and timing algorithms for each shape costs more than it saves.
     if not getattr(args, "eval_only", False):
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

@@ -1,4 +1,4 @@
-"""The loop over iterations, and the hooks around each."""
+"""The loop over iterations, and the hooks around each iteration."""
 
 import logging
 import weakref
@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class HookBase:
-    """Something that happens around the iterations of a trainer; a subclass overrides what it needs.
+    """Code that runs around the iterations of a trainer; a subclass overrides the methods it needs.
 
-    ``self.trainer`` is the trainer it is registered with. The order of calls, the indented ones in every iteration::
+    ``self.trainer`` is the trainer it is registered with. Order of calls; the indented ones run in every iteration::
 
         before_train
             before_step
@@ -37,25 +37,25 @@ class HookBase:
         """Before each iteration."""
 
     def after_backward(self) -> None:
-        """When gradients are there and the optimizer has not used them yet."""
+        """After gradients are computed, and before the optimizer uses them."""
 
     def after_step(self) -> None:
         """After each iteration; ``trainer.iter`` is its number."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the hook must remember over a restart."""
+        """State that the hook must keep across a restart."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
 
 
 class TrainerBase:
-    """Runs iterations and hooks; a subclass says in :meth:`run_step` what an iteration is.
+    """Runs iterations and hooks; a subclass defines an iteration in :meth:`run_step`.
 
     Attributes:
         iter: the current iteration; after a complete training, ``max_iter``.
-        start_iter, max_iter: the iterations of the present training are ``start_iter`` to ``max_iter - 1``.
+        start_iter, max_iter: this training runs the iterations ``start_iter`` to ``max_iter - 1``.
         storage: the active :class:`EventStorage`, during training.
     """
 
@@ -70,13 +70,13 @@ class TrainerBase:
         for hook in added:
             if not isinstance(hook, HookBase):
                 raise TypeError(f"a hook must be a HookBase, found {type(hook).__name__}")
-            # With a strong reference, a trainer that went out of use would stay in memory, model and all, until the
-            # garbage collector looks for cycles.
+            # A strong reference would keep an unused trainer and its model in memory until the garbage collector
+            # looks for cycles.
             hook.trainer = weakref.proxy(self)
         self._hooks += added
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run iterations ``start_iter`` to ``max_iter - 1``. Hooks close down also if one of them fails."""
+        """Run iterations ``start_iter`` to ``max_iter - 1``. :meth:`after_train` runs even after an error."""
         self.iter, self.start_iter, self.max_iter = start_iter, start_iter, max_iter
         logger.info("Training: iterations %d to %d", start_iter, max_iter - 1)
         with EventStorage(start_iter) as self.storage:
@@ -94,7 +94,7 @@ class TrainerBase:
                 self.after_train()
 
     def run_step(self) -> None:
-        raise NotImplementedError(f"{type(self).__name__} does not say what an iteration is: define run_step")
+        raise NotImplementedError(f"{type(self).__name__} must define run_step, which runs one iteration")
 
     def before_train(self) -> None:
         for hook in self._hooks:
@@ -119,7 +119,7 @@ class TrainerBase:
             hook.after_step()
 
     def _named_hooks(self) -> Iterator[tuple[str, HookBase]]:
-        """Hooks by class name; the second of a class is `Name#2`, so that each keeps its own state."""
+        """Hooks by class name; the second hook of a class is `Name#2`, so that each keeps its own state."""
         seen = Counter()
         for hook in self._hooks:
             name = type(hook).__qualname__
@@ -127,7 +127,7 @@ class TrainerBase:
             yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), hook
 
     def state_dict(self) -> dict[str, Any]:
-        """``iteration`` (the last one begun) and the state of the hooks that have one."""
+        """``iteration`` (the last one begun) and, if any hook has a state, ``hooks``."""
         states = {name: hook.state_dict() for name, hook in self._named_hooks()}
         states = {name: state for name, state in states.items() if state}
         return {"iteration": self.iter, **({"hooks": states} if states else {})}
@@ -139,4 +139,4 @@ class TrainerBase:
             if name in hooks:
                 hooks[name].load_state_dict(state)
             else:
-                logger.warning("the checkpoint has the state of a hook %s, which this trainer does not have", name)
+                logger.warning("the checkpoint holds state of the hook %s, which this trainer does not have", name)

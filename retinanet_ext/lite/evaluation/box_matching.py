@@ -1,9 +1,8 @@
 """COCO's matching of predicted boxes with objects and its precision and recall, for all images at once.
 
-The protocol is that of pycocotools' ``COCOeval``, which is the reference: the same numbers, bit for bit. It goes over
-images, classes, sizes, thresholds and predictions one by one. Here the loop is over the rank of a prediction only: the
-best prediction of every image and class takes its object, at all sizes and thresholds, then every second best, and so
-on.
+The reference is pycocotools' ``COCOeval``; the numbers here equal its numbers bit for bit. ``COCOeval`` loops over
+images, classes, sizes, thresholds and predictions. This module loops over the rank of predictions only: first the best
+prediction of every image and class takes its object, at all sizes and thresholds, then the second best, and so on.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Groups are matched in blocks, of at most so many pairs of a group and an object: 40 bytes a pair are kept, and some
-# times more are used in passing.
+# Matching runs in blocks of at most this many (group, object) pairs: about 40 bytes a pair persist, temporaries take
+# several times that.
 BLOCK_PAIRS = 2**16
 
 
@@ -23,11 +22,11 @@ class Objects:
     """The ground truth, N objects in columns.
 
     Attributes:
-        image: (N,) int64, 0 to I-1 in the order that decides between predictions of equal score.
+        image: (N,) int64, 0 to I-1; of predictions with equal scores, those of the lower image come first.
         label: (N,) int64, 0 to K-1.
         box: (N, 4) float64, XYWH in pixels.
-        area: (N,) float64, in square pixels; may be that of a mask.
-        crowd: (N,) bool: regions of many objects, which predictions may hit any number of times without effect.
+        area: (N,) float64, in square pixels; may be the area of a mask.
+        crowd: (N,) bool, True for a region of many objects; any number of predictions may match it without effect.
     """
 
     image: np.ndarray
@@ -52,7 +51,7 @@ class Predicted:
 
 @dataclass
 class _Groups:
-    """Runs of rows that share a key: ``keys`` ascending, and for each its first row and how many there are."""
+    """Runs of rows with the same key: ascending keys, and for each key its first row and its number of rows."""
 
     keys: np.ndarray
     first: np.ndarray
@@ -76,16 +75,16 @@ def precision_and_recall(
     """Precision and recall after the COCO protocol.
 
     Args:
-        objects, predicted: what to compare, of the same images.
+        objects, predicted: ground truth and predictions of the same images.
         num_classes: K.
         iou_thresholds: (T,), ascending, below 1.
-        recall_points: (R,), ascending: where precision is given.
+        recall_points: (R,), ascending: the recalls at which precision is given.
         area_ranges: A pairs (smallest, largest) in square pixels, both inclusive: objects and unmatched predictions
-            outside do not count.
-        max_dets: D numbers, ascending: so many predictions of an image and class count.
+            with an area outside do not count.
+        max_dets: D limits, ascending, on the number of predictions that count per image and class.
 
     Returns:
-        Precision (T, R, K, A) at the last of ``max_dets``, and recall (T, K, A, D); -1 where there is no object.
+        Precision (T, R, K, A) at the last of ``max_dets``, and recall (T, K, A, D); -1 where no object exists.
     """
     ranges = np.asarray(area_ranges, dtype=np.float64)
     num_images = 1 + max(objects.image.max(initial=0), predicted.image.max(initial=0))
@@ -117,7 +116,7 @@ def precision_and_recall(
 
 
 def _precision(true: np.ndarray, false: np.ndarray, count: int, recall_points: np.ndarray) -> np.ndarray:
-    """The largest precision at, or beyond, each recall; 0 where that is not reached.
+    """The largest precision at or beyond each recall; 0 for a recall that is not reached.
 
     Args:
         true, false: (n,) bool, whether a prediction is a hit or a miss, best score first.
@@ -132,18 +131,18 @@ def _precision(true: np.ndarray, false: np.ndarray, count: int, recall_points: n
     misses = np.cumsum(false)[hits]
     precision = number / (misses + number + np.spacing(1))
     largest = np.maximum.accumulate(precision[::-1])[::-1]
-    position = np.searchsorted(number / count, recall_points)
-    return np.append(largest, 0.0)[position]
+    index = np.searchsorted(number / count, recall_points)
+    return np.append(largest, 0.0)[index]
 
 
 def _count_objects(objects: Objects, num_classes: int, ranges: np.ndarray) -> np.ndarray:
-    """(K, A): how many objects of a class are to be found in each range of areas."""
+    """(K, A): the number of objects to be found, by class and range of areas."""
     counted = ~_ignored(objects, ranges)
     return np.stack([np.bincount(objects.label[column], minlength=num_classes) for column in counted.T], axis=1)
 
 
 def _ignored(objects: Objects, ranges: np.ndarray) -> np.ndarray:
-    """(N, A): objects that need not be found."""
+    """(N, A) bool: objects that need not be found."""
     return objects.crowd[:, None] | _outside(objects.area, ranges)
 
 
@@ -162,8 +161,11 @@ def _match(
     thresholds: np.ndarray,
     ranges: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For every prediction, range of areas and threshold: (N, A, T) bool, whether it has an object, and whether it is
-    to be left out. ``predicted`` lies in ``groups``, best score first."""
+    """Match at every range of areas and threshold; ``predicted`` is sorted into ``groups``, best score first.
+
+    Returns:
+        Two arrays (N, A, T) bool: whether a prediction has an object, and whether it does not count.
+    """
     matched = np.zeros((len(predicted.score), len(ranges), len(thresholds)), dtype=bool)
     outside = _outside(predicted.box[:, 2] * predicted.box[:, 3], ranges)
     ignored = np.repeat(outside[:, :, None], len(thresholds), axis=2)
@@ -172,16 +174,16 @@ def _match(
     order = np.argsort(object_keys, kind="stable")
     object_groups = _Groups.of(object_keys[order])
     object_ignored = _ignored(objects, ranges)
-    _, ours, theirs = np.intersect1d(groups.keys, object_groups.keys, assume_unique=True, return_indices=True)
-    first, count = object_groups.first[theirs], object_groups.count[theirs]
-    for block, width in _blocks(groups.count[ours], count):
+    _, group, object_group = np.intersect1d(groups.keys, object_groups.keys, assume_unique=True, return_indices=True)
+    first, count = object_groups.first[object_group], object_groups.count[object_group]
+    for block, width in _blocks(groups.count[group], count):
         column = np.arange(width)
         real = column < count[block, None]
         rows = order[np.where(real, first[block, None] + column, 0)]
         _match_block(
             predicted.box,
-            groups.first[ours[block]],
-            groups.count[ours[block]],
+            groups.first[group[block]],
+            groups.count[group[block]],
             objects.box[rows],
             objects.crowd[rows],
             real,
@@ -194,9 +196,9 @@ def _match(
 
 
 def _blocks(num_predictions: np.ndarray, num_objects: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Indices of groups to match together, those with most predictions first, and how many objects one may have.
+    """Indices of the groups in each block, most predictions first, and the number of objects they are padded to.
 
-    Groups of 1, 2, 3 to 4, 5 to 8 ... objects are kept apart, since a block is padded to the largest one.
+    Groups of 1, 2, 3 to 4, 5 to 8 ... objects go into separate blocks, which keeps the padding small.
     """
     widths = 2 ** np.ceil(np.log2(num_objects)).astype(np.int64)
     for width in np.unique(widths).tolist():
@@ -221,13 +223,13 @@ def _match_block(
 ) -> None:
     """Match G groups of at most W objects; fills in the rows of their predictions in ``matched`` and ``ignored``.
 
-    A prediction takes, of the objects that are free and overlap enough, the one of largest overlap, the last one of
-    several; objects that are to be ignored only where there is no other.
+    A prediction chooses among the free objects that overlap it enough. It takes the object with the largest overlap,
+    the last one if several overlap equally. It takes an ignored object only if no other object qualifies.
 
     Args:
         boxes: (N, 4), all predictions.
         first, count: (G,), rows of each group's predictions; ``count`` descends.
-        object_boxes, crowd, real: (G, W, 4), (G, W), (G, W): objects, and whether they are more than padding.
+        object_boxes, crowd, real: (G, W, 4), (G, W), (G, W): objects; ``real`` is False for padding.
         object_ignored: (G, W, A).
         thresholds: (T,).
         matched, ignored: (N, A, T).
@@ -241,9 +243,9 @@ def _match_block(
         near = np.flatnonzero((iou >= thresholds[0]).any(axis=1))
         if not len(near):
             continue
-        # By integers, which do not round: larger overlap is better, a later object, one that is not ignored.
-        place = np.argsort(np.argsort(iou[near], axis=1, kind="stable"), axis=1).astype(np.int32)
-        preference = 1 + place[:, None] + width * ~object_ignored[near]  # (near, A, W)
+        # Integers, which do not round. Preferred are objects not ignored, then larger overlap, then later objects.
+        overlap_rank = np.argsort(np.argsort(iou[near], axis=1, kind="stable"), axis=1).astype(np.int32)
+        preference = 1 + overlap_rank[:, None] + width * ~object_ignored[near]  # (near, A, W)
         candidate = free[near] & (iou[near, None, None] >= thresholds[:, None])  # (near, A, T, W)
         preference = preference[:, :, None] * candidate
         chosen = preference.argmax(axis=3)
@@ -257,9 +259,9 @@ def _match_block(
 
 
 def _iou(box: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Intersection over union of XYWH boxes (..., 4); of a crowd, the share of ``box`` that is inside.
+    """Intersection over union of XYWH boxes (..., 4); for a crowd, the fraction of ``box`` that is inside.
 
-    The operations, and their order, are those of pycocotools: what is exactly at a threshold there must be so here.
+    Operations and their order are those of pycocotools, so that overlaps exactly at a threshold are equal.
     """
     corner, object_corner = box[..., :2], objects[..., :2]
     sides = np.minimum(corner + box[..., 2:], object_corner + objects[..., 2:]) - np.maximum(corner, object_corner)

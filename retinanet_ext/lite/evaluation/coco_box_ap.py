@@ -1,4 +1,4 @@
-"""Average precision of boxes, for all images at once or by pycocotools, as plain arrays."""
+"""Average precision of boxes, computed for all images at once or by pycocotools."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .coco_predictions import ImagePredictions
 
 logger = logging.getLogger(__name__)
 
-# Positions in COCO's list of IoU thresholds, 0.5, 0.55 ... 0.95.
+# Indices in COCO's list of IoU thresholds, 0.5, 0.55 ... 0.95.
 IOU_50, IOU_75 = 0, 5
-# COCO's sizes, in the order of its area ranges after `all`. An area of exactly 32^2 or 96^2 belongs to two.
+# COCO's sizes, in the order of its area ranges after `all`. An area of exactly 32^2 or 96^2 belongs to two sizes.
 SIZES = {
     "s": "small (up to 32^2 pixels)",
     "m": "medium (32^2 to 96^2 pixels)",
@@ -36,7 +36,7 @@ class BoxMetrics:
     Attributes:
         precision: (10, 101, K, 4): IoU threshold, recall, class, area range (all, small, medium, large).
         recall: (10, K, 4, D): IoU threshold, class, area range, entry of `max_dets`.
-        max_dets: numbers of detections per image at which recall is given; precision is at the last.
+        max_dets: numbers of detections per image at which recall is given; precision is given at the last.
     """
 
     precision: np.ndarray
@@ -81,17 +81,16 @@ def compute_box_metrics(
     """Compares predictions with ground truth.
 
     Args:
-        coco: `images` and `annotations` of a COCO file; not modified. An annotation without `area` has that
-            of its box, one without `iscrowd` is a single object.
-        predictions: by image id.
+        coco: `images` and `annotations` of a COCO file; not modified. Without `area`, an annotation has
+            the area of its box; without `iscrowd`, it is a single object.
+        predictions: predictions by image id.
         category_ids: the category of each class to evaluate; the k-th of them is class k of the returned arrays.
-        max_dets_per_image: only so many predictions of an image and class count, those with the highest
-            scores.
-        use_fast_impl: all images at once; otherwise by pycocotools, which gives the same numbers, many times slower.
+        max_dets_per_image: number of predictions that count per image and class, highest scores first.
+        use_fast_impl: compute for all images at once; otherwise by pycocotools: the same numbers, many times slower.
         image_ids: the images to evaluate; default all.
 
     Raises:
-        ValueError: ids that do not fit together, or annotations without box; the message names them.
+        ValueError: duplicate image ids, or an annotation without box; the message names them.
         KeyError: predictions of a class that is not in `category_ids`.
     """
     images = _number_images(coco, image_ids)
@@ -135,7 +134,7 @@ def _by_pycocotools(
 
 
 def _to_dataset(boxes: Objects | Predicted, num_images: int, num_classes: int, **columns: np.ndarray) -> dict[str, Any]:
-    """A COCO dataset with ids from 1 on: pycocotools takes a match with an annotation of id 0 for no match."""
+    """A COCO dataset. Ids start at 1, because pycocotools takes a match with annotation id 0 for no match."""
     columns = {"image_id": boxes.image + 1, "category_id": boxes.label + 1, "bbox": boxes.box, **columns}
     rows = zip(*(column.tolist() for column in columns.values()))
     return {
@@ -156,12 +155,14 @@ def _index(dataset: dict[str, Any]) -> COCO:
 
 
 def _number_images(coco: dict[str, Any], image_ids: Iterable | None) -> dict[Any, int]:
-    """Numbers 0, 1, 2 ... of the images to evaluate, in the order of their ids: it decides between predictions of
-    equal score in different images."""
+    """Numbers 0, 1, 2 ... of the images to evaluate, in the order of their ids.
+
+    This order decides between predictions with equal scores in different images.
+    """
     all_ids = [image["id"] for image in coco["images"]]
     duplicates = [image_id for image_id, count in Counter(all_ids).items() if count > 1]
     if duplicates:
-        raise ValueError(f"several images share an id: {duplicates[:10]}. Give every image an id of its own")
+        raise ValueError(f"several images share an id: {duplicates[:10]}. Give every image a unique id")
     wanted = set(all_ids) if image_ids is None else set(image_ids)
     ordered = sorted(wanted.intersection(all_ids), key=lambda i: (isinstance(i, str), i))
     return {image_id: n for n, image_id in enumerate(ordered)}
@@ -195,13 +196,13 @@ def _predicted(
     predictions: Mapping[Any, ImagePredictions], images: dict[Any, int], category_ids: Mapping[int, int]
 ) -> Predicted:
     chosen = [(images[image_id], found) for image_id, found in predictions.items() if image_id in images]
-    # An empty part in front, for there may be no image.
+    # The empty first part allows for no images at all.
     classes = np.concatenate([np.zeros(0, np.int64), *(found.classes for _, found in chosen)])
-    known, position = np.unique(classes, return_inverse=True)
+    known, index = np.unique(classes, return_inverse=True)
     labels = {class_id: k for k, class_id in enumerate(category_ids)}
     return Predicted(
         image=np.repeat(np.array([n for n, _ in chosen], np.int64), np.array([len(f) for _, f in chosen], np.int64)),
-        label=np.array([labels[class_id] for class_id in known.tolist()], np.int64)[position],
+        label=np.array([labels[class_id] for class_id in known.tolist()], np.int64)[index],
         box=np.concatenate([np.zeros((0, 4)), *(found.boxes for _, found in chosen)]),
         score=np.concatenate([np.zeros(0), *(found.scores for _, found in chosen)]),
     )

@@ -24,9 +24,9 @@ DEFAULT_MAX_DETS_PER_IMAGE = 100
 class COCOEvaluator(DatasetEvaluator):
     """AP, AP50, AP75, APs, APm, APl and the AP of each class, in 0 to 100, after the COCO protocol.
 
-    The ground truth is the file `json_file` of the dataset's metadata, whole; a dataset without one is
-    converted from its dicts. Predictions of an image that was processed twice, as padding samplers do, count
-    once. The result does not depend on the order of processing, nor on the number of processes.
+    The ground truth is the whole file `json_file` of the dataset's metadata; for a dataset without a file it is
+    converted from the dicts. An image that was processed twice, because a sampler pads, counts once. The result
+    depends neither on the order of processing nor on the number of processes.
     """
 
     def __init__(
@@ -45,15 +45,14 @@ class COCOEvaluator(DatasetEvaluator):
         Args:
             dataset_name: a registered dataset.
             tasks: ("bbox",), which is also what None means.
-            distributed: collect the predictions of all processes in the main one, which alone has results.
-                False: each process evaluates what it has processed.
+            distributed: collect the predictions of all processes in the main process; only it has results.
+                False: each process evaluates the images that it processed.
             output_dir: where to write `coco_instances_results.json` (predictions) and, for a dataset without
                 a COCO file, `<dataset_name>_coco_format.json` (ground truth). None: nowhere.
-            max_dets_per_image: so many predictions of an image and class count, highest scores first; default
-                100. For crowded images set it to `cfg.TEST.DETECTIONS_PER_IMAGE`.
+            max_dets_per_image: number of predictions that count per image and class, highest scores first;
+                default 100. For crowded images set it to `cfg.TEST.DETECTIONS_PER_IMAGE`.
             use_fast_impl: compute for all images at once; otherwise by pycocotools, which gives the same numbers.
-            allow_cached_coco: no effect. The conversion is done in memory each time, so it is never out of
-                date.
+            allow_cached_coco: no effect: ground truth is converted in memory each time, so it is never outdated.
 
         Raises:
             KeyError, FileNotFoundError, ValueError: unknown dataset, unusable ground truth, illegal argument.
@@ -81,7 +80,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._results: dict[Any, ImagePredictions] = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Takes in one batch.
+        """Stores the predictions of one batch.
 
         Args:
             inputs: one dict per image, with `image_id`.
@@ -104,7 +103,7 @@ class COCOEvaluator(DatasetEvaluator):
             one.
 
         Raises:
-            ValueError: predictions for a class or an image that the ground truth does not have.
+            ValueError: the ground truth does not have a predicted class, or an image with predictions.
         """
         by_image = self._gather()
         if by_image is None:
@@ -133,7 +132,7 @@ class COCOEvaluator(DatasetEvaluator):
         return OrderedDict(bbox=log_box_report(metrics, truth, predictions))
 
     def _gather(self) -> dict[Any, ImagePredictions] | None:
-        """Predictions by image from all processes; None in those that have no results to give."""
+        """Predictions of all processes, by image; None in processes that return no results."""
         if not self._distributed:
             return self._results
         parts = comm.gather(self._results, dst=0)
@@ -146,14 +145,14 @@ class COCOEvaluator(DatasetEvaluator):
         return merged
 
     def _in_order(self, by_image: dict[Any, ImagePredictions]) -> dict[Any, ImagePredictions]:
-        """The predictions in the order of the dataset's images, all of classes that it has."""
+        """Check image ids and classes; return the predictions in the order of the dataset's images."""
         truth = self._ground_truth
-        position = {image["id"]: n for n, image in enumerate(truth.coco["images"])}
-        unknown = [image_id for image_id, found in by_image.items() if len(found) and image_id not in position]
+        index = {image["id"]: n for n, image in enumerate(truth.coco["images"])}
+        unknown = [image_id for image_id, found in by_image.items() if len(found) and image_id not in index]
         if unknown:
             raise ValueError(
                 f"{len(unknown)} images with predictions are not in {truth.source}: ids {unknown[:10]}, but "
-                f"it has ids like {list(position)[:5]}. Evaluate on the dataset that the loader reads"
+                f"it has ids like {list(index)[:5]}. Evaluate on the dataset that the loader reads"
             )
         for image_id, found in by_image.items():
             strange = set(found.classes.tolist()) - truth.category_ids.keys()
@@ -163,7 +162,7 @@ class COCOEvaluator(DatasetEvaluator):
                     f"{len(truth.category_ids)} classes 0 to {max(truth.category_ids, default=-1)}. Is "
                     "MODEL.RETINANET.NUM_CLASSES the number of classes of this dataset?"
                 )
-        ordered = sorted((i for i in by_image if i in position), key=position.__getitem__)
+        ordered = sorted((i for i in by_image if i in index), key=index.__getitem__)
         return {image_id: by_image[image_id] for image_id in ordered}
 
     def _write_json(self, file_name: str, content: Any) -> None:

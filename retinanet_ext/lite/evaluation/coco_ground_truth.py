@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class GroundTruth:
-    """What predictions are compared with.
+    """The ground truth that predictions are compared with.
 
     Attributes:
         coco: `images`, `categories`, `annotations` as in a COCO file; without the key `annotations` if the
-            dataset has none (a test set whose labels are kept secret).
+            dataset has none (a test set with secret labels).
         source: file or dataset name, for messages.
-        category_ids: the dataset's own category id of each class id that a model predicts, ascending.
-        class_names: name of each of these class ids, ascending.
+        category_ids: class id that a model predicts -> category id of the dataset; class ids ascend.
+        class_names: class id -> name; class ids ascend.
         converted: the dataset has no COCO file; `coco` was made from its dicts.
     """
 
@@ -37,11 +37,11 @@ class GroundTruth:
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
-    """Reads `json_file` of the dataset's metadata; a dataset without one is converted from its dicts.
+    """Reads `json_file` of the dataset's metadata, or converts the dicts of a dataset without a file.
 
     Raises:
-        KeyError: no dataset of that name.
-        FileNotFoundError, ValueError: the file is missing, is no COCO file, or a record is malformed.
+        KeyError: the dataset is not registered.
+        FileNotFoundError, ValueError: the file is missing or not a COCO file, or a record is malformed.
     """
     metadata = MetadataCatalog.get(dataset_name)
     json_file = metadata.get("json_file")
@@ -86,23 +86,23 @@ def _ascending_inverse(mapping: dict[int, int]) -> dict[int, int]:
 
 
 def dicts_to_coco(dicts: list[dict], category_ids: dict[int, int], class_names: dict[int, str]) -> dict[str, Any]:
-    """Rewrites dataset dicts as the content of a COCO file.
+    """Converts dataset dicts to the content of a COCO file.
 
     Args:
-        dicts: records with `file_name`, `height`, `width`, `annotations`, and `image_id` (default: position).
+        dicts: records with `file_name`, `height`, `width`, `annotations`, and `image_id` (default: index).
         category_ids: class id -> category id to write.
         class_names: class id -> name.
 
     Returns:
         A dict with `images`, `categories`, `annotations`. Boxes are XYWH rounded to a thousandth of a pixel.
-        An annotation's area is that of its polygons or mask, else that of its box, as in Detectron2.
+        An annotation's area is that of its polygons or mask, or else of its box, as in Detectron2.
 
     Raises:
-        ValueError: class id outside of `category_ids`, or a malformed annotation; names the file.
+        ValueError: class id outside of `category_ids`, or a malformed annotation; the message names the image.
     """
     images, annotations = [], []
-    for position, record in enumerate(dicts):
-        image_id = record.get("image_id", position)
+    for record_index, record in enumerate(dicts):
+        image_id = record.get("image_id", record_index)
         images.append(
             {
                 "id": image_id,
@@ -133,7 +133,7 @@ def _convert_annotation(annotation: dict, category_ids: dict[int, int], where: s
     return {
         "category_id": category_ids[class_id],
         "bbox": [round(value, 3) for value in box_xywh],
-        # The box's area in float32, as Detectron2 has it: it decides the size class of boxes on its border.
+        # Box area in float32, as in Detectron2: rounding decides the size class of boxes at a border.
         "area": _segmentation_area(segmentation) if segmentation else Boxes([box_xyxy]).area().item(),
         "iscrowd": int(annotation.get("iscrowd", 0)),
     }

@@ -31,7 +31,7 @@ class ImagePredictions:
 
     @classmethod
     def of(cls, instances: Instances) -> ImagePredictions:
-        """Of `Instances` with `pred_boxes` (XYXY, pixels), `scores` and `pred_classes`, on any device."""
+        """Converts `Instances` with `pred_boxes` (XYXY, pixels), `scores` and `pred_classes`, on any device."""
         boxes = BoxMode.convert(instances.pred_boxes.tensor.cpu(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
         return cls(boxes.numpy(), instances.scores.cpu().numpy(), instances.pred_classes.cpu().numpy())
 
@@ -48,7 +48,7 @@ class ImagePredictions:
 
 
 def write_coco_results(path: str, predictions: Mapping[Any, ImagePredictions], category_ids: Mapping[int, int]) -> None:
-    """Writes the predictions by image as one file in COCO's result format; one image at a time is in memory as text."""
+    """Writes predictions by image id in COCO's result format, with the text of one image at a time in memory."""
     with open(path, "w") as f:
         f.write("[")
         separator = ""

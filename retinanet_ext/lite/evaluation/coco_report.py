@@ -1,4 +1,4 @@
-"""Tables of COCO metrics in the log, and the reasons where a number is missing, zero or not to be trusted."""
+"""Logs tables of COCO metrics, and why a number is missing, zero or unreliable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = 10
 
 
 def warn_about_object_counts(truth: GroundTruth, max_dets_per_image: int) -> None:
-    """Warns if images have more objects than predictions that count, and of annotations that are left out."""
+    """Warns of images with more objects than `max_dets_per_image`, and of annotations that are not evaluated."""
     annotations = truth.coco.get("annotations", [])
     objects = Counter(a["image_id"] for a in annotations if not a.get("iscrowd", 0))
     crowded = [image_id for image_id, count in objects.items() if count > max_dets_per_image]
@@ -35,7 +35,7 @@ def warn_about_object_counts(truth: GroundTruth, max_dets_per_image: int) -> Non
     unmapped = Counter(a["category_id"] for a in annotations if a["category_id"] not in known)
     if unmapped:
         logger.warning(
-            "%d annotations of %s are not evaluated: their categories are no classes of the dataset: ids %s",
+            "%d annotations of %s are not evaluated, because their categories are not classes of the dataset: ids %s",
             sum(unmapped.values()), truth.source, sorted(unmapped),
         )  # fmt: skip
 
@@ -54,11 +54,11 @@ def warn_about_images(truth: GroundTruth, processed: Collection, wanted: Sequenc
 def log_box_report(
     metrics: BoxMetrics, truth: GroundTruth, predictions: Mapping[Any, ImagePredictions]
 ) -> dict[str, float]:
-    """Logs the metrics with what explains them.
+    """Logs the metrics, and why some are NaN or zero.
 
     Returns:
-        The metrics: AP, AP50, AP75, APs, APm, APl, then `AP-<class>` for each class. Without any prediction the
-        first six alone, all NaN, as in Detectron2.
+        The metrics: AP, AP50, AP75, APs, APm, APl, then `AP-<class>` for each class. Without any prediction
+        only the first six, all NaN, as in Detectron2.
     """
     main = metrics.average_precisions()
     if not any(len(found) for found in predictions.values()):

@@ -1,4 +1,4 @@
-"""The evaluator interface, and the loop that runs a model over a dataset for it."""
+"""The evaluator interface, and the loop that runs a model over a dataset and feeds evaluators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .. import comm
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD_SECONDS = 5.0
-# cuDNN autotuning and lazy initialisation make the first batches slow; they would spoil the forecast.
+# cuDNN autotuning and lazy initialisation make the first batches slow; they would distort the ETA.
 WARMUP_BATCHES = 5
 
 
@@ -31,7 +31,7 @@ class DatasetEvaluator:
         """Forgets everything seen so far."""
 
     def process(self, inputs: list[dict], outputs: list) -> None:
-        """Takes in one batch.
+        """Processes one batch.
 
         Args:
             inputs: the model's input, one dict per image.
@@ -95,15 +95,14 @@ def inference_on_dataset(
 
     Args:
         model: called with a batch. An `nn.Module` is put into eval mode; afterwards, also after an error,
-            each of its submodules is back in the mode it was in.
-        data_loader: yields batches, each a list of dicts. With a length, progress is logged with an ETA.
+            each of its submodules is put back into its previous mode.
+        data_loader: yields batches, each a list of dicts. If it has a length, progress is logged with an ETA.
         evaluator: one evaluator, a sequence of them, or None to run the model only.
         callbacks: functions without arguments, all optional: `on_start`, `on_end`, and around each call of
             the model `before_inference`, `after_inference`.
 
     Returns:
-        What the evaluator returned; an empty dict where that is None (as in processes other than the main
-        one).
+        The result of the evaluator; an empty dict if that is None (as in processes other than the main one).
     """
     if evaluator is None:
         evaluator = DatasetEvaluators([])
@@ -114,7 +113,7 @@ def inference_on_dataset(
     evaluator.reset()
     with _eval_mode(model), torch.no_grad():
         hooks("on_start")
-        # The names of a batch would keep it alive while the next one loads; images and outputs are big.
+        # Reset after each batch, so that its images and outputs are freed before the next batch loads.
         inputs = outputs = None
         progress.start()
         for inputs in data_loader:
@@ -137,7 +136,7 @@ def inference_on_dataset(
 
 
 class _Callbacks:
-    """Calls the function of a name, if there is one."""
+    """Calls the callback of a name, if it was given."""
 
     LEGAL = ("on_start", "before_inference", "after_inference", "on_end")
 
@@ -155,7 +154,7 @@ class _Callbacks:
 @contextlib.contextmanager
 def _eval_mode(model: Any) -> Iterator[None]:
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    # One by one: `model.train()` afterwards would also wake submodules that were frozen in eval mode.
+    # Modes are restored one by one: `model.train()` would also switch submodules that were frozen in eval mode.
     modes = [module.training for module in modules]
     if modules:
         model.eval()
@@ -167,7 +166,7 @@ def _eval_mode(model: Any) -> Iterator[None]:
 
 
 class _Progress:
-    """Seconds per batch by part of the work, logged every few seconds with the time that remains."""
+    """Logs the seconds per batch of each part of the work, and the remaining time, every few seconds."""
 
     def __init__(self, total: int | None):
         self._total = total

@@ -1,4 +1,4 @@
-"""Results as lines to copy into a spreadsheet, and the check of results against expected values."""
+"""Log results as lines to copy into a spreadsheet, and compare results with expected values."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 def print_csv_format(results: Mapping[str, Any]) -> None:
     """Logs the main metrics of every task as two comma-separated lines, names and values.
 
-    Metrics with a `-` in the name, such as `AP-person`, are left out: there is one for each class.
+    Metrics with a `-` in the name, such as `AP-person`, are left out: each class has one.
 
     Args:
         results: `{task: {metric: value}}`, as evaluators return it; a plain value is logged as `task=value`.
 
     Raises:
-        TypeError: `results` is no mapping, which is what a process other than the main one may hold.
+        TypeError: `results` is not a mapping, as may happen in processes other than the main one.
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"results must map tasks to metrics, found {type(results).__name__}")
@@ -36,16 +36,15 @@ def verify_results(cfg: Any, results: Mapping[str, Mapping[str, float]]) -> bool
     """Checks results against `cfg.TEST.EXPECTED_RESULTS`, a list of `[task, metric, expected, tolerance]`.
 
     Returns:
-        True; also where nothing is expected.
+        True, also if nothing is expected.
 
     Raises:
-        ValueError: an expected metric is missing, NaN, or off by more than its tolerance; all of them are
-            listed.
+        ValueError: expected metrics are missing, NaN, or off by more than their tolerance; the message lists all.
     """
     failures = []
     for task, metric, expected, tolerance in cfg.TEST.EXPECTED_RESULTS:
         found = results.get(task, {}).get(metric)
-        # A comparison with NaN is false, so this form also refuses NaN.
+        # A comparison with NaN is false, so this form also rejects NaN.
         if found is None or not abs(found - expected) <= tolerance:
             shown = "missing" if found is None else f"{found:.4f}"
             failures.append(f"{task} {metric}: expected {expected} +- {tolerance}, found {shown}")

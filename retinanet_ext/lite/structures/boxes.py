@@ -11,18 +11,18 @@ import torch
 
 
 class BoxMode(IntEnum):
-    """How the four (or five) numbers of a box are to be read. The values are stored in dataset records."""
+    """What the four (or five) numbers of a box mean. The values are stored in dataset records."""
 
     XYXY_ABS = 0
     """x0, y0, x1, y1 in pixels."""
     XYWH_ABS = 1
-    """x0, y0, width, height in pixels: what COCO's JSON holds."""
+    """x0, y0, width, height in pixels, as in COCO's JSON."""
     XYXY_REL = 2
-    """As XYXY_ABS, as fractions of the image size. Has a number only; it cannot be converted."""
+    """As XYXY_ABS, but in fractions of the image size. `convert` does not support it."""
     XYWH_REL = 3
-    """As XYWH_ABS, as fractions of the image size. Has a number only; it cannot be converted."""
+    """As XYWH_ABS, but in fractions of the image size. `convert` does not support it."""
     XYWHA_ABS = 4
-    """Rotated box. Has a number only; it cannot be converted."""
+    """Rotated box. `convert` does not support it."""
 
     @staticmethod
     def convert(box, from_mode: BoxMode, to_mode: BoxMode):
@@ -37,7 +37,7 @@ class BoxMode(IntEnum):
             through float32, as they do in Detectron2, unless all of them are integers.
 
         Raises:
-            ValueError: another mode, or not 4 numbers to a box.
+            ValueError: another mode, or a box without exactly 4 numbers.
         """
         if from_mode == to_mode:
             return box
@@ -61,7 +61,7 @@ class Boxes:
     """N boxes as one float32 tensor.
 
     Attributes:
-        tensor: float32, shape (N, 4), rows x0, y0, x1, y1. No boxes is shape (0, 4).
+        tensor: float32, shape (N, 4), rows x0, y0, x1, y1. Without boxes the shape is (0, 4).
     """
 
     def __init__(self, tensor):
@@ -91,11 +91,11 @@ class Boxes:
         return Boxes(self.tensor.clone())
 
     def area(self) -> torch.Tensor:
-        """Areas in square pixels, shape (N,). A box with both sides negative counts as positive."""
+        """Areas in square pixels, shape (N,). If both sides of a box are negative, its area is positive."""
         return (self.tensor[:, 2] - self.tensor[:, 0]) * (self.tensor[:, 3] - self.tensor[:, 1])
 
     def clip(self, box_size: tuple[int, int]) -> None:
-        """Moves all coordinates into an image of size (height, width), in place.
+        """Clamps all coordinates to an image of size (height, width), in place.
 
         Raises:
             ValueError: a coordinate is NaN or infinite; clipping would hide it.
@@ -106,7 +106,7 @@ class Boxes:
         height, width = box_size
         x = self.tensor[:, 0::2].clamp(min=0, max=width)
         y = self.tensor[:, 1::2].clamp(min=0, max=height)
-        # A new tensor, not new values in the old one: the old one may be a view of the caller's data.
+        # A new tensor, because writing to the old one could change the caller's data.
         self.tensor = torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), dim=1)
 
     def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
@@ -114,8 +114,8 @@ class Boxes:
         return ((self.tensor[:, 2:] - self.tensor[:, :2]) > threshold).all(dim=1)
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
-        """bool (N,): the box lies within an image of size (height, width), or less than `boundary_threshold`
-        pixels outside of it on the right and bottom, no more than that on the left and top."""
+        """bool (N,): the box lies within an image of size (height, width), or exceeds it by less than
+        `boundary_threshold` pixels on the right and bottom, and by at most that much on the left and top."""
         height, width = box_size
         x0, y0, x1, y1 = self.tensor.unbind(dim=1)
         top_left = (x0 >= -boundary_threshold) & (y0 >= -boundary_threshold)
@@ -132,7 +132,7 @@ class Boxes:
 
     @classmethod
     def cat(cls, boxes_list: list[Boxes]) -> Boxes:
-        """One `Boxes` with the rows of all, in order. An empty list gives no boxes."""
+        """One `Boxes` with the rows of all, in order. An empty list gives an empty `Boxes`."""
         if not isinstance(boxes_list, (list, tuple)) or not all(isinstance(b, Boxes) for b in boxes_list):
             raise TypeError(f"Boxes.cat takes a list of Boxes, found {boxes_list!r}")
         return cls(torch.cat([b.tensor for b in boxes_list]) if boxes_list else torch.empty(0, 4))

@@ -44,17 +44,17 @@ class ImageList:
         """Pads images and stacks them.
 
         Args:
-            tensors: images of shape (C, H, W) or (H, W), equal but for H and W. If every one is
-                channels-last in memory (its channel axis has stride 1), so is the batch.
-            size_divisibility: the common height and width are rounded up to multiples of this; 0 or 1: not.
+            tensors: images of shape (C, H, W) or (H, W) that differ only in H and W. If all images are
+                channels-last in memory (their channel axis has stride 1), so is the batch.
+            size_divisibility: the common height and width are rounded up to multiples of this; 0 or 1: no rounding.
             pad_value: value of the padding.
-            padding_constraints: a backbone's own demands: `size_divisibility`, which goes before the argument
+            padding_constraints: requirements of a backbone: `size_divisibility`, which overrides the argument
                 of that name, and `square_size`: if > 0, the common size is square with this side (pixels),
                 rounded up as above.
 
         Raises:
-            ValueError: no images, or images that differ in more than size, or that exceed `square_size`.
-            TypeError: something that is no tensor.
+            ValueError: no images, or images that differ in more than H and W, or that exceed `square_size`.
+            TypeError: an image is not a tensor.
         """
         _check_stackable(tensors)
         constraints = padding_constraints or {}
@@ -78,7 +78,7 @@ def _check_stackable(tensors: list[torch.Tensor]) -> None:
             raise TypeError(f"image {index} must be a tensor, found {type(image).__name__}")
         if image.dim() not in (2, 3) or image.shape[:-2] != tensors[0].shape[:-2]:
             raise ValueError(
-                f"images must all be (H, W), or (C, H, W) with one C; image {index} has shape "
+                f"images must all be (H, W), or (C, H, W) with the same C; image {index} has shape "
                 f"{tuple(image.shape)}, image 0 has {tuple(tensors[0].shape)}"
             )
 
@@ -95,7 +95,7 @@ def _pad_and_stack(images: list[torch.Tensor], height: int, width: int, pad_valu
     for target, image in zip(batch, images, strict=True):
         h, w = image.shape[-2:]
         target[..., :h, :w] = image
-        # Only the padding is filled: a full fill first would write every pixel of the batch twice.
+        # Fill only the padding: filling the whole batch first would write its pixels twice.
         target[..., h:, :] = pad_value
         target[..., :h, w:] = pad_value
     return batch

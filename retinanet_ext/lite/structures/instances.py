@@ -9,7 +9,7 @@ import torch
 
 
 class Instances:
-    """N objects of one image: named fields, every one of length N, indexed together.
+    """N objects of one image: named fields, each of length N, indexed together.
 
     A field is anything with a length and row indexing: a tensor, `Boxes`, a list. Attribute access reads and
     writes fields (`instances.scores = ...`); names that begin with an underscore are plain attributes.
@@ -36,7 +36,7 @@ class Instances:
         store(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # Python calls this for names that are no ordinary attributes: fields, and everything while unpickling.
+        # Python calls this for names that are not ordinary attributes: fields, and any name during unpickling.
         fields = vars(self).get("_fields", {})
         try:
             return fields[name]
@@ -59,7 +59,7 @@ class Instances:
         return name in self._fields
 
     def get(self, name: str) -> Any:
-        """The field, or KeyError."""
+        """The field. KeyError if it does not exist."""
         return self._fields[name]
 
     def remove(self, name: str) -> None:
@@ -70,7 +70,7 @@ class Instances:
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """A new object whose fields went through their own `to(...)` where they have one."""
+        """A new object; each field that has a method `to` is replaced by its `to(...)`."""
         return self._like(
             (name, value.to(*args, **kwargs) if hasattr(value, "to") else value) for name, value in self._fields.items()
         )
@@ -91,7 +91,7 @@ class Instances:
         return self._like((name, value[item]) for name, value in self._fields.items())
 
     def __len__(self) -> int:
-        """N. NotImplementedError as long as there is no field: the length is then unknown, not zero."""
+        """N. NotImplementedError without any field: the length is then unknown, not zero."""
         for value in self._fields.values():
             return len(value)
         raise NotImplementedError("Instances without any field have no length")
@@ -101,11 +101,11 @@ class Instances:
 
     @staticmethod
     def cat(instance_lists: list[Instances]) -> Instances:
-        """One `Instances` with the objects of all, in order; the single one itself if there is only one.
+        """One `Instances` with the objects of all, in order. A list of one element returns that element itself.
 
         Raises:
-            ValueError: nothing to concatenate, or different image sizes or fields, or a field of a type that
-                cannot be concatenated (legal: tensor, list, or a type with a `cat` of its own).
+            ValueError: an empty list, different image sizes or fields, or a field of a type that
+                cannot be concatenated (legal: tensor, list, or a type with its own `cat`).
         """
         if len(instance_lists) == 0:
             raise ValueError("Instances.cat needs at least one Instances, found an empty list")
