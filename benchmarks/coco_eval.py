@@ -15,7 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, now, print_header, write_json
+from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, now, print_header, write_cases
 from retinanet_ext.lite.data import MetadataCatalog
 from retinanet_ext.lite.evaluation import COCOEvaluator
 from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
@@ -234,7 +234,7 @@ def main() -> None:
         tables = measure(build_evaluators(coco, predictions, Path(folder)), settings.repeats)
     for part, cases in tables.items():
         print(format_cases(cases, cases[-1], part), end="\n\n")
-    write_json(settings.json, header, tables)
+    write_cases(settings.json, header, tables)
 
 
 if __name__ == "__main__":

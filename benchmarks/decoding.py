@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, time_in_turns, write_json
+from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, time_in_turns, write_cases
 from retinanet_ext.detection import Box2BoxTransform, decode_image
 from retinanet_ext.detection.decoding import Detections, decode_batch
 
@@ -227,7 +227,7 @@ def main() -> None:
         title = f"{share:g} of the scores pass"
         tables[title] = measure(settings, share)
         print(format_cases(tables[title], tables[title][-1], title), end="\n\n")
-    write_json(settings.json, header, tables)
+    write_cases(settings.json, header, tables)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
-from .measure import make_parser, median, now, print_header
+from .measure import make_parser, median, now, print_header, write_json
 from .workers import Row, add_model_options
 
 
@@ -65,10 +65,12 @@ def parse_arguments(words: Sequence[str] | None = None):
 def main() -> None:
     settings = parse_arguments()
     torch.set_num_threads(settings.threads)
-    print_header(settings)
+    header = print_header(settings)
     counted, lines = operations(settings), []
+    found = {"operations": counted}
     for dtype in (torch.float32, torch.bfloat16):
         measured = rates(settings, dtype)
+        found[str(dtype)] = {name: values.tolist() for name, values in measured.items()}
         line = {"dtype": str(dtype).removeprefix("torch.")}
         line |= {f"{name}, GFLOP/s": median(measured[name] / 1e9) for name in ("matrix product", "convolution")}
         line["copy, GB/s"] = median(measured["copy"] / 1e9)
@@ -77,6 +79,7 @@ def main() -> None:
         lines.append(line)
     print(", ".join(f"{name}: {count / 1e9:.0f} GFLOP" for name, count in counted.items()), end="\n\n")
     print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))
+    write_json(settings.json, {"header": header, **found})
 
 
 if __name__ == "__main__":

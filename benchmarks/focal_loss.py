@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss_jit
 from torchvision.ops import sigmoid_focal_loss as torchvision_loss
 
-from benchmarks.measure import Case, format_cases, make_parser, now, print_header, time_in_turns, write_json
+from benchmarks.measure import Case, format_cases, make_parser, now, print_header, time_in_turns, write_cases
 from retinanet_ext.losses import dense_focal_loss
 from retinanet_ext.losses.focal import dense_focal_reference
 
@@ -142,7 +142,7 @@ def main(words: Sequence[str] | None = None) -> None:
     time_in_turns(cases, settings.repeats, settings.device)
     print(format_cases(cases, reference=cases[-1]))
     print("\n" + describe_floor(logits, cases[0], settings.device, settings.repeats))
-    write_json(settings.json, header, {"focal_loss": cases})
+    write_cases(settings.json, header, {"focal_loss": cases})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Sampler
 
-from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, write_json
+from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, write_cases
 
 WIDTH, HEIGHT = 640, 480
 BOXES_PER_IMAGE = 7
@@ -251,7 +251,7 @@ def main() -> None:
     for title, cases in tables.items():
         print(format_cases(cases, cases[-1], f"{title}, per image"), end="\n\n")
     print(format_rates({title: cases for title, cases in tables.items() if title.startswith("loader")}))
-    write_json(settings.json, header, tables)
+    write_cases(settings.json, header, tables)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from benchmarks.focal_loss import (
     make_inputs,
     with_gradient,
 )
-from benchmarks.measure import Case, format_cases, make_parser, print_header, time_in_turns, write_json
+from benchmarks.measure import Case, format_cases, make_parser, print_header, time_in_turns, write_cases
 from retinanet_ext.losses import (
     DenseFocalLoss,
     DenseFocalStarLoss,
@@ -125,7 +125,7 @@ def main(words: Sequence[str] | None = None) -> None:
         check(name, cases, predictions, targets, settings.dtype)
         time_in_turns(cases, settings.repeats, settings.device)
         print(format_cases(cases, reference=cases[-1], title=name), end="\n\n", flush=True)
-    write_json(settings.json, header, tables)
+    write_cases(settings.json, header, tables)
 
 
 if __name__ == "__main__":

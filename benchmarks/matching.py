@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 
-from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, time_in_turns, write_json
+from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, print_header, time_in_turns, write_cases
 from retinanet_ext.detection import IoUMatcher
 from retinanet_ext.detection.matcher import FOREGROUND, IGNORE
 from retinanet_ext.ops import pairwise_iou
@@ -155,7 +155,7 @@ def main() -> None:
     for title, cases in measure(settings):
         tables[title] = cases
         print(format_cases(cases, cases[-1], title), end="\n\n", flush=True)
-    write_json(settings.json, header, tables)
+    write_cases(settings.json, header, tables)
 
 
 if __name__ == "__main__":

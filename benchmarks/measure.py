@@ -154,13 +154,15 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor()
 
 
-def write_json(file: str | None, header: dict, tables: dict[str, Sequence[Case]]) -> None:
+def write_cases(file: str | None, header: dict, tables: dict[str, Sequence[Case]]) -> None:
     """Write every single time to ``file``, unless it is None."""
-    if file is None:
-        return
-    found = {
-        table: [{name: getattr(case, name) for name in ("name", "seconds", "peak_mib", "difference")} for case in cases]
-        for table, cases in tables.items()
-    }
-    Path(file).write_text(json.dumps({"header": header, "tables": found}, indent=1))
-    print(f"\nwrote {file}", file=sys.stderr)
+    names = ("name", "seconds", "peak_mib", "difference")
+    rows = {table: [{name: getattr(case, name) for name in names} for case in cases] for table, cases in tables.items()}
+    write_json(file, {"header": header, "tables": rows})
+
+
+def write_json(file: str | None, content: dict) -> None:
+    """Write ``content`` to ``file``, unless it is None."""
+    if file is not None:
+        Path(file).write_text(json.dumps(content, indent=1) + "\n")
+        print(f"\nwrote {file}", file=sys.stderr)

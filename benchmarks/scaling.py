@@ -1,12 +1,10 @@
 """How the cost of a training step and of inference grows with pixels, boxes, classes, images and processes."""
 
 import argparse
-import json
 import os
 import socket
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from tabulate import tabulate
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_header
+from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_header, write_json
 from .workers import Row, add_model_options, measure, open_workers
 
 # The values of each option that is varied, one option at a time. Sizes are (height, width).
@@ -110,8 +108,7 @@ def main() -> None:
         found = measure_factor(settings, factor) if is_model else measure_processes(settings, settings.processes)
         print(tabulate(found, headers="keys", tablefmt="github", disable_numparse=True), end="\n\n", flush=True)
         lines += found
-    if settings.json:
-        Path(settings.json).write_text(json.dumps({"header": header, "lines": lines}, indent=1))
+    write_json(settings.json, {"header": header, "lines": lines})
 
 
 if __name__ == "__main__":

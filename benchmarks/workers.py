@@ -4,7 +4,6 @@ A worker computes only when its parent asks it, and only one worker computes at 
 """
 
 import argparse
-import json
 import os
 import tempfile
 from collections import defaultdict
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_header
+from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_header, write_json
 
 # Largest differences between a row and the reference that count as rounding of the row's dtype. They are relative for
 # losses and gradient, and relative to the largest output for the network. A ReLU whose input is almost zero may be open
@@ -111,8 +110,7 @@ def report(settings: argparse.Namespace, rows: Sequence[Row], step: str, whole: 
     with open_workers(rows, settings) as workers:
         results = measure(workers, step, settings.repeats)
     print(format_results(results, whole))
-    if settings.json:
-        Path(settings.json).write_text(json.dumps({"header": header, "results": results}, indent=1))
+    write_json(settings.json, {"header": header, "results": results})
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Small inputs for tests, valid by construction."""
 
+import socket
+
 import torch
 
 from retinanet_ext.config.loading import load_config
@@ -16,6 +18,13 @@ def small_config(*opts: str):
     overrides += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "32"]
     overrides += ["MODEL.RETINANET.NUM_CONVS", "1", "MODEL.RETINANET.NUM_CLASSES", "3"]
     return load_config("configs/Base-RetinaNet.yaml", [*overrides, *opts], datasets=False)
+
+
+def free_port() -> int:
+    """A port of this machine that no process uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def ground_truth(height: int, width: int, boxes=(), classes=()) -> Instances:

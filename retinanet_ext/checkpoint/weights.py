@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from retinanet_ext.d2 import DetectionCheckpointer
+from retinanet_ext.machine.processes import bare_model
 
 from .array_pickle import load_array_pickle
 
@@ -71,17 +71,17 @@ def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", str
         if strict:
             raise ValueError("MODEL.WEIGHTS is empty; name the checkpoint of a trained model")
         return None
-    bare_model = model.module if isinstance(model, DistributedDataParallel) else model
-    report = _load(bare_model, path)
+    model = bare_model(model)
+    report = _load(model, path)
     if report.missing or report.wrong_shape or report.unexpected:
         logger.warning("weights from %s fit only in part:\n%s", path, report.table())
         logger.info("not loaded: %s", ", ".join(report.missing + report.wrong_shape) or "-")
         logger.info("in the file only: %s", ", ".join(report.unexpected) or "-")
     else:
         logger.info("loaded all %d entries from %s", len(report.loaded), path)
-    _refuse_useless(bare_model, report, path, backbone)
+    _refuse_useless(model, report, path, backbone)
     if strict:
-        _refuse_incomplete(bare_model, report, path)
+        _refuse_incomplete(model, report, path)
     return report
 
 

@@ -47,7 +47,7 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
         ValueError: ``names`` is empty, a problem falls under the policy ``error``, or no record is left.
     """
     if not names:
-        raise ValueError("DATASETS.TRAIN names no dataset; give the name of at least one registered dataset")
+        raise ValueError("no dataset is named; give DATASETS.TRAIN or DATASETS.TEST the name of a registered dataset")
     records = [record for name in names for record in _checked_dataset(cfg, name).records()]
     if not filter_empty:
         return records

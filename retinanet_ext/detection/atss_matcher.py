@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from retinanet_ext.d2 import configurable
-from retinanet_ext.ops.box_math import box_columns, iou_of_columns
+from retinanet_ext.ops.box_math import box_centers, box_columns, iou_of_columns
 
 from .matcher import ANCHOR_MATCHER_REGISTRY, BACKGROUND, BLOCK_ENTRIES, FOREGROUND
 
@@ -80,15 +80,12 @@ class ATSSMatcher:
         counts = [per_position] * len(levels) if isinstance(per_position, int) else per_position
         found, offset = [], 0
         for anchors, count in zip(levels, counts, strict=True):
-            distances = torch.cdist(_centers(boxes), _centers(anchors), compute_mode="donot_use_mm_for_euclid_dist")
+            centers = box_centers(boxes), box_centers(anchors)
+            distances = torch.cdist(*centers, compute_mode="donot_use_mm_for_euclid_dist")
             nearest = distances.topk(min(self.topk * count, len(anchors)), dim=1, largest=False).indices
             found.append(nearest + offset)
             offset += len(anchors)
         return torch.cat(found, dim=1)
-
-
-def _centers(boxes: torch.Tensor) -> torch.Tensor:
-    return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
 def _ious_and_claims(candidates: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +93,7 @@ def _ious_and_claims(candidates: torch.Tensor, boxes: torch.Tensor) -> tuple[tor
     iou = iou_of_columns(box_columns(candidates), box_columns(boxes)[:, :, None])
     # A single candidate has no standard deviation: its IoU is the threshold.
     threshold = iou.mean(dim=1) + (iou.std(dim=1) if iou.shape[1] > 1 else 0.0)
-    centers = _centers(candidates)
+    centers = box_centers(candidates)
     inside = ((centers > boxes[:, None, :2]) & (centers < boxes[:, None, 2:])).all(dim=2)
     return iou, (iou >= threshold[:, None]) & inside & (iou > 0)
 

@@ -9,6 +9,7 @@ from torch import nn
 from retinanet_ext.d2 import CfgNode
 from retinanet_ext.detection.norm_folding import fuse_norms
 from retinanet_ext.detection.retinanet import FocalRetinaNet
+from retinanet_ext.machine.processes import bare_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Largest allowed difference between two ways to compute the same network, relative to the largest output.
@@ -73,14 +74,14 @@ def _check(model: nn.Module, dtype: str, cuda_graphs: bool) -> None:
 def inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """``model``, or the copy for inference that ``TEST.DTYPE``, ``TEST.COMPILE`` and ``TEST.CUDA_GRAPHS`` ask for."""
     settings = _settings(cfg)
-    return optimize_for_inference(_unwrapped(model), **settings) if settings else model
+    return optimize_for_inference(bare_model(model), **settings) if settings else model
 
 
 def check_inference_model(cfg: CfgNode, model: nn.Module) -> None:
     """Raise what :func:`inference_model` would, without making the copy."""
     settings = _settings(cfg)
     if settings:
-        _check(_unwrapped(model), settings["dtype"], settings["cuda_graphs"])
+        _check(bare_model(model), settings["dtype"], settings["cuda_graphs"])
 
 
 def _settings(cfg: CfgNode) -> dict:
@@ -88,10 +89,6 @@ def _settings(cfg: CfgNode) -> dict:
     plain = {"dtype": "float32", "compile": False, "cuda_graphs": False}
     settings = {"dtype": cfg.TEST.DTYPE, "compile": cfg.TEST.COMPILE, "cuda_graphs": cfg.TEST.CUDA_GRAPHS}
     return {} if settings == plain else settings
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _convert(model: FocalRetinaNet, dtype: torch.dtype) -> None:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from retinanet_ext.ops.box_math import box_areas, box_centers
+
 from .loss_interface import BOX_LOSS_REGISTRY, DensePredictions, DenseTargets, reduce_loss, sum_per_image, upcast
 
 # Keeps the ratios finite for boxes without area; the value Detectron2 and fvcore use, so that losses agree.
@@ -64,20 +66,15 @@ def _overlap(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float) -> _Overlap
         raise ValueError(f"boxes of one shape (M, 4) expected, got {tuple(boxes1.shape)} and {tuple(boxes2.shape)}")
     intersection_wh = torch.min(boxes1[..., 2:], boxes2[..., 2:]) - torch.max(boxes1[..., :2], boxes2[..., :2])
     intersection = intersection_wh.clamp(min=0).prod(dim=-1)
-    union = _area(boxes1) + _area(boxes2) - intersection
+    union = box_areas(boxes1) + box_areas(boxes2) - intersection
     hull_wh = torch.max(boxes1[..., 2:], boxes2[..., 2:]) - torch.min(boxes1[..., :2], boxes2[..., :2])
     return _Overlap(intersection / (union + eps), union, hull_wh)
 
 
-def _area(boxes: torch.Tensor) -> torch.Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-
-
 def _center_distance(boxes1: torch.Tensor, boxes2: torch.Tensor, hull_wh: torch.Tensor, eps: float) -> torch.Tensor:
     """Squared distance of the centres over the squared diagonal of the hull, ``(M,)``."""
-    centers1 = (boxes1[..., :2] + boxes1[..., 2:]) / 2
-    centers2 = (boxes2[..., :2] + boxes2[..., 2:]) / 2
-    return (centers1 - centers2).square().sum(dim=-1) / (hull_wh.square().sum(dim=-1) + eps)
+    distance = (box_centers(boxes1) - box_centers(boxes2)).square().sum(dim=-1)
+    return distance / (hull_wh.square().sum(dim=-1) + eps)
 
 
 def giou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, reduction: str = "none", eps: float = EPS) -> torch.Tensor:

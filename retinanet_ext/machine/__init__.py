@@ -4,5 +4,5 @@ In reading order:
 
 - ``devices.py``: the devices that a config may name
 - ``cpu.py``: cores, and how freed memory is kept
-- ``processes.py``: each process's share of a batch
+- ``processes.py``: each process's share of a batch, and the bare model
 """

@@ -1,4 +1,7 @@
-"""How the processes of a job share a batch."""
+"""How the processes of a job share a batch, and the model below the wrapper that they share it with."""
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def images_per_process(images_per_batch: int, processes: int) -> int:
@@ -17,3 +20,8 @@ def images_per_process(images_per_batch: int, processes: int) -> int:
             f"{processes}"
         )
     return images_per_batch // processes
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """``model`` without the wrapper that exchanges gradients between processes, if it has one."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -16,8 +16,13 @@ SCALE_CLAMP = math.log(1000.0 / 16)
 
 
 def box_areas(boxes: torch.Tensor) -> torch.Tensor:
-    """Areas ``(M,)`` in square pixels of ``boxes`` ``(M, 4)``, xyxy."""
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    """Areas ``(...)`` in square pixels of ``boxes`` ``(..., 4)``, xyxy."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def box_centers(boxes: torch.Tensor) -> torch.Tensor:
+    """Centres ``(..., 2)``, x and y, of ``boxes`` ``(..., 4)``, xyxy."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
 def pairwise_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:

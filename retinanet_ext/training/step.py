@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from retinanet_ext.machine.processes import bare_model
+
 from .nonfinite_losses import nonfinite_error
 
 
@@ -82,14 +84,14 @@ class TrainStep:
         # Small gradients vanish in float16, so the loss is scaled; bfloat16 has the range of float32.
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
         self._iterator: Iterator[list[dict]] | None = None
-        bare_model = model.module if isinstance(model, DistributedDataParallel) else model
-        if accumulate > 1 and not hasattr(bare_model, "as_one_batch"):
+        bare = bare_model(model)
+        if accumulate > 1 and not hasattr(bare, "as_one_batch"):
             raise ValueError(
-                f"SOLVER.ACCUMULATE is {accumulate}, but {type(bare_model).__name__} has no `as_one_batch`: it would "
+                f"SOLVER.ACCUMULATE is {accumulate}, but {type(bare).__name__} has no `as_one_batch`: it would "
                 "normalise the losses of each micro-batch by itself, and they would not add up to those of the batch. "
                 "Use the meta-architecture FocalRetinaNet, or SOLVER.ACCUMULATE 1."
             )
-        self._as_one_batch = bare_model.as_one_batch if accumulate > 1 else None
+        self._as_one_batch = bare.as_one_batch if accumulate > 1 else None
 
     @classmethod
     def from_config(cls, cfg: Any, *args: Any, **kwargs: Any) -> "TrainStep":

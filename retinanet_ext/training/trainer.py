@@ -187,7 +187,8 @@ class Trainer(DefaultTrainer):
         hook_list = super().build_hooks()
         extra = []
         if self.cfg.TEST.AUG.ENABLED:
-            extra.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
+            weak_self = weakref.proxy(self)  # a strong reference would make a cycle
+            extra.append(hooks.EvalHook(0, lambda: weak_self.test_with_tta(weak_self.cfg, weak_self.model)))
         if not comm.is_main_process():
             return hook_list + extra
         if self.cfg.TEST.BEST_METRIC and self.cfg.DATASETS.TEST:

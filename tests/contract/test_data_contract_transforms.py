@@ -27,8 +27,18 @@ def _random_image(rng, shape):
 def test_output_shapes_of_resize():
     rng = np.random.default_rng(0)
     for h, w, short, longest in rng.integers(1, 1500, size=(20_000, 4)).tolist():
-        expected = D2T.ResizeShortestEdge.get_output_shape(h, w, short, longest)
+        expected = tuple(max(1, side) for side in D2T.ResizeShortestEdge.get_output_shape(h, w, short, longest))
         assert LT.ResizeShortestEdge.get_output_shape(h, w, short, longest) == expected, (h, w, short, longest)
+
+
+def test_output_shapes_of_every_small_size_at_the_papers_scale():
+    """At 44 of these sizes the last bit of the scale decides how a half is rounded."""
+    for h, w in itertools.product(range(1, 702), range(1, 702)):
+        expected = D2T.ResizeShortestEdge.get_output_shape(h, w, 800, 1333)
+        assert LT.ResizeShortestEdge.get_output_shape(h, w, 800, 1333) == expected, (h, w)
+    for h, w in ((1398, 699), (699, 1398)):
+        expected = D2T.ResizeShortestEdge.get_output_shape(h, w, 800, 1333)
+        assert LT.ResizeShortestEdge.get_output_shape(h, w, 800, 1333) == expected, (h, w)
 
 
 AUGMENTATIONS = [

@@ -67,7 +67,7 @@ def test_records_that_do_not_speak_of_annotations_are_not_filtered(tmp_path):
 
 @pytest.mark.parametrize("filter_empty", [True, False])
 def test_no_dataset(filter_empty):
-    with pytest.raises(ValueError, match="DATASETS.TRAIN names no dataset"):
+    with pytest.raises(ValueError, match="no dataset is named; give DATASETS.TRAIN or"):
         load_checked_dicts(config(), (), filter_empty)
 
 

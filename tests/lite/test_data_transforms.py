@@ -299,3 +299,16 @@ def test_boxes_of_a_mapper_are_those_of_its_steps(tmp_path):
     assert torch.equal(found.gt_boxes.tensor, expected.gt_boxes.tensor)
     assert torch.equal(found.gt_classes, expected.gt_classes)
     assert len(mapper({**record, "annotations": annotations[3:4]})["instances"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (1000, 1250, (800, 1000)),
+        (3, 4000, (1, 1333)),
+        (1, 100_000, (1, 1333)),  # 0.01 pixels: no image is left without a row
+        (100_000, 1, (1333, 1)),
+    ],
+)
+def test_output_shape_by_hand(height, width, expected):
+    assert T.ResizeShortestEdge.get_output_shape(height, width, 800, 1333) == expected

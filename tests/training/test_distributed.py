@@ -1,20 +1,14 @@
 """Two processes compute the same as one process with the joint batch."""
 
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.builders import free_port
 from tests.conftest import REPO_ROOT
 from tests.training.distributed_worker import run
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("case", ["ema", "foreground", "empty", "nothing", "accumulated"])

@@ -1,7 +1,6 @@
 """The step that both engines train with: arithmetic, order, precision, guard, state."""
 
 import itertools
-import socket
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from torch import nn
 from retinanet_ext import d2
 from retinanet_ext.training.step import TrainStep, mixed_precision
 from retinanet_ext.training.trainer import Trainer
-from tests.builders import batch, shapes_config, small_config
+from tests.builders import batch, free_port, shapes_config, small_config
 from tests.conftest import REPO_ROOT
 
 
@@ -186,9 +185,7 @@ def test_gradient_checkpointing_of_another_architecture_is_refused():
 
 
 def test_all_processes_stop_at_a_loss_of_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tests.training.train_step_worker"]
     processes = [subprocess.Popen([*command, str(rank), str(port), str(tmp_path)], cwd=REPO_ROOT) for rank in range(2)]
     try:

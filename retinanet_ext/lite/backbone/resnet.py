@@ -196,13 +196,6 @@ class ResNet(Backbone):
             outputs[name] = x
         return {name: outputs[name] for name in outputs if name in self._out_features}
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every output."""
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
-
     def freeze(self, freeze_at: int = 0) -> ResNet:
         """Freezes the first parts: 0 none, 1 the stem, 2 the stem and res2, and so on."""
         parts = [[self.stem]] + [getattr(self, name) for name in self.stage_names]

@@ -209,13 +209,18 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """Height and width after the resize, each rounded half up."""
-        scale = short_edge_length / min(oldh, oldw)
-        height, width = scale * oldh, scale * oldw
-        longest = max(height, width)
-        if longest > max_size:
-            height, width = height * (max_size / longest), width * (max_size / longest)
-        return int(height + 0.5), int(width + 0.5)
+        """Height and width after the resize, each rounded half up and at least 1.
+
+        The short side is set, not multiplied: ``scale * min(oldh, oldw)`` can miss ``short_edge_length`` by one bit,
+        and after the bound on the long side that bit decides how a half is rounded.
+        """
+        short_edge = float(short_edge_length)
+        long_edge = short_edge / min(oldh, oldw) * max(oldh, oldw)
+        if long_edge > max_size:
+            shrink = max_size / long_edge
+            short_edge, long_edge = short_edge * shrink, long_edge * shrink
+        short, long = max(int(short_edge + 0.5), 1), max(int(long_edge + 0.5), 1)
+        return (short, long) if oldh < oldw else (long, short)
 
 
 class RandomFlip(Augmentation):

@@ -127,14 +127,14 @@ class DefaultTrainer(TrainerBase):
         Checkpoints come before evaluation, so that a failing evaluation loses nothing. Writers come last, so that
         they see what the other hooks put.
         """
-        cfg = self.cfg
+        cfg, weak_self = self.cfg, weakref.proxy(self)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if comm.is_main_process()
             else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_remember),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: weak_self._test_and_remember()),
             hooks.PeriodicWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
         ]
 

@@ -161,8 +161,7 @@ class BestCheckpointer(HookBase):
             self.best_metric, self.best_iter = record["value"], record["iteration"]
 
     def after_step(self) -> None:
-        iterations_done = self.trainer.iter + 1
-        if self._period > 0 and iterations_done % self._period == 0 and iterations_done != self.trainer.max_iter:
+        if _evaluates_after_this_step(self.trainer, self._period):
             self._keep_if_best(self.trainer.iter)
 
     def after_train(self) -> None:
@@ -242,14 +241,12 @@ class EvalHook(HookBase):
         self._period, self._function, self._after_train = eval_period, eval_function, eval_after_train
 
     def after_step(self) -> None:
-        iterations_done = self.trainer.iter + 1
-        if self._period > 0 and iterations_done % self._period == 0 and iterations_done != self.trainer.max_iter:
+        if _evaluates_after_this_step(self.trainer, self._period):
             self._evaluate()
 
     def after_train(self) -> None:
         if self._after_train and self.trainer.iter == self.trainer.max_iter:
             self._evaluate()
-        del self._function  # often a method of the trainer, which it would keep in memory
 
     def _evaluate(self) -> None:
         # Restore random states: how often a run evaluates must not change its training.
@@ -264,6 +261,12 @@ class EvalHook(HookBase):
         # Only the main process computes the metrics. Without this barrier the other processes would wait for it in
         # the next iteration, under the timeout of a gradient exchange.
         comm.synchronize()
+
+
+def _evaluates_after_this_step(trainer: TrainerBase, period: int) -> bool:
+    """Every ``period`` iterations, but not after the last one, which the evaluation at the end covers."""
+    iterations_done = trainer.iter + 1
+    return period > 0 and iterations_done % period == 0 and iterations_done != trainer.max_iter
 
 
 def _flatten(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
