@@ -209,7 +209,7 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """Height and width after the resize, each rounded half up and at least 1.
+        """Height and width after the resize, each rounded half up: 0 for a side that shrinks below half a pixel.
 
         The short side is set, not multiplied: ``scale * min(oldh, oldw)`` can miss ``short_edge_length`` by one bit,
         and after the bound on the long side that bit decides how a half is rounded.
@@ -219,7 +219,7 @@ class ResizeShortestEdge(Augmentation):
         if long_edge > max_size:
             shrink = max_size / long_edge
             short_edge, long_edge = short_edge * shrink, long_edge * shrink
-        short, long = max(int(short_edge + 0.5), 1), max(int(long_edge + 0.5), 1)
+        short, long = int(short_edge + 0.5), int(long_edge + 0.5)
         return (short, long) if oldh < oldw else (long, short)
 
 
