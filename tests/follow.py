@@ -9,6 +9,8 @@ loader, the model's forward pass and the backward pass. The path of an image beg
 data loader and ends with the model's losses.
 """
 
+import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -172,7 +174,7 @@ def _watched(watch: Callable, function: Callable[[], object]) -> None:
 
 def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the log of the training
         trail = follow_training(Path(folder))
     for title, files in (("One training step", trail.step), ("One image, from its record to the losses", trail.image)):
         print(f"\n{title}, on {ENGINE}: {len(files)} files")

@@ -90,7 +90,7 @@ class IterationTimer(HookBase):
     def after_train(self) -> None:
         total = time.perf_counter() - self._train_start
         if self._steps:
-            logger.info("%d iterations at %.4f s each", self._steps, self._step_seconds / self._steps)
+            logger.info("Seconds per iteration: %.4f (mean of %d)", self._step_seconds / self._steps, self._steps)
         logger.info("Total training time: %s", timedelta(seconds=int(total)))
 
 
