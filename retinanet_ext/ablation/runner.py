@@ -183,9 +183,20 @@ def _write_study(study: Study, output_dir: Path) -> None:
             raise ValueError(
                 f"{output_dir} holds the study {earlier.name!r}, not {study.name!r}; choose another output folder"
             )
-        # A report covers all runs in the folder, also those with seeds from earlier calls.
-        study = replace(study, seeds=tuple(sorted({*earlier.seeds, *study.seeds})))
+        study = _joined(earlier, study)
     write_atomically(path, json.dumps(study_to_dict(study), indent=2) + "\n")
+
+
+def _joined(earlier: Study, study: Study) -> Study:
+    """The study with the seeds and the arms of earlier calls too: a report covers all runs in the folder."""
+    names = [arm.name for arm in study.arms]
+    others = tuple(arm for arm in earlier.arms if arm.name not in names)
+    return replace(
+        study,
+        seeds=tuple(sorted({*earlier.seeds, *study.seeds})),
+        arms=study.arms + others,
+        baseline=earlier.baseline if others else study.baseline,
+    )
 
 
 @contextmanager

@@ -101,12 +101,18 @@ def load_study(name_or_path: str | Path) -> Study:
 
 
 def with_changes(
-    study: Study, *, base: str | Path | None = None, seeds: Sequence[int] = (), overrides: Sequence[str] = ()
+    study: Study,
+    *,
+    base: str | Path | None = None,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
 ) -> Study:
-    """The study with another base config, other seeds, and overrides for all arms.
+    """The study with another base config, fewer arms, other seeds, and overrides for all arms.
 
     Args:
         base: config file; None: the study's own.
+        arms: names of the arms to keep; empty: all. If the baseline is not among them, the first one becomes it.
         seeds: empty: the study's own.
         overrides: alternating keys and values, as on the command line.
 
@@ -115,6 +121,7 @@ def with_changes(
     """
     if len(overrides) % 2:
         raise ValueError(f"overrides come as KEY VALUE pairs, but there are {len(overrides)} words: {overrides}")
+    study = _with_arms(study, arms) if arms else study
     keys = list(overrides[::2])
     _refuse_repeated("the overrides", keys)
     _check_override_keys("the overrides", keys)
@@ -132,6 +139,15 @@ def with_changes(
     )
     check_arms(changed)
     return changed
+
+
+def _with_arms(study: Study, names: Sequence[str]) -> Study:
+    legal = [arm.name for arm in study.arms]
+    unknown = [name for name in names if name not in legal]
+    if unknown:
+        raise ValueError(f"study {study.name} has no arm {', '.join(unknown)}; its arms: {', '.join(legal)}")
+    kept = tuple(arm for arm in study.arms if arm.name in names)
+    return replace(study, arms=kept, baseline=study.baseline if study.baseline in names else kept[0].name)
 
 
 def arm_options(study: Study, arm: Arm) -> list[str]:

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="name of a built-in study, or a .yaml file of your own")
     parser.add_argument("--config-file", metavar="BASE", help="base config; default: the study's")
+    parser.add_argument("--arm", action="append", default=[], metavar="NAME", help="only this arm; may be repeated")
     parser.add_argument("--seeds", nargs="+", metavar="S", help="integers; default: the study's")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: one per GPU, or one on a CPU")
@@ -87,7 +88,9 @@ def _run(args: argparse.Namespace) -> int:
     seeds, opts = _split_seeds(args.seeds or [], args.opts)
     with ExitStack() as stack:
         with usage_errors():
-            study = with_changes(load_study(args.study), base=args.config_file, seeds=seeds, overrides=opts)
+            study = with_changes(
+                load_study(args.study), base=args.config_file, arms=args.arm, seeds=seeds, overrides=opts
+            )
             output = Path(args.output or Path("output", "ablations", study.name))
             if args.dry_run:
                 check_overrides_are_read(study)

@@ -27,7 +27,14 @@ _JPEG_QUALITY = 95
 logger = logging.getLogger(__name__)
 
 
-def make_sample(seed: int, split: str, index: int, image_size: int = 256) -> tuple[np.ndarray, list[Shape]]:
+def make_sample(
+    seed: int,
+    split: str,
+    index: int,
+    image_size: int = 256,
+    objects: tuple[int, int] | None = None,
+    distractors: int = 0,
+) -> tuple[np.ndarray, list[Shape]]:
     """Draw image number `index` of a split; the result depends on the arguments alone.
 
     Args:
@@ -35,13 +42,14 @@ def make_sample(seed: int, split: str, index: int, image_size: int = 256) -> tup
         split: any name, e.g. "train".
         index: not negative.
         image_size: side of the square image in pixels.
+        objects, distractors: see :func:`.shape_drawing.draw_sample`.
 
     Returns:
         The image, uint8 BGR ``(image_size, image_size, 3)``, and its shapes in drawing order.
     """
     sequence = np.random.SeedSequence((seed, zlib.crc32(split.encode()), index))
     # RandomState's streams are frozen by NumPy's policy; those of Generator may change with a release.
-    return draw_sample(np.random.RandomState(np.random.MT19937(sequence)), image_size)
+    return draw_sample(np.random.RandomState(np.random.MT19937(sequence)), image_size, objects, distractors)
 
 
 def write_shapes(
@@ -51,6 +59,8 @@ def write_shapes(
     seed: int = 0,
     image_size: int = 256,
     overwrite: bool = False,
+    objects: tuple[int, int] | None = None,
+    distractors: int = 0,
 ) -> bool:
     """Write the set once: ``{train,val}/*.jpg`` and ``annotations/shapes_{train,val}.json`` under `root`.
 
@@ -62,6 +72,9 @@ def write_shapes(
         seed: not negative.
         image_size: side of the square images in pixels, at least `MIN_IMAGE_SIZE`.
         overwrite: replace a set written with other arguments, or a damaged one.
+        objects: the smallest and the largest number of objects in an image, each number between them equally likely.
+            None: 1 to 8, and none in a tenth of the images.
+        distractors: shapes of no class in each image, in the colours of the classes.
 
     Returns:
         True if files were written, False if the set existed already.
@@ -72,6 +85,8 @@ def write_shapes(
     root = Path(root)
     settings = {"num_train": num_train, "num_val": num_val, "seed": seed, "image_size": image_size}
     _check_settings(settings)
+    options = _check_options(objects, distractors)
+    settings |= options
     settings["generator_version"] = GENERATOR_VERSION
     if root.exists() and _is_current(root, settings, overwrite):
         logger.info("Shapes are in %s already; nothing to do.", root)
@@ -82,7 +97,7 @@ def write_shapes(
         new = Path(scratch) / "set"
         new.mkdir()
         for split, count in (("train", num_train), ("val", num_val)):
-            _write_split(new, split, count, seed, image_size)
+            _write_split(new, split, count, seed, image_size, options)
         manifest = {**settings, "sha256": _digest(new)}
         (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         if root.exists():
@@ -99,6 +114,20 @@ def _check_settings(settings):
             raise ValueError(f"{name} must be an integer >= {lowest[name]}, found {value!r}.")
 
 
+def _check_options(objects, distractors):
+    """The two arguments as the manifest holds them: only what differs from the default."""
+    options = {}
+    if objects is not None:
+        options["objects"] = list(objects)
+        if len(objects) != 2 or not all(isinstance(n, int) for n in objects) or not 0 <= objects[0] <= objects[1]:
+            raise ValueError(f"objects must be two integers, 0 <= MIN <= MAX, found {options['objects']}.")
+    if not isinstance(distractors, int) or distractors < 0:
+        raise ValueError(f"distractors must be an integer >= 0, found {distractors!r}.")
+    if distractors:
+        options["distractors"] = distractors
+    return options
+
+
 def _is_current(root, settings, overwrite):
     """True if `root` holds exactly this set, False if it may be written or replaced."""
     if not root.is_dir():
@@ -112,7 +141,7 @@ def _is_current(root, settings, overwrite):
         )
     found = json.loads((root / MANIFEST).read_text())
     checksum = found.pop("sha256", None)
-    different = {k: (found.get(k), v) for k, v in settings.items() if found.get(k) != v}
+    different = {k: (found.get(k), settings.get(k)) for k in {**settings, **found} if found.get(k) != settings.get(k)}
     if not different and checksum == _digest(root):
         return True
     if overwrite:
@@ -134,12 +163,12 @@ def _digest(root):
     return digest.hexdigest()
 
 
-def _write_split(root, split, count, seed, image_size):
+def _write_split(root, split, count, seed, image_size, options):
     (root / split).mkdir()
     (root / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
     for index in range(count):
-        image, shapes = make_sample(seed, split, index, image_size)
+        image, shapes = make_sample(seed, split, index, image_size, **options)
         name = f"{index:06d}.jpg"
         if not cv2.imwrite(str(root / split / name), image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]):
             raise OSError(f"Cannot write {root / split / name}; is the disk full or the folder read-only?")

@@ -19,6 +19,8 @@ SKELETON = ((1, 2), (1, 3), (1, 4), (1, 5))
 
 EMPTY_FRACTION = 0.1  # images without any object
 MAX_OBJECTS = 8
+# Outlines of no class. As distractors they come in the hues of the classes, so that colour alone does not tell them.
+DISTRACTOR_NAMES = ("half disc", "chevron")
 MIN_OBJECT_SIZE = 12.0  # pixels, the longest side of the shape before it is tilted
 MAX_OBJECT_SIZE = 0.375  # of the image's side
 # Below half of the smallest symmetry angle (star: 72 degrees), so that "up" is never ambiguous.
@@ -52,30 +54,38 @@ class Shape:
         return np.concatenate([self.polygon.min(axis=0), self.polygon.max(axis=0)])
 
 
-def draw_sample(rng: np.random.RandomState, size: int) -> tuple[np.ndarray, list[Shape]]:
+def draw_sample(
+    rng: np.random.RandomState, size: int, objects: tuple[int, int] | None = None, distractors: int = 0
+) -> tuple[np.ndarray, list[Shape]]:
     """Draw one image.
 
     Args:
-        rng: the picture is a pure function of its state and of `size`.
+        rng: the picture is a pure function of its state and of the other arguments.
         size: side of the image in pixels.
+        objects: the smallest and the largest number of objects, each number between them equally likely. None: 1 to
+            `MAX_OBJECTS`, and none in `EMPTY_FRACTION` of the images. Where no room is left, there are fewer.
+        distractors: number of shapes of no class, in the colours of the classes; see `DISTRACTOR_NAMES`.
 
     Returns:
-        The image, uint8 BGR ``(size, size, 3)``, and its shapes in drawing order.
+        The image, uint8 BGR ``(size, size, 3)``, and its shapes in drawing order. Distractors are not among them.
     """
     image = _background(rng, size)
     _draw_strokes(rng, image)
     placed = []
-    for _ in range(_number_of_objects(rng)):
-        candidate = _place(rng, size, placed)
+    names = [CLASS_NAMES] * _number_of_objects(rng, objects) + [DISTRACTOR_NAMES] * distractors
+    for outlines in names:
+        candidate = _place(rng, size, placed, outlines)
         if candidate is not None:
-            _paint(rng, image, candidate["alpha"], candidate["class_id"])
+            _paint(rng, image, candidate["alpha"], candidate["hue_of"])
             placed.append(candidate)
     noise = rng.normal(0.0, rng.uniform(3.0, 9.0), image.shape)
     image = np.clip(image + noise, 0, 255).astype(np.uint8)
-    return image, [_finish(placed, k) for k in range(len(placed))]
+    return image, [_finish(placed, k) for k in range(len(placed)) if placed[k]["class_id"] is not None]
 
 
-def _number_of_objects(rng):
+def _number_of_objects(rng, objects):
+    if objects is not None:
+        return rng.randint(objects[0], objects[1] + 1)
     return 0 if rng.uniform() < EMPTY_FRACTION else rng.randint(1, MAX_OBJECTS + 1)
 
 
@@ -105,6 +115,12 @@ def _outline(rng, name):
         angle = np.arange(10) * (np.pi / 5)
         radius = np.where(np.arange(10) % 2 == 0, 0.5, 0.5 * rng.uniform(0.4, 0.5))
         return radius[:, None] * np.stack([np.sin(angle), -np.cos(angle)], axis=1)
+    if name == "half disc":
+        angle = np.linspace(-np.pi / 2, np.pi / 2, 25)
+        return 0.5 * np.stack([np.sin(angle), 0.5 - np.cos(angle)], axis=1)
+    if name == "chevron":
+        depth = rng.uniform(0.45, 0.7)
+        return 0.5 * np.array([[0.0, -depth], [1.0, depth], [0.0, 0.2 * depth], [-1.0, depth]])
     a, b = 0.5, 0.5 * rng.uniform(0.28, 0.4)
     return np.array([[-b, -a], [b, -a], [b, -b], [a, -b], [a, b], [b, b],
                      [b, a], [-b, a], [-b, b], [-a, b], [-a, -b], [-b, -b]])  # fmt: skip
@@ -125,13 +141,18 @@ def _axis_points(outline):
     return np.array(points)
 
 
-def _candidate(rng, size):
-    """A random shape at a random place inside the image, not yet checked against the other shapes."""
-    class_id = int(rng.choice(len(CLASS_NAMES), p=CLASS_FREQUENCIES))
-    outline = _outline(rng, CLASS_NAMES[class_id])
+def _candidate(rng, size, outlines):
+    """A random shape at a random place inside the image, not yet checked against the other shapes.
+
+    `outlines` is `CLASS_NAMES` or `DISTRACTOR_NAMES`; a distractor has the class id None.
+    """
+    hue_of = int(rng.choice(len(CLASS_NAMES), p=CLASS_FREQUENCIES))
+    class_id = hue_of if outlines is CLASS_NAMES else None
+    name = CLASS_NAMES[hue_of] if outlines is CLASS_NAMES else outlines[rng.randint(len(outlines))]
+    outline = _outline(rng, name)
     keypoints = np.concatenate([np.zeros((1, 2)), _axis_points(outline)])
     # A turned circle looks the same as an upright one, so its keypoints can be predicted only without a tilt.
-    tilt = 0.0 if CLASS_NAMES[class_id] == "circle" else np.deg2rad(rng.uniform(-1, 1) * MAX_TILT_DEGREES)
+    tilt = 0.0 if name == "circle" else np.deg2rad(rng.uniform(-1, 1) * MAX_TILT_DEGREES)
     turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
     # Log-uniform: each octave of sizes is equally likely.
     side = np.exp(rng.uniform(np.log(MIN_OBJECT_SIZE), np.log(MAX_OBJECT_SIZE * size)))
@@ -140,13 +161,14 @@ def _candidate(rng, size):
     center = low + rng.uniform(size=2) * (high - low)
     # Rounded here once, so that the file, the box and the pixels agree exactly.
     polygon = np.round(outline + center, 2)
-    return {"class_id": class_id, "polygon": polygon, "keypoints": np.round(keypoints + center, 2)}
+    keypoints = np.round(keypoints + center, 2)
+    return {"class_id": class_id, "hue_of": hue_of, "polygon": polygon, "keypoints": keypoints}
 
 
-def _place(rng, size, placed):
+def _place(rng, size, placed, outlines):
     """A candidate that leaves each earlier object at most `MAX_HIDDEN` covered; None if no such candidate was found."""
     for _ in range(_PLACEMENT_TRIES):
-        candidate = _candidate(rng, size)
+        candidate = _candidate(rng, size, outlines)
         alpha = polygon_coverage(candidate["polygon"], size)
         mask = alpha > 0.5
         hidden = [other["hidden"] | (mask & other["mask"]) for other in placed]
@@ -182,7 +204,7 @@ def _background(rng, size):
 
 
 def _draw_strokes(rng, image):
-    """Distractors: open curves, unfinished ellipses and specks, which belong to no class."""
+    """Open curves, unfinished ellipses and specks, which belong to no class."""
     size = image.shape[0]
     scale = 1 << _SUBPIXEL_BITS
     for _ in range(rng.randint(6, 15)):

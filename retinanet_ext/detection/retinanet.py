@@ -341,7 +341,9 @@ class FocalRetinaNet(nn.Module):
         if has_event_storage():
             num_foreground = sum(len(part.image_index) for part in targets)
             num_images = sum(len(part.labels) for part in targets)
+            num_anchors = sum(part.labels.numel() for part in targets)
             get_event_storage().put_scalar("num_pos_anchors", num_foreground / num_images)
+            get_event_storage().put_scalar("num_anchors", num_anchors / num_images)
         return self.loss_normalizer(torch.cat([part.num_foreground for part in targets]))
 
     def _flatten(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -92,6 +92,18 @@ def test_seeds_come_in_later_and_the_study_file_knows_all(tmp_path):
     assert study_from_dict(json.loads((out / "study.json").read_text())).seeds == (1, 3)
 
 
+def test_arms_come_in_later_and_the_study_file_knows_all(tmp_path):
+    study, out = study_of(tmp_path, a=FINE, b=1.5, c=1.25), tmp_path / "out"
+    for arms, known, baseline in ((["b"], ["b"], "b"), (["c"], ["c", "b"], "b"), ([], ["a", "b", "c"], "a")):
+        results = run_study(with_changes(study, arms=arms, seeds=[0]), out)
+        assert [arm for arm, _ in results] == (arms or ["a", "b", "c"])
+        written = study_from_dict(json.loads((out / "study.json").read_text()))
+        assert [arm.name for arm in written.arms] == known and written.baseline == baseline
+    assert [run[0] for run in order_of_runs(out)] == ["b", "c", "a"]
+    with pytest.raises(ValueError, match="study trial has no arm d; its arms: a, b, c"):
+        with_changes(study, arms=["a", "d"])
+
+
 def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path):
     study, out = study_of(tmp_path, long=IS_INTERRUPTED, fine=FINE), tmp_path / "out"
     code = (

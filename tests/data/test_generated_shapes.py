@@ -191,3 +191,47 @@ def test_manifest_states_the_arguments(written):
     assert {k: manifest[k] for k in ("num_train", "num_val", "seed", "image_size")} == {
         "num_train": 6, "num_val": 3, "seed": 1, "image_size": 64,
     }  # fmt: skip
+
+
+def test_number_of_objects_as_asked():
+    counts = {objects: [] for objects in ((1, 1), (0, 1), (2, 4))}
+    for objects, found in counts.items():
+        found += [len(make_sample(0, "train", index, SIZE, objects)[1]) for index in range(40)]
+    assert set(counts[1, 1]) == {1}
+    assert set(counts[0, 1]) == {0, 1}
+    assert 10 <= sum(counts[0, 1]) <= 30  # evenly drawn: 20 expected, 3.2 standard deviations each way
+    assert set(counts[2, 4]) == {2, 3, 4}
+
+
+def test_distractors_change_the_picture_but_not_the_annotations():
+    plain, shapes = make_sample(5, "train", 1, SIZE, (1, 1))
+    crowded, same_shapes = make_sample(5, "train", 1, SIZE, (1, 1), distractors=3)
+    assert len(same_shapes) == len(shapes) == 1
+    np.testing.assert_array_equal(same_shapes[0].polygon, shapes[0].polygon)
+    changed = np.abs(plain.astype(int) - crowded).max(axis=2) > 60
+    assert 100 < changed.sum() < 0.5 * SIZE * SIZE
+
+
+def test_the_default_set_is_that_of_earlier_releases(tmp_path):
+    """The manifest of a set without options stays as it was, so that a set written before needs no rewrite."""
+    write_shapes(tmp_path / "set", 2, 1, seed=4, image_size=64)
+    manifest = json.loads((tmp_path / "set" / "shapes_manifest.json").read_text())
+    assert set(manifest) == {"num_train", "num_val", "seed", "image_size", "generator_version", "sha256"}
+
+
+def test_a_set_with_other_objects_is_another_set(tmp_path):
+    write_shapes(tmp_path / "set", 2, 1, seed=4, image_size=64, objects=(1, 1))
+    assert write_shapes(tmp_path / "set", 2, 1, seed=4, image_size=64, objects=(1, 1)) is False
+    with pytest.raises(ValueError, match=r"objects=\[1, 1\] \(asked: None\)"):
+        write_shapes(tmp_path / "set", 2, 1, seed=4, image_size=64)
+    with pytest.raises(ValueError, match=r"distractors=None \(asked: 2\)"):
+        write_shapes(tmp_path / "set", 2, 1, seed=4, image_size=64, objects=(1, 1), distractors=2)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"objects": (2, 1)}, {"objects": (-1, 1)}, {"objects": (1.5, 2)}, {"distractors": -1}]
+)
+def test_impossible_numbers_of_objects_are_refused(tmp_path, arguments):
+    with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
+        write_shapes(tmp_path / "set", 1, 1, image_size=64, **arguments)
+    assert not (tmp_path / "set").exists()
