@@ -22,7 +22,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["retinanet_ext", "retinanet_ext.*"]),
+    # The configs and studies are installed inside the package.
+    packages=[*find_packages(include=["retinanet_ext", "retinanet_ext.*"]), "retinanet_ext.configs"],
+    package_dir={"retinanet_ext.configs": "configs"},
+    package_data={"retinanet_ext.configs": ["**/*.yaml"]},
     # Lower bounds only. The two caps are Detectron2's own, so that both install together.
     install_requires=[
         # weights_only loading is safe from 2.6 on (CVE-2025-32434).
@@ -41,6 +44,6 @@ setup(
         "tabulate>=0.9",
         "safetensors>=0.4",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6"], "scale": ["ray>=2.9"]},
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1"], "scale": ["ray>=2.9"]},
     entry_points={"console_scripts": ["retinanet-ext = retinanet_ext.cli.main:main"]},
 )

@@ -19,12 +19,33 @@ The packages, from those that a user starts to those that they build on:
 - ``report``: documents, pages, plots
 - ``machine``: devices, cores, processes
 - ``lite``: the embedded engine
+
+``import retinanet_ext`` alone imports nothing else, so that ``retinanet-ext --help`` answers at once. The
+config keys and ``retinanet_ext.detection`` bring the models: importing either registers them.
 """
+
+import importlib
 
 __version__ = "0.1.0"
 
-from . import detection  # noqa: F401  (registers FocalRetinaNet)
-from .config.keys import add_retinanet_ext_config
-from .config.loading import load_config
+# Public name -> the module that has it.
+_HOMES = {
+    "add_retinanet_ext_config": ".config.keys",
+    "load_config": ".config.loading",
+    "load": ".inference.trained_model",
+}
+_PACKAGES = {"analysis", "checkpoint", "config", "data", "detection", "inference", "losses", "ops", "training"}
 
-__all__ = ["add_retinanet_ext_config", "load_config"]
+__all__ = ["add_retinanet_ext_config", "load", "load_config"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES and name not in _PACKAGES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its functions: {', '.join(__all__)}")
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -11,6 +11,7 @@ config keys and numbers; ``tests/contract`` checks this.
 import importlib.util
 import logging
 import os
+import warnings
 
 ENGINES = ("detectron2", "lite")
 
@@ -43,52 +44,55 @@ ENGINE = _choose_engine()
 
 if ENGINE == "detectron2":
     try:
-        from detectron2.checkpoint import DetectionCheckpointer
-        from detectron2.config import CfgNode, configurable, get_cfg
-        from detectron2.data import (
-            DatasetCatalog,
-            DatasetMapper,
-            MetadataCatalog,
-            build_detection_test_loader,
-            build_detection_train_loader,
-            detection_utils,
-        )
-        from detectron2.data import transforms as T
-        from detectron2.data.datasets import load_coco_json
-        from detectron2.data.detection_utils import SizeMismatchError
-        from detectron2.engine import (
-            DefaultPredictor,
-            DefaultTrainer,
-            default_argument_parser,
-            default_setup,
-            hooks,
-        )
-        from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
-        from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
-        from detectron2.modeling import (
-            BACKBONE_REGISTRY,
-            FPN,
-            META_ARCH_REGISTRY,
-            DatasetMapperTTA,
-            build_anchor_generator,
-            build_backbone,
-            build_model,
-            build_resnet_backbone,
-            detector_postprocess,
-        )
-        from detectron2.modeling.backbone.fpn import LastLevelP6P7
-        from detectron2.structures import Boxes, BoxMode, ImageList, Instances
-        from detectron2.utils import comm
-        from detectron2.utils.events import (
-            EventStorage,
-            EventWriter,
-            JSONWriter,
-            TensorboardXWriter,
-            get_event_storage,
-            has_event_storage,
-        )
-        from detectron2.utils.logger import setup_logger
-        from detectron2.utils.visualizer import ColorMode, Visualizer
+        with warnings.catch_warnings():
+            # fvcore scripts its losses at import, and torch warns that scripting is deprecated.
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.script.*")
+            from detectron2.checkpoint import DetectionCheckpointer
+            from detectron2.config import CfgNode, configurable, get_cfg
+            from detectron2.data import (
+                DatasetCatalog,
+                DatasetMapper,
+                MetadataCatalog,
+                build_detection_test_loader,
+                build_detection_train_loader,
+                detection_utils,
+            )
+            from detectron2.data import transforms as T
+            from detectron2.data.datasets import load_coco_json
+            from detectron2.data.detection_utils import SizeMismatchError
+            from detectron2.engine import (
+                DefaultPredictor,
+                DefaultTrainer,
+                default_argument_parser,
+                default_setup,
+                hooks,
+            )
+            from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+            from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
+            from detectron2.modeling import (
+                BACKBONE_REGISTRY,
+                FPN,
+                META_ARCH_REGISTRY,
+                DatasetMapperTTA,
+                build_anchor_generator,
+                build_backbone,
+                build_model,
+                build_resnet_backbone,
+                detector_postprocess,
+            )
+            from detectron2.modeling.backbone.fpn import LastLevelP6P7
+            from detectron2.structures import Boxes, BoxMode, ImageList, Instances
+            from detectron2.utils import comm
+            from detectron2.utils.events import (
+                EventStorage,
+                EventWriter,
+                JSONWriter,
+                TensorboardXWriter,
+                get_event_storage,
+                has_event_storage,
+            )
+            from detectron2.utils.logger import setup_logger
+            from detectron2.utils.visualizer import ColorMode, Visualizer
     except Exception as error:
         # Falling back to `lite` here would change the engine of a run behind the user's back.
         raise ImportError(

@@ -21,6 +21,7 @@ ENGINE_FREE = {
     "checkpoint.array_pickle",
     "data.coco_file",
     "data.empty_images",
+    "training.arguments",
     "training.step",
     "training.nonfinite_losses",
 }
@@ -36,10 +37,10 @@ ALLOWED = {
     "d2": {"lite"},
     "data": {"d2"},
     "checkpoint": {"d2"},
-    "config": {"d2", "data"},
+    "config": {"d2", "data", "detection"},
     "detection": {"d2"},
-    "inference": {"d2", "checkpoint", "detection"},
-    "training": {"d2", "checkpoint", "data", "inference"},
+    "inference": {"d2", "checkpoint", "config", "data", "detection"},
+    "training": {"d2", "checkpoint", "config", "data", "inference"},
 }
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 40
 # May be longer: constructors whose arguments document a model.

@@ -4,6 +4,7 @@ In reading order:
 
 - ``study.py``: a study as a YAML file: base config, arms, seeds, metric, the paper's numbers
 - ``unread_keys.py``: overrides that change nothing, because no code reads them
+- ``dry_run.py``: the training commands of a study at full size
 - ``runner.py``: which runs are still to do, and the lock on their folder
 - ``jobs.py``: one run in a process of its own
 - ``local_jobs.py``: runs on this machine, several at a time

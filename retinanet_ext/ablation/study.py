@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from retinanet_ext.config.loading import load_config
-from retinanet_ext.config.yaml_files import read_config_file
+from retinanet_ext.config.yaml_files import find_config, read_config_file, shipped_configs
 from retinanet_ext.d2 import CfgNode
 
-BUILT_IN_STUDIES = Path(__file__).parents[2] / "configs" / "ablations"
+BUILT_IN_STUDIES = shipped_configs() / "ablations"
 STUDY_FILE = "study.json"
 ARM_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9._=+-]+")
 PAPER_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ms")
@@ -70,7 +70,7 @@ class Study:
 
 
 def built_in_studies() -> list[str]:
-    """Names of the studies in ``configs/ablations``; empty if the package was installed without its repository."""
+    """Names of the studies that come with this package, in ``configs/ablations``."""
     return sorted(path.stem for path in BUILT_IN_STUDIES.glob("*.yaml"))
 
 
@@ -133,7 +133,7 @@ def with_changes(
         )
     changed = replace(
         study,
-        base=Path(base).absolute() if base else study.base,
+        base=Path(find_config(str(base))).absolute() if base else study.base,
         seeds=_checked_seeds(list(seeds), "--seeds") if seeds else study.seeds,
         overrides={**study.overrides, **dict(zip(keys, overrides[1::2]))},
     )
@@ -233,13 +233,24 @@ def _parse(content: dict[str, Any], path: Path) -> Study:
         title=content["TITLE"],
         source=content["SOURCE"],
         note=content.get("NOTE", ""),
-        base=(path.absolute().parent / content["BASE"]).resolve(),
+        base=_find_base(path, content["BASE"]),
         metric=content["METRIC"],
         seeds=seeds,
         baseline=content["BASELINE"],
         overrides=_checked_overrides(content.get("OVERRIDES", {}), f"{where}: OVERRIDES"),
         arms=arms,
     )
+
+
+def _find_base(path: Path, base: str) -> Path:
+    """The base config, relative to the study's file; or the one of that name that comes with this package."""
+    beside = (path.absolute().parent / base).resolve()
+    if beside.is_file():
+        return beside
+    try:
+        return Path(find_config(base)).resolve()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: BASE: there is no {beside}: {error}") from None
 
 
 def _parse_arm(arm: Any, where: str, columns: Iterable[str]) -> Arm:

@@ -3,9 +3,9 @@
 In reading order:
 
 - ``main.py``: runs the verb and prints the user's mistakes
-- ``usage.py``: how a verb reports a mistake of the user
+- ``usage.py``: how a verb reports a mistake of the user; imports of a verb stand in its `run`, so that help is quick
+- ``train.py``: trains or evaluates, as `train_net.py` does
 - ``predict.py``: detections on images, folders and videos
-- ``predict_files.py``: the files that `predict` reads and writes
 - ``shapes.py``: writes the generated data set
 - ``ablate.py``: lists, runs and reports studies
 - ``imbalance.py``: the loss of a trained model, foreground against background

@@ -2,47 +2,28 @@
 
 import argparse
 import logging
-import os
 import shlex
 import signal
 from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
 
-from tabulate import tabulate
-
-from retinanet_ext.ablation.runner import Results, prepare_study
-from retinanet_ext.ablation.status import DONE
-from retinanet_ext.ablation.study import (
-    Study,
-    arm_config,
-    arm_options,
-    built_in_studies,
-    load_study,
-    run_folder,
-    with_changes,
-)
-from retinanet_ext.ablation.unread_keys import check_overrides_are_read
-
-from .usage import UsageError, usage_errors
+from .usage import UsageError, VerbParser, usage_errors
 
 HELP = "List, run and report ablation studies: the arms of a YAML file, each with every seed."
-# The paper's schedule, and so the base configs on COCO, assume this number of GPUs.
-_FULL_SCHEDULE_GPUS = 8
 _INTERRUPTED = 130  # the exit code of shells after Ctrl-C
 
 logger = logging.getLogger(__name__)
 
 
-class _RunParser(argparse.ArgumentParser):
+class _RunParser(VerbParser):
     """Accepts overrides anywhere; argparse alone accepts them only before the first option."""
 
-    def parse_known_args(self, args=None, namespace=None):
-        namespace, rest = super().parse_known_args(args, namespace)
-        if hasattr(namespace, "opts"):
-            namespace.opts += [word for word in rest if not word.startswith("--")]
-            rest = [word for word in rest if word.startswith("--")]
-        return namespace, rest
+    def take_words(self, namespace, words):
+        if not hasattr(namespace, "opts"):
+            return words
+        namespace.opts += [word for word in words if not word.startswith("--")]
+        return [word for word in words if word.startswith("--")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +56,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from retinanet_ext.ablation.study import BUILT_IN_STUDIES, built_in_studies, load_study
+
     with usage_errors():
         studies = [load_study(name) for name in built_in_studies()]
+    if not studies:
+        raise UsageError(f"{BUILT_IN_STUDIES} has no studies, so this installation is not whole; install it again.")
     rows = [(s.name, s.title, len(s.arms), len(s.seeds), len(s.arms) * len(s.seeds), s.source, s.note) for s in studies]
     widths = [None, 36, None, None, None, 24, 40]
     headers = ["study", "title", "arms", "seeds", "runs", "source", "note"]
@@ -85,6 +72,12 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from retinanet_ext.ablation.dry_run import full_schedule_commands
+    from retinanet_ext.ablation.runner import prepare_study
+    from retinanet_ext.ablation.status import DONE
+    from retinanet_ext.ablation.study import load_study, with_changes
+    from retinanet_ext.ablation.unread_keys import check_overrides_are_read
+
     seeds, opts = _split_seeds(args.seeds or [], args.opts)
     with ExitStack() as stack:
         with usage_errors():
@@ -124,19 +117,6 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def full_schedule_commands(study: Study, output: Path) -> list[list[str]]:
-    """For each run, the words of its `train_net.py` command line; all arms of a seed before the next seed."""
-    commands = []
-    for seed in study.seeds:
-        for arm in study.arms:
-            command = ["python", "train_net.py"]
-            if arm_config(study, arm, datasets=False).MODEL.DEVICE.startswith("cuda"):
-                command += ["--num-gpus", str(_FULL_SCHEDULE_GPUS)]
-            command += ["--config-file", os.path.relpath(study.base), *arm_options(study, arm)]
-            commands.append([*command, "SEED", str(seed), "OUTPUT_DIR", str(run_folder(output, arm.name, seed))])
-    return commands
-
-
 def _split_seeds(words: list[str], opts: list[str]) -> tuple[list[int], list[str]]:
     """(seeds, overrides). In `--seeds 0 1 KEY VALUE`, argparse counts all words as seeds."""
     seeds = [int(word) for word in takewhile(str.isdecimal, words)]
@@ -145,7 +125,11 @@ def _split_seeds(words: list[str], opts: list[str]) -> tuple[list[int], list[str
     return seeds, [*words[len(seeds) :], *opts]
 
 
-def _table(study: Study, results: Results) -> str:
+def _table(study, results) -> str:
+    from tabulate import tabulate
+
+    from retinanet_ext.ablation.status import DONE
+
     def cell(arm, seed):
         status = results[arm.name, seed]
         value = status.metrics.get(study.metric)

@@ -4,16 +4,13 @@ import argparse
 import csv
 from pathlib import Path
 
-from retinanet_ext.analysis.loss_curves import figure_1, figure_5, figure_6
-from retinanet_ext.analysis.picture_style import save_figure
-
 from .usage import usage_errors
 
 HELP = "Draw the losses and their derivatives as in the Focal Loss paper (Figures 1, 5 and 6)."
 _FIGURES = {
-    "figure_1": (figure_1, "focal loss by p_t"),
-    "figure_5": (figure_5, "CE, FL and FL* by the margin x_t"),
-    "figure_6": (figure_6, "their derivatives by the logit"),
+    "figure_1": "focal loss by p_t",
+    "figure_5": "CE, FL and FL* by the margin x_t",
+    "figure_6": "their derivatives by the logit",
 }
 
 
@@ -22,11 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from retinanet_ext.analysis import loss_curves
+    from retinanet_ext.analysis.picture_style import save_figure
+
     output = Path(args.output)
     with usage_errors():
         output.mkdir(parents=True, exist_ok=True)
-    for name, (draw, what) in _FIGURES.items():
-        figure, columns = draw()
+    for name, what in _FIGURES.items():
+        figure, columns = getattr(loss_curves, name)()
         save_figure(figure, output / f"{name}.png")
         with (output / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)

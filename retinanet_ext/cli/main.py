@@ -5,11 +5,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import ablate, curves, imbalance, predict, shapes, speed_accuracy
-from .usage import UsageError
+from . import ablate, curves, imbalance, predict, shapes, speed_accuracy, train
+from .usage import UsageError, VerbParser
 
-# A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code.
+# A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code. It imports what it runs inside `run`,
+# because torch alone takes seconds, and `--help` needs none of it.
 VERBS = {
+    "train": train,
     "predict": predict,
     "ablate": ablate,
     "imbalance": imbalance,
@@ -21,7 +23,7 @@ USAGE_ERROR = 2
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="retinanet-ext", description="RetinaNet and its kin, from the command line.")
+    parser = VerbParser(prog="retinanet-ext", description="RetinaNet and its kin, from the command line.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
         module.add_arguments(verbs.add_parser(name, help=module.HELP, description=module.HELP))

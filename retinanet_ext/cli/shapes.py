@@ -2,8 +2,6 @@
 
 import argparse
 
-from retinanet_ext.data.generated_shapes import write_shapes
-
 from .usage import usage_errors
 
 HELP = "Write a small generated detection set (coloured shapes, COCO format) to a folder, unless it is there."
@@ -27,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from retinanet_ext.data.generated_shapes import write_shapes
+
     with usage_errors():
         write_shapes(
             args.output, args.train, args.val, args.seed, args.size, args.overwrite, args.objects, args.distractors

@@ -1,26 +1,10 @@
 """``retinanet-ext speed-accuracy``: AP against measured milliseconds per image (paper, Figure 2 and Table 1e)."""
 
 import argparse
-import csv
 import json
 import logging
 import math
 from pathlib import Path
-
-from tabulate import tabulate
-
-from retinanet_ext.analysis.picture_style import save_figure
-from retinanet_ext.analysis.timed_models import (
-    Row,
-    conditions,
-    draw,
-    evaluate,
-    load_subject,
-    read_images,
-    time_in_turns,
-)
-from retinanet_ext.config.loading import load_config
-from retinanet_ext.config.yaml_files import read_config_file
 
 from .usage import UsageError, usage_errors
 
@@ -50,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from retinanet_ext.analysis.speed_accuracy_report import write_report
+    from retinanet_ext.analysis.timed_models import Row, conditions, evaluate, load_subject, read_images, time_in_turns
+    from retinanet_ext.config.loading import load_config
+
     output = Path(args.output)
     with usage_errors():
         runs = _runs(args)
@@ -65,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         for subject, result, milliseconds in zip(subjects, results, times)
     ]
     about = {"dataset": subjects[0].dataset, "AP": "from results.json" if args.ap_from_results else "measured now"}
-    _write(rows, about | conditions(subjects[0].cfg.MODEL.DEVICE), output)
+    print(write_report(rows, about | conditions(subjects[0].cfg.MODEL.DEVICE), output))
+    logger.info("Picture, table and values: %s/speed_accuracy.png, .md, .csv, .json", output)
     return 0
 
 
@@ -89,6 +78,8 @@ def _runs(args):
 
 
 def _read_runs_file(file):
+    from retinanet_ext.config.yaml_files import read_config_file
+
     content = read_config_file(file)
     entries = content.get("RUNS")
     if set(content) != {"RUNS"} or not isinstance(entries, list) or not entries:
@@ -122,29 +113,3 @@ def _read_results(config, dataset):
 
 def _or_none(value):
     return None if value is None or math.isnan(value) else value
-
-
-def _write(rows, about, output):
-    """Write table, values and picture; also print the table."""
-    output.mkdir(parents=True, exist_ok=True)
-    save_figure(draw(rows, about["device"], about["dataset"]), output / "speed_accuracy.png")
-    values = [
-        {"name": row.name, "AP": row.ap, "AP50": row.ap50, "ms_median": row.quartiles[1],
-         "ms_lower_quartile": row.quartiles[0], "ms_upper_quartile": row.quartiles[2], "images": len(row.milliseconds)}
-        for row in rows
-    ]  # fmt: skip
-    (output / "speed_accuracy.json").write_text(json.dumps({**about, "runs": values}, indent=2) + "\n")
-    with (output / "speed_accuracy.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, values[0])
-        writer.writeheader()
-        writer.writerows(values)
-    table = tabulate(
-        [[v["name"], v["AP"], v["AP50"], f"{v['ms_median']:.1f}",
-          f"{v['ms_lower_quartile']:.1f} to {v['ms_upper_quartile']:.1f}"] for v in values],
-        ["model", "AP", "AP50", "ms per image", "quartiles"], tablefmt="github", floatfmt=".1f", missingval="undefined",
-    )  # fmt: skip
-    conditions = "\n".join(f"- {name}: {value}" for name, value in about.items())
-    conditions += f"\n- time: median of {values[0]['images']} images, one at a time, without reading and resizing them"
-    (output / "speed_accuracy.md").write_text(f"# Speed and accuracy\n\n{table}\n\n{conditions}\n")
-    print(f"{table}\n\n{conditions}")
-    logger.info("Picture, table and values: %s/speed_accuracy.png, .md, .csv, .json", output)

@@ -1,5 +1,6 @@
 """The keys this package adds to Detectron2's config, each with its default and its meaning."""
 
+import retinanet_ext.detection  # noqa: F401  (registers FocalRetinaNet: whoever has its keys can build it)
 from retinanet_ext.d2 import CfgNode as CN
 
 
@@ -28,6 +29,9 @@ def _add_data_keys(cfg: CN) -> None:
 def _add_model_keys(cfg: CN) -> None:
     # Class names in class-id order. They are filled in from the datasets, so that a saved config contains them.
     cfg.MODEL.CLASS_NAMES = []
+    # Category ids of the classes in the training data, in class-id order, for files of detections. They are filled in
+    # from COCO-format data; if empty, such files number the classes from 1.
+    cfg.MODEL.CLASS_IDS = []
     # Name of the head in DENSE_HEAD_REGISTRY.
     cfg.MODEL.RETINANET.HEAD = CN()
     cfg.MODEL.RETINANET.HEAD.NAME = "RetinaNetHead"

@@ -1,28 +1,33 @@
 """Builds a config from defaults, a YAML file with its bases, overrides, and the training data."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from retinanet_ext.d2 import CfgNode as CN
 from retinanet_ext.d2 import get_cfg
-from retinanet_ext.data.doctor.class_ids import NUM_CLASSES_KEY, config_class_names, resolve_num_classes
+from retinanet_ext.data.doctor.class_ids import (
+    NUM_CLASSES_KEY,
+    config_category_ids,
+    config_class_names,
+    resolve_num_classes,
+)
 from retinanet_ext.data.registration import register_custom_datasets
 
 from .keys import add_retinanet_ext_config
 from .legal_values import check_values
-from .yaml_files import flat_keys, read_config_file, unknown_key_message
+from .yaml_files import find_config, flat_keys, read_config_file, unknown_key_message
 
 
 def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, datasets: bool = True) -> CN:
     """Build a config from a YAML file and overrides.
 
     Args:
-        config_file: YAML with ``_BASE_`` inheritance, read by the safe loader; None: defaults only.
+        config_file: YAML with ``_BASE_`` inheritance, read by the safe loader: a path, or the name of a config that
+            comes with this package, such as ``quick/retinanet.yaml``. None: defaults only.
         opts: alternating keys and values, as on the command line.
         datasets: register ``DATASETS.CUSTOM``, and take ``MODEL.RETINANET.NUM_CLASSES`` (unless set in file or
-            opts) and ``MODEL.CLASS_NAMES`` from the data. Set to False for inference without the data.
+            opts) and ``MODEL.CLASS_NAMES``, ``CLASS_IDS`` from the data. Set to False for inference without the data.
 
     Returns:
         The config, not frozen.
@@ -38,8 +43,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     legal = set(flat_keys(cfg))
     mentioned = []
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"config file {config_file!r} does not exist (working directory: {os.getcwd()})")
+        config_file = find_config(config_file)
         loaded = read_config_file(config_file)
         _drop_empty_sections(loaded, cfg)
         mentioned += flat_keys(loaded)
@@ -110,3 +114,4 @@ def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:
     register_custom_datasets(cfg)
     cfg.MODEL.RETINANET.NUM_CLASSES = resolve_num_classes(cfg, NUM_CLASSES_KEY in mentioned)
     cfg.MODEL.CLASS_NAMES = config_class_names(cfg) or cfg.MODEL.CLASS_NAMES
+    cfg.MODEL.CLASS_IDS = config_category_ids(cfg) or cfg.MODEL.CLASS_IDS

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,13 +18,44 @@ _RETINANET_SIZES_EXPRESSION = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [3
 _RETINANET_SIZES = [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
 
 
+def shipped_configs() -> Path:
+    """The folder of the configs that come with this package."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"  # as installed from a wheel; in a clone the folder lies beside the package
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(filename: str) -> str:
+    """The file itself if it exists; else the config of that name that comes with this package.
+
+    ``quick/retinanet.yaml`` and ``configs/quick/retinanet.yaml`` name the same one.
+
+    Raises:
+        FileNotFoundError: there is neither; the message lists configs of similar names.
+    """
+    if os.path.isfile(filename):
+        return filename
+    folder = shipped_configs()
+    shipped = folder / Path(filename).as_posix().removeprefix("configs/")
+    if not os.path.isabs(filename) and shipped.is_file():
+        return str(shipped)
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.yaml"))]
+    near = difflib.get_close_matches(Path(filename).name, [Path(name).name for name in names], n=3)
+    similar = [name for name in names if Path(name).name in near] or names
+    raise FileNotFoundError(
+        f"config file {filename!r} does not exist (working directory: {os.getcwd()}); with the package come "
+        f"{', '.join(similar)}"
+    )
+
+
 def read_config_file(filename: str) -> dict[str, Any]:
     """Read a YAML file. Its values override those of the file, or list of files, that its `_BASE_` key names.
 
     Only plain YAML is read: other loaders, Detectron2's default among them, run code that a file contains.
 
     Args:
-        filename: path of the file. The path of a base is relative to the file that names it.
+        filename: path of the file. The path of a base is relative to the file that names it; if there is no such
+            file, the configs that come with this package are searched for it.
 
     Raises:
         FileNotFoundError: no such file; for a base, the message also names the file that asks for it.
@@ -59,6 +91,8 @@ def _read_with_bases(filename: str, readers: tuple[str, ...] = ()) -> dict[str, 
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         base_path = os.path.normpath(os.path.join(os.path.dirname(filename), os.path.expanduser(base)))
+        if not os.path.isfile(base_path) and (shipped_configs() / base).is_file():
+            base_path = str(shipped_configs() / base)
         try:
             _overwrite(merged, _read_with_bases(base_path, (*readers, filename)), base_path)
         except FileNotFoundError as error:

@@ -48,6 +48,15 @@ def register_custom_datasets(cfg: CfgNode) -> None:
         _register(_checked_item(item, f"DATASETS.CUSTOM[{index}]"))
 
 
+def category_indices(name: str) -> dict[int, int]:
+    """Category id in the annotation file -> class id, for a registered dataset; empty for data without such ids."""
+    metadata = MetadataCatalog.get(name)
+    item = metadata.get("custom_source", None)
+    if item is None:
+        return metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
+    return _indices(_categories(item), item) if item["FORMAT"] == "coco" else {}
+
+
 def _checked_item(item, where):
     """Return the item as a plain dict, with each path replaced by the tuple of absolute paths to try."""
     if not isinstance(item, dict):
@@ -154,10 +163,9 @@ def _load_voc_item(item):
 def _load_coco_item(item):
     json_file = _existing(item["JSON"], item, "JSON")
     images = _existing(item["IMAGES"], item, "IMAGES")
-    status = os.stat(json_file)
-    categories = _coco_categories(json_file, status.st_mtime_ns, status.st_size)
+    categories = _categories(item)
     names = item.get("CLASSES") or list(categories.values())
-    contiguous = {key: names.index(name) for key, name in categories.items() if name in names}
+    contiguous = _indices(categories, item)
     metadata = MetadataCatalog.get(item["NAME"])
     metadata.set(thing_classes=names, image_root=images)
     if len(contiguous) == len(categories) == len(names):
@@ -171,6 +179,18 @@ def _load_coco_item(item):
             annotation["category_id"] = contiguous.get(original, -1)
             annotation["category_name"] = categories.get(original, f"category id {original}")
     return records
+
+
+def _categories(item):
+    """{id: name} of the categories in the item's annotation file, sorted by id."""
+    json_file = _existing(item["JSON"], item, "JSON")
+    status = os.stat(json_file)
+    return _coco_categories(json_file, status.st_mtime_ns, status.st_size)
+
+
+def _indices(categories, item):
+    names = item.get("CLASSES") or list(categories.values())
+    return {key: names.index(name) for key, name in categories.items() if name in names}
 
 
 @lru_cache(maxsize=32)

@@ -2,8 +2,14 @@
 
 In reading order:
 
-- ``predictor.py``: detections for a stream of images, in batches
+- ``trained_model.py``: :func:`load`, from the folder of a run to a predictor
+- ``predictor.py``: detections for images, lists and streams, in batches
+- ``result.py``: what a predictor returns for an image: Detectron2's Instances, pictures, records
 - ``threaded_map.py``: prepares images in threads while the model works
+- ``file_predictions.py``: predicts files and folders, for `retinanet-ext predict`
+- ``sources.py``: the images and videos below the paths that a user gives
+- ``predictions_json.py``: detections as a COCO-format file
+- ``progress_report.py``: how far a long prediction is
 - ``fast_copy.py``: a faster copy of a model, for inference only
 - ``tta.py``: test-time augmentation for dense detectors
 """

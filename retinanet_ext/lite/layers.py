@@ -124,3 +124,18 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
             raise ValueError(f"unknown norm {norm!r}; legal: {', '.join(_NORMS)}, or an empty string for none")
         norm = _NORMS[norm]
     return norm(out_channels)
+
+
+# The same two as in fvcore.nn, whose import scripts a loss, takes a second and prints a warning.
+def fill_xavier_(module: nn.Module) -> None:
+    """Caffe2's XavierFill: weights uniform in +-sqrt(3 / fan_in), bias 0."""
+    nn.init.kaiming_uniform_(module.weight, a=1)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def fill_msra_(module: nn.Module) -> None:
+    """Caffe2's MSRAFill: weights normal with standard deviation sqrt(2 / fan_out), bias 0."""
+    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

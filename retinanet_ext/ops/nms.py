@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torchvision
 
 # On CPU torchvision compares all pairs of boxes in a call, also those of different groups. Many boxes in one call are
 # slow, and so are many calls: groups share a call up to about this many boxes, where both cost the same.
@@ -33,13 +32,20 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor,
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     boxes, scores = _moved_apart(boxes, groups), scores.double()
     if boxes.device.type != "cpu":
-        return torchvision.ops.nms(boxes, scores, iou_threshold)
+        return _nms(boxes, scores, iou_threshold)
     ordered_groups, order = groups.sort(stable=True)
     sizes = _sizes_of_calls(torch.unique_consecutive(ordered_groups, return_counts=True)[1].tolist())
     calls = zip(*(values.split(sizes) for values in (boxes[order], scores[order], order)))
-    kept = [members[torchvision.ops.nms(*rows, iou_threshold)] for *rows, members in calls]
+    kept = [members[_nms(*rows, iou_threshold)] for *rows, members in calls]
     kept = torch.cat(kept).sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def _nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    # Importing torchvision takes about as long as importing torch. Training does not need it.
+    from torchvision.ops import nms
+
+    return nms(boxes, scores, iou_threshold)
 
 
 def _moved_apart(boxes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:

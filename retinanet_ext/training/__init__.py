@@ -2,7 +2,8 @@
 
 In reading order:
 
-- ``launch.py``: one process or several
+- ``arguments.py``: the flags of the command line
+- ``launch.py``: what each process of a run does, and how the processes are started
 - ``trainer.py``: the engine's trainer with checked data, reports and records
 - ``step.py``: one training step, the same on both engines
 - ``nonfinite_losses.py``: the error for a loss that is not finite

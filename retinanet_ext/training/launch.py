@@ -1,4 +1,8 @@
-"""Starts a run as one process or several, or joins the processes that torchrun or SLURM has started."""
+"""One run: what each of its processes does, and how they are started.
+
+:func:`launch` starts one process or several, or joins those that torchrun or SLURM has started. In each of them,
+:func:`main` trains or evaluates.
+"""
 
 import datetime
 import gc
@@ -14,13 +18,60 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from retinanet_ext.d2 import comm, default_argument_parser
+from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.config.loading import load_config
+from retinanet_ext.d2 import (
+    CfgNode,
+    DetectionCheckpointer,
+    comm,
+    default_argument_parser,
+    default_setup,
+    setup_logger,
+)
 from retinanet_ext.machine.cpu import usable_cores
+
+from .trainer import Trainer
 
 # How long a process waits for the others, at the start and in every exchange.
 TIMEOUT = datetime.timedelta(minutes=30)
 
 logger = logging.getLogger(__name__)
+
+
+def main(args: Namespace) -> None:
+    """Train the config's model or, with ``--eval-only``, evaluate it.
+
+    Args:
+        args: Detectron2's command-line arguments.
+    """
+    cfg = _setup(args)
+    if args.eval_only:
+        evaluate(cfg, args.resume)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def _setup(args: Namespace) -> CfgNode:
+    cfg = load_config(args.config_file, args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    # Detectron2's default_setup sets up Detectron2's log only.
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")
+    return cfg
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict:
+    """Evaluate MODEL.WEIGHTS or, with ``resume``, the last checkpoint in the output folder if one exists."""
+    if not cfg.DATASETS.TEST:
+        raise ValueError("--eval-only needs a dataset, but DATASETS.TEST names no dataset")
+    model = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
+    load_weights(model, weights, strict=True)
+    results = Trainer.test(cfg, model)
+    return {**results, **Trainer.test_with_tta(cfg, model)} if cfg.TEST.AUG.ENABLED else results
 
 
 class ProcessGroup(NamedTuple):
@@ -81,7 +132,7 @@ def launch(main: Callable[[Namespace], None], args: Namespace) -> None:
         _run_in_group(main, args, group, "env://")
         return
     _check_flags(args)
-    if args.num_machines * args.num_gpus == 1:
+    if args.num_machines * args.num_gpus <= 1:
         main(args)
     else:
         address = _meeting_point(args)
@@ -89,8 +140,12 @@ def launch(main: Callable[[Namespace], None], args: Namespace) -> None:
 
 
 def _check_flags(args: Namespace) -> None:
-    if args.num_gpus < 1 or args.num_machines < 1:
-        raise ValueError(f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}; legal: at least 1")
+    # As in Detectron2, 0 GPUs mean one process.
+    if args.num_gpus < 0 or args.num_machines < 1 or (args.num_gpus == 0 and args.num_machines > 1):
+        raise ValueError(
+            f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}; legal: at least 1, or --num-gpus 0 "
+            "for one process on one machine"
+        )
     if not 0 <= args.machine_rank < args.num_machines:
         last = args.num_machines - 1
         raise ValueError(f"--machine-rank is {args.machine_rank}; legal: 0 to {last} (--num-machines - 1)")

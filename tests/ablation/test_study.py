@@ -97,7 +97,7 @@ def change_arm(**entries):
         (lambda c: c.update(SEEDS=[True]), "SEEDS must be integers from 0 on"),
         (lambda c: c.update(SEEDS=[]), "SEEDS must be integers from 0 on, at least one"),
         (lambda c: c.update(BASELINE="fokal"), "BASELINE is 'fokal', but the arms are focal, gamma=0.5_a"),
-        (lambda c: c.update(BASE="bas.yaml"), "config file '.*/bas.yaml' does not exist"),
+        (lambda c: c.update(BASE="bas.yaml"), "BASE: there is no .*/bas.yaml: config file 'bas.yaml' does not exist"),
         (lambda c: c.update(ARMS=[]), "ARMS must be a list of arms, at least one"),
         (lambda c: c.update(ARMS=["focal"]), r"ARMS\[0\] must be .*, found 'focal'"),
         (lambda c: c.update(OVERRIDES=[1]), "OVERRIDES must be {KEY: value}"),

@@ -1,6 +1,5 @@
 import json
 import logging
-from argparse import Namespace
 
 import cv2
 import numpy as np
@@ -10,11 +9,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from retinanet_ext.cli.main import main
-from retinanet_ext.cli.predict import _weights
-from retinanet_ext.cli.predict_files import find_sources
-from retinanet_ext.cli.usage import UsageError
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import build_model
+from retinanet_ext.inference.sources import find_sources
+from retinanet_ext.inference.trained_model import find_weights
 
 # A small model; with random weights and a high prior probability, it detects something everywhere.
 CONFIG = """
@@ -89,7 +87,7 @@ def built_config(run_folder, photos, tmp_path, monkeypatch, *arguments, flags=()
     def stop(cfg, **_):
         raise Stop(cfg)
 
-    monkeypatch.setattr("retinanet_ext.cli.predict.BatchPredictor", stop)
+    monkeypatch.setattr("retinanet_ext.inference.trained_model.Predictor", stop)
     config = ["--config-file", str(run_folder / "config.yaml"), "--output", str(tmp_path / "out")]
     with pytest.raises(Stop) as caught:
         main(["predict", *config, "--input", str(photos), *flags, "--", *arguments])
@@ -252,17 +250,16 @@ def test_cuda_where_there_is_none(run_folder, photos, tmp_path, capsys):
 
 def test_which_weights(tmp_path):
     cfg = load_config(None, ["MODEL.WEIGHTS", "https://host/start.pkl", "OUTPUT_DIR", str(tmp_path / "out")])
-    args = Namespace(weights=None, opts=[], config_file=str(tmp_path / "config.yaml"))
-    assert _weights(args, cfg) == "https://host/start.pkl"
+    config = tmp_path / "config.yaml"
+    assert find_weights(config, cfg, None) == "https://host/start.pkl"
     for name in ("out/model_final.pth", "out/model_best.pth", "model_final.pth", "model_best.pth"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-        assert _weights(args, cfg) == str(tmp_path / name)
-    args.opts = ["MODEL.WEIGHTS", "https://host/start.pkl"]
-    assert _weights(args, cfg) == "https://host/start.pkl"
-    args.weights = str(tmp_path / "out" / "model_final.pth")
-    assert _weights(args, cfg) == args.weights
-    empty = Namespace(weights=None, opts=[], config_file=str(tmp_path / "elsewhere" / "config.yaml"))
+        assert find_weights(config, cfg, None) == str(tmp_path / name)
+    overrides = ["MODEL.WEIGHTS", "https://host/start.pkl"]
+    assert find_weights(config, cfg, None, overrides) == "https://host/start.pkl"
+    final = str(tmp_path / "out" / "model_final.pth")
+    assert find_weights(config, cfg, final, overrides) == final
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "", "nowhere"
-    with pytest.raises(UsageError, match="No model_best.pth or model_final.pth in .*elsewhere or nowhere; give"):
-        _weights(empty, cfg)
+    with pytest.raises(FileNotFoundError, match="No model_best.pth or model_final.pth in .*elsewhere or nowhere; name"):
+        find_weights(tmp_path / "elsewhere" / "config.yaml", cfg, None)

@@ -4,7 +4,7 @@ import torch
 
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import Boxes, Instances
-from retinanet_ext.inference.predictor import BatchPredictor
+from retinanet_ext.inference.predictor import Predictor
 
 
 class Recorder(torch.nn.Module):
@@ -28,7 +28,7 @@ class Recorder(torch.nn.Module):
 
 def make(batch_size=2, **settings):
     cfg = load_config(None, [word for pair in settings.items() for word in pair])
-    return BatchPredictor(cfg, Recorder(), batch_size=batch_size)
+    return Predictor(cfg, Recorder(), batch_size=batch_size)
 
 
 def images(count):
@@ -70,10 +70,10 @@ def test_images_are_consumed_lazily():
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), "image.jpg"],
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), 3],
 )
 def test_what_is_no_image(image):
-    with pytest.raises(TypeError, match=r"uint8 BGR array of shape \(H, W, 3\), found"):
+    with pytest.raises(TypeError, match=r"uint8 BGR array of shape \(H, W, 3\), a Pillow image or a path, found"):
         list(make().predict([image]))
 
 
@@ -83,7 +83,7 @@ def test_bad_settings():
     with pytest.raises(ValueError, match="INPUT.FORMAT is 'L'"):
         make(**{"INPUT.FORMAT": "L"})
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
-        BatchPredictor(load_config(None, ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", "MODEL.DEVICE", "cpu",
+        Predictor(load_config(None, ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", "MODEL.DEVICE", "cpu",
                                           "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
                                           "MODEL.RESNETS.OUT_FEATURES", "['res3', 'res4', 'res5']",
                                           "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"]))  # fmt: skip

@@ -4,6 +4,8 @@ import difflib
 
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
+from ..registration import category_indices
+
 NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
 
 
@@ -43,6 +45,20 @@ def config_class_names(cfg: CfgNode) -> list[str]:
         if other_names != names:
             raise ValueError(_difference(datasets[0], names, other, other_names))
     return names
+
+
+def config_category_ids(cfg: CfgNode) -> list[int]:
+    """Ids of the classes in the annotation file of the first dataset, in the order of the class names.
+
+    Empty if the config names no dataset, or its first dataset has no such file, or not an id for each class.
+    """
+    datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if not datasets:
+        return []
+    names = dataset_class_names(datasets[0])
+    contiguous = category_indices(datasets[0])
+    ids = {index: category_id for category_id, index in contiguous.items()}
+    return [ids[index] for index in range(len(names))] if set(ids) == set(range(len(names))) else []
 
 
 def resolve_num_classes(cfg: CfgNode, num_classes_is_set: bool) -> int:

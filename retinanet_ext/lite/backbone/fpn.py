@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 
 from ..cfg_node import CfgNode
-from ..layers import Conv2d, ShapeSpec, get_norm
+from ..layers import Conv2d, ShapeSpec, fill_xavier_, get_norm
 from .backbone_base import BACKBONE_REGISTRY, Backbone
 from .resnet import build_resnet_backbone
 
@@ -53,8 +52,8 @@ class FPN(Backbone):
         for level, name in zip(levels, in_features, strict=True):
             lateral = Conv2d(shapes[name].channels, out_channels, 1, bias=bias, norm=get_norm(norm, out_channels))
             output = Conv2d(out_channels, out_channels, 3, padding=1, bias=bias, norm=get_norm(norm, out_channels))
-            c2_xavier_fill(lateral)
-            c2_xavier_fill(output)
+            fill_xavier_(lateral)
+            fill_xavier_(output)
             setattr(self, f"fpn_lateral{level}", lateral)
             setattr(self, f"fpn_output{level}", output)
         self.top_block = top_block
@@ -125,7 +124,7 @@ class LastLevelP6P7(nn.Module):
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
         for conv in (self.p6, self.p7):
-            c2_xavier_fill(conv)
+            fill_xavier_(conv)
 
     def forward(self, c5: torch.Tensor) -> list[torch.Tensor]:
         """(N, in_channels, H, W) to P6 (N, out_channels, H / 2, W / 2) and P7 at half of that, rounded up."""

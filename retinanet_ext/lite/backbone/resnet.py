@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
 from ..cfg_node import CfgNode
-from ..layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
+from ..layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, fill_msra_, get_norm
 from .backbone_base import BACKBONE_REGISTRY, Backbone
 
 BLOCKS_PER_STAGE = {
@@ -49,7 +48,7 @@ class ResNetBlock(nn.Module):
     def _init_convolutions(self) -> None:
         # conv1, conv2, ..., shortcut: Detectron2's order, so that equal seeds give equal weights.
         for _, conv in sorted(self.named_children()):
-            c2_msra_fill(conv)
+            fill_msra_(conv)
 
     def _make_shortcut(self, norm) -> None:
         """Adds the projection if input and output channels differ. It comes first in a block's state dict."""

@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from retinanet_ext.training.arguments import add_train_arguments
+
 from .. import comm
 from ..cfg_node import CfgNode
 from ..env import collect_env_info, seed_all_rng
@@ -17,18 +19,7 @@ logger = logging.getLogger(__name__)
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """The flags of Detectron2's ``train_net.py``, followed by ``KEY VALUE`` overrides, in ``opts``."""
     parser = argparse.ArgumentParser(epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one per GPU (or on CPU)")
-    parser.add_argument("--num-machines", type=int, default=1, help="machines in the job")
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    parser.add_argument(
-        "--dist-url",
-        default="auto",
-        help="tcp://ADDRESS:PORT of machine 0; auto: a free port of this machine",
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override keys")
+    add_train_arguments(parser)
     return parser
 
 

@@ -1,11 +1,8 @@
-"""Files of ``retinanet-ext predict``: its inputs, and its results in COCO format."""
+"""The images and videos below the paths that a user gives, and where the results of each go."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from retinanet_ext.d2 import Instances
 
 RESULTS_FILE = "predictions.json"  # for all images together; each video has its own file
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -83,30 +80,3 @@ def _is_results_file(name):
     """Whether `name` is a video whose JSON file would overwrite `RESULTS_FILE`."""
     source = Source(name, name.as_posix())
     return source.is_video and source.results(Path()) == Path(RESULTS_FILE)
-
-
-class CocoResults:
-    """Collects detections as one COCO-format file that pycocotools loads; category ids are class index + 1."""
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
-        self.content = {"images": [], "annotations": [], "categories": categories}
-
-    def add(self, file_name: str, instances: Instances, **fields: int) -> None:
-        """Add one image (`fields` go to its record) with its detections; boxes become XYWH in pixels."""
-        height, width = instances.image_size
-        images, annotations = self.content["images"], self.content["annotations"]
-        image_id = len(images) + 1
-        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height, **fields})
-        boxes = instances.pred_boxes.tensor.tolist()
-        scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
-        for box, score, k in zip(boxes, scores, classes, strict=True):
-            x0, y0, x1, y1 = box
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": image_id, "file_name": file_name, "category_id": k + 1,
-                 "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0, "score": score}
-            )  # fmt: skip
-
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.content))

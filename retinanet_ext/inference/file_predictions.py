@@ -1,0 +1,158 @@
+"""Predicts files: images and videos in, annotated pictures and COCO-format JSON out. Unreadable files are reported."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from retinanet_ext.d2 import detection_utils
+from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
+
+from .predictions_json import PredictionsFile
+from .predictor import Predictor
+from .progress_report import ProgressReport
+from .result import Result
+from .sources import RESULTS_FILE, Source
+from .threaded_map import map_ahead
+
+_DEFAULT_FPS = 25.0
+# If nothing is found, this many images are predicted once more, to name the best score below the threshold.
+_SCORED_AGAIN = 20
+
+logger = logging.getLogger(__name__)
+
+
+class FilePredictions:
+    """One run over all inputs.
+
+    Args:
+        predictor: the model.
+        output: folder of the results.
+        pictures: write annotated pictures and videos too.
+
+    Attributes:
+        skipped: path -> reason, for each input that could not be predicted.
+        detections: number of detections so far.
+        done: number of images and frames so far.
+    """
+
+    def __init__(self, predictor: Predictor, output: Path, pictures: bool = True) -> None:
+        self.predictor = predictor
+        self.output = output
+        self.pictures = pictures
+        self.skipped: dict[Path, str] = {}
+        self.detections = 0
+        self.done = 0
+        self._first_images: list[np.ndarray] = []
+
+    def skip(self, path: Path, reason: str) -> None:
+        """Report that a path gives no result."""
+        logger.warning("Skipped %s: %s", path, reason)
+        self.skipped[path] = reason
+
+    def run_images(self, sources: Sequence[Source]) -> None:
+        """Predict image files; their detections go to one ``predictions.json``."""
+        results = self._new_results()
+        waiting = deque()
+
+        def readable(progress):
+            for source, image in map_ahead(self._read, sources):
+                if isinstance(image, Exception):
+                    self.skip(source.path, f"{type(image).__name__}: {image}")
+                    progress.update()
+                else:
+                    waiting.append(source)
+                    yield image
+
+        with ProgressReport(len(sources), "image") as progress:
+            for result in self.predictor.predict(readable(progress)):
+                source = waiting.popleft()
+                self._count(result)
+                results.add(result, str(source.path))
+                if self.pictures:
+                    result.save(source.picture(self.output))
+                progress.update()
+        results.save(self.output / RESULTS_FILE)
+
+    def run_video(self, source: Source) -> None:
+        """Predict the frames of a video; their detections go to a JSON file of its own."""
+        results = self._new_results()
+        problems: list[str] = []
+        with ExitStack() as stack:
+            capture = cv2.VideoCapture(str(source.path))
+            stack.callback(capture.release)
+            expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+            fps = capture.get(cv2.CAP_PROP_FPS) or _DEFAULT_FPS
+            progress = stack.enter_context(ProgressReport(expected, "frame"))
+            writer = None
+            for number, result in enumerate(self.predictor.predict(self._frames(capture, problems))):
+                self._count(result)
+                results.add(result, str(source.path), frame=number)
+                if self.pictures:
+                    if writer is None:
+                        writer = _video_writer(source.picture(self.output), fps, result.image.shape)
+                        stack.callback(writer.release)
+                    writer.write(result.draw())
+                progress.update()
+        count = len(results.content["images"])
+        if count == 0:
+            self.skip(source.path, problems[0] if problems else "no frame of this video can be decoded")
+            return
+        if count < expected:
+            logger.warning("%s: %d of %d frames could be decoded.", source.path, count, expected)
+        results.save(source.results(self.output))
+
+    def best_score(self) -> tuple[float, int]:
+        """The best score in the first images, whatever the threshold, and the number of those images."""
+        model = self.predictor.model
+        threshold = model.test_score_thresh
+        model.test_score_thresh = 0.0
+        try:
+            results = list(self.predictor.predict(self._first_images))
+        finally:
+            model.test_score_thresh = threshold
+        return max((float(result.scores.max()) for result in results if len(result)), default=0.0), len(results)
+
+    def _frames(self, capture, problems: list[str]) -> Iterator[np.ndarray]:
+        while True:
+            success, frame = capture.read()
+            if not success:
+                return
+            try:
+                self.predictor.check_image(frame)
+            except ValueError as error:
+                problems.append(str(error))
+                return
+            yield frame
+
+    def _read(self, source: Source):
+        """(source, uint8 BGR image ``(H, W, 3)`` after its EXIF rotation), or (source, error)."""
+        try:
+            image = detection_utils.read_image(str(source.path), format="BGR")
+            self.predictor.check_image(image)
+        except (*IMAGE_ERRORS, ValueError) as error:
+            return source, error
+        return source, image
+
+    def _new_results(self) -> PredictionsFile:
+        return PredictionsFile(self.predictor.class_names, self.predictor.category_ids)
+
+    def _count(self, result: Result) -> None:
+        self.done += 1
+        self.detections += len(result)
+        if self.detections:
+            self._first_images.clear()
+        elif len(self._first_images) < _SCORED_AGAIN:
+            self._first_images.append(result.image)
+
+
+def _video_writer(path: Path, fps: float, shape: tuple[int, ...]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (shape[1], shape[0]))
+    if not writer.isOpened():
+        raise OSError(f"OpenCV cannot write the video {path}; is the folder writable, does OpenCV have FFmpeg?")
+    return writer

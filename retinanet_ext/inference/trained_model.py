@@ -1,0 +1,107 @@
+"""A trained model from the folder of its run."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from retinanet_ext.config.loading import load_config
+from retinanet_ext.d2 import CfgNode
+
+from .predictor import Predictor
+
+WEIGHT_FILES = ("model_best.pth", "model_final.pth")
+DEFAULT_SCORE_THRESHOLD = 0.5
+_SCORE_KEY, _DEVICE_KEY, _WEIGHTS_KEY = "MODEL.RETINANET.SCORE_THRESH_TEST", "MODEL.DEVICE", "MODEL.WEIGHTS"
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    run: str | Path,
+    weights: str | Path | None = None,
+    *,
+    score_threshold: float | None = None,
+    device: str | None = None,
+    batch_size: int = 4,
+    overrides: Sequence[str] = (),
+) -> Predictor:
+    """Load a trained model, ready to predict::
+
+        predictor = retinanet_ext.load("output/quick")
+        result = predictor("photo.jpg")
+        result.save("out.jpg")
+
+    Args:
+        run: the output folder of a run, or a config file, ideally the ``config.yaml`` of a run.
+        weights: the checkpoint. None: MODEL.WEIGHTS if it is among the overrides, else ``model_best.pth`` or
+            ``model_final.pth`` beside the config or in its OUTPUT_DIR, else the config's MODEL.WEIGHTS.
+        score_threshold: detections below it are left out, 0 to 1. None: that of the overrides, else 0.5.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto`` for CUDA if there is a device. None: that of the
+            overrides, else ``auto``.
+        batch_size: images per forward pass.
+        overrides: alternating config keys and values, as on the command line.
+
+    Raises:
+        FileNotFoundError: no such config or checkpoint.
+        KeyError, TypeError, ValueError: an argument or a key of the config is not legal, or the weights do not fit.
+    """
+    if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
+        raise ValueError(f"the score threshold is {score_threshold}; legal: 0 to 1")
+    path = Path(run) / "config.yaml" if Path(run).is_dir() else Path(run)
+    cfg = _load_config(path, overrides)
+    _set_device(cfg, device, overrides)
+    cfg.MODEL.WEIGHTS = find_weights(path, cfg, weights, overrides)
+    if score_threshold is not None:
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_threshold
+    elif _SCORE_KEY not in overrides[::2]:
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = DEFAULT_SCORE_THRESHOLD
+    cfg.freeze()
+    predictor = Predictor(cfg, batch_size=batch_size)
+    names = ", ".join(predictor.class_names)
+    logger.info("Weights: %s; device: %s; classes: %s.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, names)
+    return predictor
+
+
+def _load_config(path: Path, overrides: Sequence[str]) -> CfgNode:
+    cfg = load_config(str(path), overrides, datasets=False)
+    if cfg.MODEL.CLASS_NAMES:
+        return cfg
+    # Only the config of a run holds the class names; otherwise the training data have them.
+    try:
+        return load_config(str(path), overrides)
+    except OSError as error:
+        logger.warning("The training data cannot be read, so classes have numbers instead of names. %s", error)
+        return cfg
+
+
+def _set_device(cfg: CfgNode, device: str | None, overrides: Sequence[str]) -> None:
+    if device not in (None, "auto"):
+        cfg.MODEL.DEVICE = device
+    elif device == "auto" or _DEVICE_KEY not in overrides[::2]:
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"The device is {cfg.MODEL.DEVICE}, but PyTorch finds no CUDA device here; use cpu.")
+
+
+def find_weights(config: Path, cfg: CfgNode, weights: str | Path | None, overrides: Sequence[str] = ()) -> str:
+    """The checkpoint to use; see :func:`load`. The config's MODEL.WEIGHTS comes last: for a run, training started
+    from these weights.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    folders = [config.parent, Path(cfg.OUTPUT_DIR)]
+    found = [str(folder / name) for folder in folders for name in WEIGHT_FILES if (folder / name).is_file()]
+    if weights is not None or _WEIGHTS_KEY in overrides[::2]:
+        path = str(weights or cfg.MODEL.WEIGHTS)
+    else:
+        path = found[0] if found else cfg.MODEL.WEIGHTS
+    if not path:
+        raise FileNotFoundError(
+            f"No {' or '.join(WEIGHT_FILES)} in {folders[0]} or {folders[1]}; name the checkpoint (--weights FILE)."
+        )
+    if "://" not in path and not Path(path).is_file():
+        raise FileNotFoundError(f"The weights {path} do not exist.")
+    return path
