@@ -84,7 +84,8 @@ def _add_cls_loss_keys(cfg: CN) -> None:
 
 def _add_run_keys(cfg: CN) -> None:
     # Type of mixed precision if SOLVER.AMP.ENABLED is set: "float16" (CUDA only, with gradient scaling), "bfloat16", or
-    # empty for float16 on CUDA, as in Detectron2, and bfloat16 on a CPU. Weights, losses and optimizer stay in float32.
+    # empty: float16 on CUDA, as in Detectron2, bfloat16 on a CPU that has instructions for it, and float32 on other
+    # CPUs. Weights, losses and optimizer stay in float32.
     cfg.SOLVER.AMP.DTYPE = ""
     # Each process splits its images of a step into this many micro-batches and computes one after the other. This takes
     # the memory of a micro-batch and gives the losses and gradients of the whole batch. Only batch norms see the

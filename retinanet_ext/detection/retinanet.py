@@ -28,6 +28,7 @@ from retinanet_ext.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DenseFoca
 from retinanet_ext.losses.box_losses import make_box_loss
 from retinanet_ext.ops import Box2BoxTransform
 
+from .class_metadata import publish_class_names
 from .decoding import decode_batch
 from .gradient_checkpointing import recompute_in_backward
 from .head import DENSE_HEAD_REGISTRY
@@ -148,6 +149,7 @@ class FocalRetinaNet(nn.Module):
                 "the config has no keys of retinanet_ext; call retinanet_ext.add_retinanet_ext_config(cfg) right after "
                 "get_cfg()"
             )
+        publish_class_names(cfg)
         backbone = build_backbone(cfg)
         backbone_shape = backbone.output_shape()
         _check_in_features(retinanet.IN_FEATURES, backbone_shape)

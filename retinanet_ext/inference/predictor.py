@@ -62,6 +62,7 @@ class Predictor:
         self.batch_size = batch_size
         self.workers = workers
         self.input_format = cfg.INPUT.FORMAT
+        self.device = torch.device(cfg.MODEL.DEVICE)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     def __call__(self, images: Input | Sequence[Input] | np.ndarray) -> Result | list[Result]:

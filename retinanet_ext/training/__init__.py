@@ -6,6 +6,7 @@ In reading order:
 - ``launch.py``: what each process of a run does, and how the processes are started
 - ``trainer.py``: the engine's trainer with checked data, reports and records
 - ``step.py``: one training step, the same on both engines
+- ``frozen_parts.py``: refuses frozen layers without trained weights
 - ``nonfinite_losses.py``: the error for a loss that is not finite
 - ``process_checks.py``: refuses jobs that cannot work, before they start
 - ``progress_line.py``: progress on a terminal and in a log

@@ -5,13 +5,55 @@ import logging
 import math
 import os
 import sys
+import time
 
 import torch
 from tqdm import tqdm
 
-from retinanet_ext.d2 import EventWriter, get_event_storage
+from retinanet_ext.d2 import EventWriter, get_event_storage, hooks
 
 logger = logging.getLogger(__name__)
+
+
+class FirstProgress(hooks.HookBase):
+    """Says before the first step what will be done, and after the first steps how long it takes.
+
+    The progress line comes every 20 steps, which may be a minute on a CPU.
+    """
+
+    # The first step takes longer than the others, because it sets up memory and kernels.
+    STEPS = (1, 4)
+
+    def __init__(self, *, images_per_batch: int, num_images: int | None, device: str):
+        """
+        Args:
+            images_per_batch: images in a batch, over all processes.
+            num_images: images in the training set; None if unknown.
+            device: where the model is.
+        """
+        self._images_per_batch, self._num_images, self._device = images_per_batch, num_images, device
+
+    def before_train(self) -> None:
+        steps = self.trainer.max_iter - self.trainer.start_iter
+        images = steps * self._images_per_batch
+        epochs = f", {images / self._num_images:.1f} times each of {self._num_images}" if self._num_images else ""
+        logger.info(
+            "Training on %s: %d iterations of %d images%s.", self._device, steps, self._images_per_batch, epochs
+        )
+        self._start = self._latest = time.perf_counter()
+
+    def after_step(self) -> None:
+        done = self.trainer.iter - self.trainer.start_iter + 1
+        if done > max(self.STEPS):
+            return
+        now = time.perf_counter()
+        if done == self.STEPS[0]:
+            logger.info("iteration 1 done after %.1f s", now - self._start)
+            self._latest = now
+        elif done == self.STEPS[1]:
+            seconds = (now - self._latest) / (self.STEPS[1] - self.STEPS[0])
+            left = datetime.timedelta(seconds=round(seconds * (self.trainer.max_iter - self.trainer.iter - 1)))
+            logger.info("%.2f s an iteration: about %s left, evaluations not counted", seconds, left)
 
 
 class ProgressWriter(EventWriter):

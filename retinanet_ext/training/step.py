@@ -14,13 +14,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from retinanet_ext.machine.cpu import computes_in_bfloat16
 from retinanet_ext.machine.processes import bare_model
 
 from .nonfinite_losses import nonfinite_error
 
 
 def mixed_precision(cfg: Any) -> torch.dtype | None:
-    """The type that ``SOLVER.AMP`` asks for; None if it is not enabled: everything is float32.
+    """The type that ``SOLVER.AMP`` asks for; None for float32 everywhere.
+
+    It is None if ``SOLVER.AMP`` is not enabled, and if it names no type on a CPU without instructions for bfloat16.
 
     Raises:
         ValueError: float16 on another device than CUDA.
@@ -28,8 +31,11 @@ def mixed_precision(cfg: Any) -> torch.dtype | None:
     amp, device = cfg.SOLVER.AMP, torch.device(cfg.MODEL.DEVICE).type
     if not amp.ENABLED:
         return None
-    # A config without this package's keys has no DTYPE: then float16 on CUDA, as in Detectron2, and bfloat16 on a CPU.
-    name = amp.get("DTYPE", "") or ("float16" if device == "cuda" else "bfloat16")
+    # A config without this package's keys has no DTYPE.
+    name = amp.get("DTYPE", "")
+    if not name and device == "cpu" and not computes_in_bfloat16():
+        return None
+    name = name or ("float16" if device == "cuda" else "bfloat16")
     if name == "float16" and device != "cuda":
         raise ValueError(
             f"SOLVER.AMP.DTYPE is 'float16', which trains on CUDA only, and MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; set "

@@ -33,9 +33,10 @@ from retinanet_ext.machine.cpu import keep_freed_memory
 from retinanet_ext.machine.devices import check_device
 from retinanet_ext.registry import check_registered
 
+from .frozen_parts import refuse_unfilled_frozen_parts
 from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
-from .progress_line import ProgressWriter
+from .progress_line import FirstProgress, ProgressWriter
 from .run_record import write_results, write_run_record
 from .step import TrainStep, mixed_precision
 
@@ -61,7 +62,8 @@ class Trainer(DefaultTrainer):
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
         check_processes(cfg)
-        mixed_precision(cfg)  # refuses a type that the device cannot compute in
+        if mixed_precision(cfg) is None and cfg.SOLVER.AMP.ENABLED:
+            logger.info("SOLVER.AMP: this processor has no instructions for bfloat16, so training is in float32.")
         with warnings.catch_warnings():
             # Detectron2 makes a CUDA gradient scaler even for a model on the CPU; `_use_our_step` replaces it.
             warnings.filterwarnings("ignore", message=".*GradScaler.*")
@@ -89,7 +91,8 @@ class Trainer(DefaultTrainer):
             return
         if resume:
             logger.warning("nothing to resume in %s; starting from MODEL.WEIGHTS", self.cfg.OUTPUT_DIR)
-        load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+        report = load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+        refuse_unfilled_frozen_parts(self.model, report.loaded if report else [])
 
     def _resume(self) -> None:
         path = self.checkpointer.get_checkpoint_file()
@@ -197,6 +200,13 @@ class Trainer(DefaultTrainer):
                 metric = f"{self.cfg.DATASETS.TEST[0]}/{metric}"
             best = _BestCheckpointer(self.model, self.cfg.OUTPUT_DIR)
             extra.append(hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, metric))
+        extra.append(
+            FirstProgress(
+                images_per_batch=self.cfg.SOLVER.IMS_PER_BATCH,
+                num_images=getattr(self.data_loader, "num_images", None),
+                device=self.cfg.MODEL.DEVICE,
+            )
+        )
         # The writers come last, so that they see what the evaluation stored.
         return hook_list[:-1] + extra + hook_list[-1:]
 

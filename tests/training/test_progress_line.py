@@ -2,11 +2,12 @@ import logging
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from retinanet_ext.d2 import EventStorage
-from retinanet_ext.training.progress_line import ProgressWriter
+from retinanet_ext.training.progress_line import FirstProgress, ProgressWriter
 
 
 def run(writer, first, last):
@@ -54,3 +55,23 @@ def test_nothing_after_the_last_iteration(iteration, caplog):
     with caplog.at_level(logging.INFO, "retinanet_ext.training.progress_line"), EventStorage(iteration):
         writer.write()
     assert not caplog.records
+
+
+def test_the_plan_and_the_time_of_the_first_steps_are_said(caplog, monkeypatch):
+    """A clock by hand: 5 s for the first step, 2 s for each further one."""
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    hook = FirstProgress(images_per_batch=4, num_images=80, device="cpu")
+    hook.trainer = SimpleNamespace(start_iter=10, max_iter=110, iter=10)
+    with caplog.at_level(logging.INFO, "retinanet_ext.training.progress_line"):
+        hook.before_train()
+        for step in range(6):
+            now[0] += 5 if step == 0 else 2
+            hook.trainer.iter = 10 + step
+            hook.after_step()
+    lines = list(dict.fromkeys(record.getMessage() for record in caplog.records))  # two handlers may catch a line
+    assert lines == [
+        "Training on cpu: 100 iterations of 4 images, 5.0 times each of 80.",
+        "iteration 1 done after 5.0 s",
+        "2.00 s an iteration: about 0:03:12 left, evaluations not counted",  # 96 iterations of 2 s
+    ]

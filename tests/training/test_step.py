@@ -111,8 +111,18 @@ def test_a_model_in_evaluation_mode_and_a_loader_that_ends_are_named():
         (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cuda", "SOLVER.AMP.DTYPE", "bfloat16"], torch.bfloat16),
     ],
 )
-def test_the_type_of_mixed_precision(opts, expected):
+def test_the_type_of_mixed_precision(opts, expected, monkeypatch):
+    monkeypatch.setattr("retinanet_ext.training.step.computes_in_bfloat16", lambda: True)
     assert mixed_precision(small_config(*opts)) == expected
+
+
+def test_a_processor_without_bfloat16_trains_in_float32_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr("retinanet_ext.training.step.computes_in_bfloat16", lambda: False)
+    assert mixed_precision(small_config("SOLVER.AMP.ENABLED", "True")) is None
+    explicit = small_config("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")
+    assert mixed_precision(explicit) == torch.bfloat16
+    on_cuda = small_config("SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cuda")
+    assert mixed_precision(on_cuda) == torch.float16
 
 
 def test_half_precision_on_a_cpu_is_refused_before_anything_is_built(shapes, tmp_path, monkeypatch):
