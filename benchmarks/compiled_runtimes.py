@@ -42,7 +42,8 @@ def make_cases(model: nn.Module, pixels: torch.Tensor, threads: int, folder: Pat
     cases.append(Case("FocalRetinaNet bfloat16", _eager(optimize_for_inference(model, dtype="bfloat16"), pixels)))
     cases.append(Case("FocalRetinaNet bfloat16, TEST.COMPILE", _eager(_compiled(model, "bfloat16"), pixels)))
     if importlib.util.find_spec("openvino"):
-        cases += [Case(f"OpenVINO {dtype}", _openvino(fused, pixels, threads, dtype)) for dtype in ("float32", "bfloat16")]
+        for dtype in ("float32", "bfloat16"):
+            cases.append(Case(f"OpenVINO {dtype}", _openvino(fused, pixels, threads, dtype)))
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
         cases.append(Case("ONNX Runtime float32", _onnxruntime(fused, pixels, threads, folder)))
     return cases

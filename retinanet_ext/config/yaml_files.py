@@ -36,9 +36,8 @@ def find_config(filename: str) -> str:
     if os.path.isfile(filename):
         return filename
     folder = shipped_configs()
-    shipped = folder / Path(filename).as_posix().removeprefix("configs/")
-    if not os.path.isabs(filename) and shipped.is_file():
-        return str(shipped)
+    if _shipped(filename).is_file():
+        return str(_shipped(filename))
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.yaml"))]
     near = difflib.get_close_matches(Path(filename).name, [Path(name).name for name in names], n=3)
     similar = [name for name in names if Path(name).name in near] or names
@@ -46,6 +45,11 @@ def find_config(filename: str) -> str:
         f"config file {filename!r} does not exist (working directory: {os.getcwd()}); with the package come "
         f"{', '.join(similar)}"
     )
+
+
+def _shipped(name: str) -> Path:
+    """Where the config of this name would be among those that come with this package."""
+    return shipped_configs() / Path(name).as_posix().removeprefix("configs/")
 
 
 def read_config_file(filename: str) -> dict[str, Any]:
@@ -91,8 +95,8 @@ def _read_with_bases(filename: str, readers: tuple[str, ...] = ()) -> dict[str, 
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         base_path = os.path.normpath(os.path.join(os.path.dirname(filename), os.path.expanduser(base)))
-        if not os.path.isfile(base_path) and (shipped_configs() / base).is_file():
-            base_path = str(shipped_configs() / base)
+        if not os.path.isfile(base_path) and _shipped(base).is_file():
+            base_path = str(_shipped(base))
         try:
             _overwrite(merged, _read_with_bases(base_path, (*readers, filename)), base_path)
         except FileNotFoundError as error:

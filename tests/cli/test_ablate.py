@@ -148,3 +148,9 @@ def test_ray_that_is_not_installed_is_an_error_that_says_what_to_do(study, tmp_p
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["ablate", "run", study, "--ray", "auto", "--output", str(tmp_path / "out")]) == 2
     assert "pip install ray" in capsys.readouterr().err
+
+
+def test_an_installation_without_studies_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("retinanet_ext.ablation.study.BUILT_IN_STUDIES", tmp_path)
+    assert main(["ablate", "list"]) == 2
+    assert "has no studies" in capsys.readouterr().err

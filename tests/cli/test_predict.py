@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from retinanet_ext.cli.main import main
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import build_model
+from retinanet_ext.inference.progress_report import ProgressReport
 from retinanet_ext.inference.sources import find_sources
 from retinanet_ext.inference.trained_model import find_weights
 
@@ -263,3 +264,36 @@ def test_which_weights(tmp_path):
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "", "nowhere"
     with pytest.raises(FileNotFoundError, match="No model_best.pth or model_final.pth in .*elsewhere or nowhere; name"):
         find_weights(tmp_path / "elsewhere" / "config.yaml", cfg, None)
+
+
+def test_without_a_terminal_progress_is_logged_every_ten_seconds(monkeypatch, caplog):
+    """A clock by hand: 4 s for each of six images, so that lines come after 12 and 24 s."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    with caplog.at_level(logging.INFO), ProgressReport(6, "image") as progress:
+        for _ in range(6):
+            now[0] += 4.0
+            progress.update()
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 of 6 images, 0.2 images/s", "6 of 6 images, 0.2 images/s",
+    ]  # fmt: skip
+
+
+def test_the_best_score_is_named_when_nothing_is_found(run_folder, photos, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        predict(run_folder, tmp_path / "all", "--input", photos, "--score-threshold", "0", "--no-pictures")
+        best = max(a["score"] for a in json.loads((tmp_path / "all" / "predictions.json").read_text())["annotations"])
+        caplog.clear()
+        predict(run_folder, tmp_path / "none", "--input", photos, "--score-threshold", "0.99", "--no-pictures")
+    assert f"{best:.3g}" in caplog.text and "--score-threshold" in caplog.text
+
+
+def test_predictions_keep_the_category_ids_of_the_data(run_folder, photos, tmp_path):
+    """COCO's zebra is 24 and its knife 49; numbered anew, they would be other classes."""
+    out = tmp_path / "out"
+    predict(run_folder, out, "--input", photos, "--no-pictures", "--", "MODEL.CLASS_IDS", "[1, 24, 49]")
+    content = json.loads((out / "predictions.json").read_text())
+    assert {c["id"]: c["name"] for c in content["categories"]} == {1: "ant", 24: "bee", 49: "fly"}
+    ids = {a["category_id"] for a in content["annotations"]}
+    assert ids and ids <= {1, 24, 49}

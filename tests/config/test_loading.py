@@ -163,3 +163,25 @@ def test_an_integer_is_good_enough_for_a_float(tmp_path):
     assert cfg.SOLVER.MAX_ITER == 7 and isinstance(cfg.SOLVER.MAX_ITER, int)
     with pytest.raises(ValueError, match="FOCAL_LOSS_GAMMA"):
         load_config(None, ["MODEL.RETINANET.FOCAL_LOSS_GAMMA", "much"], datasets=False)
+
+
+@pytest.mark.parametrize("base", ["own_data/from_scratch.yaml", "configs/own_data/from_scratch.yaml"])
+def test_configs_of_the_package_are_found_from_any_folder(base, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(f"_BASE_: {base}\nSOLVER: {{MAX_ITER: 7}}\n")
+    monkeypatch.chdir(tmp_path)
+    mine, theirs = load_config("mine.yaml", datasets=False), load_config(base, datasets=False)
+    assert (mine.SOLVER.MAX_ITER, theirs.SOLVER.MAX_ITER) == (7, 880)
+    assert mine.MODEL.RESNETS.DEPTH == theirs.MODEL.RESNETS.DEPTH == 18
+
+
+def test_a_file_of_one_s_own_comes_before_a_config_of_the_package(tmp_path, monkeypatch):
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "retinanet.yaml").write_text("SOLVER: {MAX_ITER: 7}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quick/retinanet.yaml", datasets=False).SOLVER.MAX_ITER == 7
+
+
+def test_an_unknown_config_names_similar_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="'quick/retinanett.yaml' does not exist .* quick/retinanet.yaml"):
+        load_config("quick/retinanett.yaml", datasets=False)

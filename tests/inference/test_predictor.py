@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import Boxes, Instances
@@ -97,3 +98,43 @@ def test_an_image_of_which_resizing_leaves_nothing():
             predictor.check_image(np.zeros(shape, np.uint8))
     predictor.check_image(np.zeros((2, 4000, 3), np.uint8))
     make(**{"INPUT.MIN_SIZE_TEST": 0}).check_image(np.zeros((1, 4000, 3), np.uint8))
+
+
+def test_one_image_or_many_in_every_form(tmp_path):
+    """The detector's score is the mean blue value, which says which image a result belongs to."""
+    predictor = make(**{"MODEL.CLASS_NAMES": "['only']", "MODEL.RETINANET.NUM_CLASSES": "1"})
+    first, second, _ = images(3)
+    second = second[:30]
+    paths = [tmp_path / "a.png", str(tmp_path / "b.png")]
+    for path, image in zip(paths, (first, second)):
+        Image.fromarray(image[:, :, ::-1]).save(path)
+
+    def blue(results):
+        return [float(result.scores[0]) for result in results]
+
+    assert blue([predictor(first)]) == [0.0]
+    assert blue([predictor(paths[1])]) == [1.0] and predictor(paths[1]).file_name == paths[1]
+    assert blue([predictor(Image.fromarray(second[:, :, ::-1]))]) == [1.0]
+    assert blue(predictor([paths[0], second])) == [0.0, 1.0]
+    assert blue(predictor(np.stack([first, second]))) == [0.0, 1.0]
+    assert predictor([]) == [] and predictor(first).names == ["only"]
+
+
+def test_a_result_is_instances_that_can_be_filtered_drawn_and_saved(tmp_path):
+    result = make()(next(images(1)))
+    assert isinstance(result, Instances) and result["instances"] is result
+    assert len(result[result.scores > 1e9]) == 0 and result[:1].file_name == result.file_name
+    picture = result.draw()
+    assert picture.shape == result.image.shape and (picture != result.image).any()
+    result.save(tmp_path / "new" / "out.png")
+    with Image.open(tmp_path / "new" / "out.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved)[:, :, ::-1], picture)
+    with pytest.raises(ValueError, match="has the suffix '.xyz'.*ends in .jpg, .png"):
+        result.save(tmp_path / "out.xyz")
+    with pytest.raises(KeyError, match="the one key 'instances'"):
+        result["boxes"]
+
+
+def test_without_ids_of_the_data_categories_count_from_1():
+    (record,) = make()(next(images(1))).to_coco("a")
+    assert (record["image_id"], record["category_id"], record["bbox"]) == ("a", 1, [0.0, 0.0, 60.0, 30.0])
