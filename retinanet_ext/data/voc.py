@@ -88,7 +88,7 @@ def _read_object(item, class_ids, path):
         "category_name": name,
         "bbox": [x0 - 1.0, y0 - 1.0, x1 - 1.0 if x1 <= x0 else x1, y1 - 1.0 if y1 <= y0 else y1],
         "bbox_mode": BoxMode.XYXY_ABS,
-        "difficult": int(item.findtext("difficult") or 0),
+        "difficult": _flag(item, "difficult", path),
     }
 
 
@@ -110,6 +110,14 @@ def _text(item, key, path):
     if not text:
         raise ValueError(f"{path}: <{item.tag}> has no <{key}>.")
     return text
+
+
+def _flag(item, key, path):
+    text = (item.findtext(key) or "").strip() or "0"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: <{key}> of <{item.tag}> is {text!r}; legal: 0, 1, or no <{key}>.") from error
 
 
 def _number(item, key, path):
