@@ -37,7 +37,7 @@ def test_flip_of_image_and_box_by_hand():
 
 @pytest.mark.parametrize(
     ("crop_type", "size"),
-    [("relative", (0.3, 0.3)), ("relative_range", (0.1, 0.1)), ("absolute", (0.5, 0.5)), ("absolute_range", (0.5, 0.6))],
+    [("relative", (0.3, 0.3)), ("relative_range", (0.1, 0.1)), ("absolute", (0.5, 1)), ("absolute_range", (0.5, 0.6))],
 )
 def test_a_crop_has_at_least_one_pixel(crop_type, size):
     crop = T.RandomCrop(crop_type, size)
