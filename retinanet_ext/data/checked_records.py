@@ -147,8 +147,9 @@ def _register_derived(name: str, checked: _CheckedDataset, metadata: dict) -> st
     derived = name + CHECKED_SUFFIX
     registered = DatasetCatalog.data.get(derived)
     metadata = {**_without_files(MetadataCatalog.get(name).as_dict()), **metadata}
-    # Bound methods compare equal if they are bound to the same object.
-    if registered == checked.records and MetadataCatalog.get(derived).get("json_file") == metadata.get("json_file"):
+    json_file = metadata.get("json_file", None)
+    # Bound methods compare equal if they are bound to the same object. Detectron2's evaluator may have set a json_file.
+    if registered == checked.records and json_file in (None, MetadataCatalog.get(derived).get("json_file", None)):
         return derived
     if registered is not None:
         if not isinstance(getattr(registered, "__self__", None), _CheckedDataset):

@@ -18,7 +18,7 @@ ANNOTATION_POLICIES = ("error", "drop", "clip")
 IMAGE_POLICIES = ("error", "drop")
 IMAGE_CHECKS = ("auto", "header", "decode", "none")
 
-# With "auto", a dataset of up to this many images is decoded: half a minute on 8 cores for photos of 640x480.
+# With "auto", a dataset of up to this many images is decoded: a minute on 2 cores for photos of 640x480.
 MAX_DECODED = 20_000
 _SHOWN = 10
 
