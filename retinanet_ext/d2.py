@@ -58,7 +58,6 @@ if ENGINE == "detectron2":
                 detection_utils,
             )
             from detectron2.data import transforms as T
-            from detectron2.data.datasets import load_coco_json
             from detectron2.data.detection_utils import SizeMismatchError
             from detectron2.engine import (
                 DefaultPredictor,
@@ -118,7 +117,6 @@ else:
         build_detection_test_loader,
         build_detection_train_loader,
         detection_utils,
-        load_coco_json,
     )
     from retinanet_ext.lite.data import transforms as T
     from retinanet_ext.lite.data.detection_utils import SizeMismatchError

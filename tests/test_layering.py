@@ -21,6 +21,7 @@ ENGINE_FREE = {
     "checkpoint.array_pickle",
     "data.coco_file",
     "data.empty_images",
+    "data.record_list",
     "training.arguments",
     "training.step",
     "training.nonfinite_losses",

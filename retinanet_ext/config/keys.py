@@ -12,18 +12,20 @@ def add_retinanet_ext_config(cfg: CN) -> None:
 
 
 def _add_data_keys(cfg: CN) -> None:
-    # Datasets that the config itself registers: a list of mappings. Each has NAME and FORMAT (coco or voc); coco also
-    # needs JSON and IMAGES, voc needs ROOT and SPLIT. CLASSES is optional: class names in class-id order.
+    # Datasets that the config itself registers: a list of mappings. Each has NAME and FORMAT (coco, voc or yolo); coco
+    # also needs JSON and IMAGES, the others ROOT. PART takes a part of the images; docs/data.md has all keys. Only
+    # `retinanet_ext.load_config` registers them, not `merge_from_file`.
     cfg.DATASETS.CUSTOM = []
-    # Annotations that cannot be trained on (box without area or beyond the image, unknown category): "error" reports
-    # them and stops; "drop" removes them; "clip" cuts boxes at the image border and removes what this cannot repair.
+    # Annotations that cannot be trained on (box without area or beyond the image, unknown category, iscrowd other than
+    # 0 and 1, malformed polygon or line): "error" reports them and stops; "drop" removes them, or repairs what is
+    # clear; "clip" also cuts boxes at the image border.
     cfg.DATASETS.ON_BAD_ANNOTATION = "error"
-    # Images whose file is missing, unreadable or not of the annotated size: "error" reports them and stops; "drop"
-    # removes them.
+    # Images whose file is missing, unreadable, deeper than 8 bits or not of the annotated size: "error" reports them
+    # and stops; "drop" removes them, from training and from evaluation.
     cfg.DATASETS.ON_BAD_IMAGE = "error"
-    # How image files are checked before training: "header" reads only the size of each image, "decode" reads all
-    # pixels, "none" reads nothing.
-    cfg.DATASETS.CHECK_IMAGES = "header"
+    # How image files are checked before training: "decode" reads all pixels, "header" reads only the size of each
+    # image, "none" reads nothing. "auto" decodes the datasets of DATASETS.TEST and those of up to 20,000 images.
+    cfg.DATASETS.CHECK_IMAGES = "auto"
 
 
 def _add_model_keys(cfg: CN) -> None:

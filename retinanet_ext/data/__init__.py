@@ -4,8 +4,13 @@ In reading order:
 
 - ``registration.py``: registers the data sets that the config lists in `DATASETS.CUSTOM`
 - ``coco_file.py``: reads and checks a COCO annotation file
+- ``coco_records.py``: turns a COCO annotation file into records that keep its faults for the checks
 - ``voc.py``: reads data in Pascal VOC layout
+- ``yolo.py``: reads data in YOLO layout
+- ``parts.py``: divides a data set into parts, for training and validation
+- ``record_list.py``: the records of any registered data set as a list
 - ``checked_records.py``: loads the records of a config's data sets and checks them
+- ``evaluation_file.py``: the COCO file that an evaluator reads, without what the checks left out
 - ``empty_images.py``: leaves images without objects out of training
 - ``checked_mapper.py``: a mapper whose errors name the file that it could not read
 - ``generated_shapes.py``: writes the files and the manifest of the generated data set

@@ -1,5 +1,6 @@
 """Load the records of a config's datasets and check them."""
 
+import logging
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -7,10 +8,17 @@ from dataclasses import dataclass
 
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
+from .coco_file import read_coco_file
 from .doctor.record_checks import check_dataset_dicts
 from .empty_images import without_empty_images
+from .evaluation_file import Change, checked_content, write_atomically
+from .record_list import as_record_list
+from .registration import check_is_registered
 
 CHECKED_SUFFIX = "+checked"
+EVALUATION_FILE = "checked_annotations.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,12 +28,17 @@ class _CheckedDataset:
     source: Callable[[], list[dict]]
     settings: tuple
     changed: bool
+    left_out: frozenset  # ids of the images that were dropped
+    changes: tuple[Change, ...]
+    counts: dict[str, int]
     pickled: bytes
 
     def records(self) -> list[dict]:
         return pickle.loads(self.pickled)
 
 
+# Dataset name -> (its check, the output folder, the file written there or None if the dataset's own file will do).
+_evaluation_files: dict[str, tuple[_CheckedDataset, str, str | None]] = {}
 # Dataset name -> its latest check. Repeated evaluations reuse it: a new check opens all images and logs all drops.
 _checked_datasets: dict[str, _CheckedDataset] = {}
 
@@ -51,7 +64,7 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
     records = [record for name in names for record in _checked_dataset(cfg, name).records()]
     if not filter_empty:
         return records
-    for name in names:  # frees memory: a training set may be large, and is read only once
+    for name in set(names) - set(cfg.DATASETS.TEST):  # frees memory: a training set may be large, and is read only once
         _checked_datasets.pop(name, None)
     # After the checks, because dropping bad annotations may leave an image without objects.
     return without_empty_images(records, names)
@@ -61,27 +74,82 @@ def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
     """Return the dataset name to give to an evaluator, so that its ground truth matches the test loader's.
 
     An evaluator reads the annotation file of a dataset; without a file it converts the dataset's records. If the
-    policies dropped or clipped something, it must convert the checked records: this function registers them as
-    ``name + "+checked"``, with the metadata of ``name``.
+    policies dropped or repaired something, or the dataset is a part of a file, this function registers the checked data
+    as ``name + "+checked"``, with the metadata of ``name``. Data with a file get a new file, in the output folder:
+    without the images that were left out, which would otherwise count as images where nothing was found. The log
+    says how many images and annotations were left out.
 
     Args:
-        cfg: the config, as for :func:`load_checked_dicts`.
+        cfg: the config, as for :func:`load_checked_dicts`. The file is
+            ``OUTPUT_DIR/inference/<name>/checked_annotations.json``.
         name: a registered dataset.
 
     Returns:
-        ``name`` itself, if it has a ``json_file`` in its metadata or the checks changed nothing, else the new name.
+        ``name`` itself, if nothing was changed, else the new name.
 
     Raises:
-        ValueError: a problem falls under the policy ``error``, or the new name belongs to another dataset.
+        ValueError: a problem falls under the policy ``error``, the annotation file is not a COCO file, or the new name
+            belongs to another dataset.
     """
     checked = _checked_dataset(cfg, name)
+    counts = checked.counts
+    if counts["images_left_out"] or counts["annotations_left_out"]:
+        logger.warning(
+            "Evaluation on %r: %d images, without %d that DATASETS.ON_BAD_IMAGE left out, and without %d annotations "
+            "that DATASETS.ON_BAD_ANNOTATION left out of the others",
+            name, counts["images"], counts["images_left_out"], counts["annotations_left_out"],
+        )  # fmt: skip
     # After the check, because reading the dataset may set json_file.
-    if MetadataCatalog.get(name).get("json_file", None) or not checked.changed:
+    metadata = MetadataCatalog.get(name)
+    json_file = metadata.get("json_file", None) or metadata.get("part_of_json_file", None)
+    if not json_file:
+        return _register_derived(name, checked, {}) if checked.changed else name
+    # The evaluators of other kinds of data need not read COCO files, and Detectron2 also opens paths of its own kinds.
+    if metadata.get("evaluator_type", None) != "coco" or not os.path.isfile(json_file):
         return name
+    path = _evaluation_file(cfg.OUTPUT_DIR, checked, name, json_file)
+    return _register_derived(name, checked, {"json_file": path}) if path else name
+
+
+def data_counts(cfg: CfgNode, name: str) -> dict[str, int]:
+    """Number of images of a checked dataset, and of the images and annotations that the policies left out of it.
+
+    Keys: images, images_left_out, annotations_left_out (from images that stayed).
+    """
+    return dict(_checked_dataset(cfg, name).counts)
+
+
+def _evaluation_file(output_dir: str, checked: _CheckedDataset, name: str, json_file: str) -> str | None:
+    known, folder, path = _evaluation_files.get(name, (None, None, None))
+    if known is checked and folder == output_dir and (path is None or os.path.exists(path)):
+        return path
+    content = _checked_file_content(checked, name, json_file)
+    path = os.path.join(output_dir, "inference", name, EVALUATION_FILE) if content is not None else None
+    if content is not None:
+        write_atomically(path, content)
+    _evaluation_files[name] = (checked, output_dir, path)
+    return path
+
+
+def _checked_file_content(checked: _CheckedDataset, name: str, json_file: str) -> dict | None:
+    metadata = MetadataCatalog.get(name)
+    # A test set may have no annotations.
+    content = read_coco_file(json_file, ["images", "categories"])
+    kept = {record.get("image_id") for record in checked.records()}
+    if metadata.get("json_file", None):
+        # Of the file's images, only those that the checks dropped. The records of some datasets are fewer on purpose.
+        kept |= {image["id"] for image in content["images"]} - checked.left_out
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
+    return checked_content(content, kept, checked.changes, contiguous)
+
+
+def _register_derived(name: str, checked: _CheckedDataset, metadata: dict) -> str:
     derived = name + CHECKED_SUFFIX
     registered = DatasetCatalog.data.get(derived)
-    # Bound methods compare equal if they are bound to the same object.
-    if registered == checked.records:
+    metadata = {**_without_files(MetadataCatalog.get(name).as_dict()), **metadata}
+    json_file = metadata.get("json_file", None)
+    # Bound methods compare equal if they are bound to the same object. Detectron2's evaluator may have set a json_file.
+    if registered == checked.records and json_file in (None, MetadataCatalog.get(derived).get("json_file", None)):
         return derived
     if registered is not None:
         if not isinstance(getattr(registered, "__self__", None), _CheckedDataset):
@@ -89,16 +157,20 @@ def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
         DatasetCatalog.remove(derived)
         MetadataCatalog.remove(derived)
     DatasetCatalog.register(derived, checked.records)
-    metadata = MetadataCatalog.get(name).as_dict()
-    MetadataCatalog.get(derived).set(**{key: value for key, value in metadata.items() if key != "name"})
+    MetadataCatalog.get(derived).set(**metadata)
     return derived
+
+
+def _without_files(metadata: dict) -> dict:
+    return {key: value for key, value in metadata.items() if key not in ("name", "json_file", "part_of_json_file")}
 
 
 def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
     settings = (
         cfg.DATASETS.ON_BAD_ANNOTATION,
         cfg.DATASETS.ON_BAD_IMAGE,
-        cfg.DATASETS.CHECK_IMAGES,
+        # An evaluation cannot put another image in the place of a damaged one, and reads all images anyway.
+        "decode" if cfg.DATASETS.CHECK_IMAGES == "auto" and name in cfg.DATASETS.TEST else cfg.DATASETS.CHECK_IMAGES,
         cfg.MODEL.RETINANET.NUM_CLASSES,
     )
     source = DatasetCatalog.data.get(name)
@@ -115,14 +187,27 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
         check_images=check_images,
         num_classes=num_classes,
     )
-    changed = report.dropped_images + report.dropped_annotations + report.clipped_annotations > 0
-    _checked_datasets[name] = _CheckedDataset(source, settings, changed, pickle.dumps(dicts, pickle.HIGHEST_PROTOCOL))
+    _checked_datasets[name] = _CheckedDataset(
+        source,
+        settings,
+        changed=report.changed,
+        # Of records with the same id, the first one stays.
+        left_out=frozenset(report.left_out) - {record.get("image_id") for record in dicts},
+        changes=tuple(report.changes),
+        counts={
+            "images": len(dicts),
+            "images_left_out": report.dropped_images,
+            "annotations_left_out": report.dropped_annotations,
+        },
+        pickled=pickle.dumps(dicts, pickle.HIGHEST_PROTOCOL),
+    )
     return _checked_datasets[name]
 
 
 def _read(name: str) -> list[dict]:
+    check_is_registered(name)
     try:
-        return DatasetCatalog.get(name)
+        return as_record_list(DatasetCatalog.get(name), name)
     except FileNotFoundError as error:
         if error.errno is None:  # raised by this package's readers, with a better message
             raise

@@ -4,11 +4,15 @@ Each item is a mapping with upper-case keys::
 
     DATASETS:
       CUSTOM:
-        - {NAME: cells_train, FORMAT: voc, ROOT: cells, SPLIT: trainval}
         - {NAME: shapes_train, FORMAT: coco, JSON: shapes/annotations/shapes_train.json, IMAGES: shapes/train}
+        - {NAME: cells_train, FORMAT: voc, ROOT: cells, SPLIT: trainval}
+        - {NAME: roos_train, FORMAT: voc, ROOT: roos, ANNOTATIONS: annots, IMAGES: images, PART: [0, 0.8]}
+        - {NAME: roos_val, FORMAT: voc, ROOT: roos, ANNOTATIONS: annots, IMAGES: images, PART: [0.8, 1]}
+        - {NAME: cars_train, FORMAT: yolo, ROOT: cars, IMAGES: images/train}
 
 `CLASSES` is an optional list of the names with ids 0, 1, ... Without it, COCO data use the categories of their file,
-sorted by id, and VOC data the sorted names of all annotation files.
+sorted by id, VOC data the sorted names of all annotation files, and YOLO data the names in ``data.yaml`` or
+``classes.txt``. `PART` takes a part of the images, see ``parts.py``.
 
 A relative path is looked for first in the folder that the environment variable DETECTRON2_DATASETS names, if set, then
 in the working directory. A path that starts with ``~`` counts as absolute.
@@ -24,14 +28,28 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog, load_coco_json
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
-from .coco_file import read_coco_file, sample
-from .voc import load_voc, voc_class_names
+from .coco_file import SECTIONS, parse_coco_file, read_coco_file, sample
+from .coco_records import coco_records
+from .parts import checked_part, records_of_part
+from .voc import ANNOTATIONS, load_voc, voc_class_names
+from .voc import IMAGES as VOC_IMAGES
+from .yolo import IMAGES as YOLO_IMAGES
+from .yolo import load_yolo, yolo_class_names
 
-_PATHS = {"voc": ("ROOT",), "coco": ("JSON", "IMAGES")}
-_REQUIRED = {"voc": ("NAME", "FORMAT", "ROOT", "SPLIT"), "coco": ("NAME", "FORMAT", "JSON", "IMAGES")}
-_OPTIONAL = ("CLASSES",)
+# Keys that start in the folder DETECTRON2_DATASETS or the working directory. Other paths are relative to ROOT.
+_PATHS = {"coco": ("JSON", "IMAGES"), "voc": ("ROOT",), "yolo": ("ROOT",)}
+_REQUIRED = {
+    "coco": ("NAME", "FORMAT", "JSON", "IMAGES"),
+    "voc": ("NAME", "FORMAT", "ROOT"),
+    "yolo": ("NAME", "FORMAT", "ROOT"),
+}
+_OPTIONAL = {
+    "coco": ("CLASSES", "PART"),
+    "voc": ("SPLIT", "ANNOTATIONS", "IMAGES", "CLASSES", "PART"),
+    "yolo": ("SPLIT", "IMAGES", "LABELS", "CLASSES", "PART"),
+}
 logger = logging.getLogger(__name__)
 
 
@@ -48,13 +66,41 @@ def register_custom_datasets(cfg: CfgNode) -> None:
         _register(_checked_item(item, f"DATASETS.CUSTOM[{index}]"))
 
 
+def check_is_registered(name: str) -> None:
+    """Raise a ``KeyError`` that names similar datasets, and says what to do, if ``name`` is not registered."""
+    registered = DatasetCatalog.list()
+    if name in registered:
+        return
+    near = difflib.get_close_matches(name, registered, n=3)
+    hint = f"Did you mean {', '.join(near)}?" if near else f"Registered: {', '.join(registered)}."
+    raise KeyError(
+        f"Dataset {name!r} is not registered. {hint} Describe your data in DATASETS.CUSTOM and read the config with "
+        "retinanet_ext.load_config, which registers them (merge_from_file does not), or register them yourself, in "
+        "DatasetCatalog, before."
+    )
+
+
 def category_indices(name: str) -> dict[int, int]:
-    """Category id in the annotation file -> class id, for a registered dataset; empty for data without such ids."""
+    """Category id in the annotation files -> class id, for a registered dataset; empty for data without such ids."""
     metadata = MetadataCatalog.get(name)
     item = metadata.get("custom_source", None)
     if item is None:
         return metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
-    return _indices(_categories(item), item) if item["FORMAT"] == "coco" else {}
+    if item["FORMAT"] == "coco":
+        return _indices(_categories(item), item)
+    return {index: index for index in range(len(_yolo_names(item)))} if item["FORMAT"] == "yolo" else {}
+
+
+def load_metadata(name: str) -> None:
+    """Set the metadata that a registered dataset has when it is read, above all ``thing_classes``.
+
+    Data of DATASETS.CUSTOM are not read for that, only the files that name their classes.
+    """
+    item = MetadataCatalog.get(name).get("custom_source", None)
+    if item is None:
+        DatasetCatalog.get(name)
+    else:
+        _DESCRIBE[item["FORMAT"]](item)
 
 
 def _checked_item(item, where):
@@ -65,7 +111,7 @@ def _checked_item(item, where):
     kind = item.get("FORMAT")
     if kind not in _REQUIRED:
         raise ValueError(f"{where}: FORMAT is {kind!r}; legal: {', '.join(_REQUIRED)}.{_nearest(kind, _REQUIRED)}")
-    legal = _REQUIRED[kind] + _OPTIONAL
+    legal = _REQUIRED[kind] + _OPTIONAL[kind]
     for key in item:
         if key not in legal:
             raise ValueError(
@@ -74,11 +120,13 @@ def _checked_item(item, where):
     missing = [key for key in _REQUIRED[kind] if key not in item]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}; FORMAT {kind} needs {', '.join(_REQUIRED[kind])}.")
-    for key in _REQUIRED[kind]:
+    for key in (key for key in legal if key in item and key not in ("CLASSES", "PART")):
         if not isinstance(item[key], str) or not item[key]:
             raise ValueError(f"{where}: {key} must be a non-empty string, found {item[key]!r}.")
     if "CLASSES" in item:
         item["CLASSES"] = _checked_classes(item["CLASSES"], where)
+    if "PART" in item:
+        item["PART"] = checked_part(item["PART"], where)
     for key in _PATHS[kind]:
         item[key] = _paths_to_try(item[key])
     return item
@@ -128,8 +176,7 @@ def _register(item):
     metadata.set(custom_source=item, evaluator_type="coco")
     if "CLASSES" in item:
         metadata.set(thing_classes=item["CLASSES"])
-    load = {"voc": _load_voc_item, "coco": _load_coco_item}[item["FORMAT"]]
-    DatasetCatalog.register(name, lambda: load(item))
+    DatasetCatalog.register(name, lambda: _LOAD[item["FORMAT"]](item))
 
 
 def _check_same(name, old, new):
@@ -150,19 +197,60 @@ def _check_same(name, old, new):
 
 
 def _show(value):
-    return " or ".join(value) if isinstance(value, tuple) else repr(value)
+    paths = isinstance(value, tuple) and all(isinstance(path, str) for path in value)
+    return " or ".join(value) if paths else repr(value)
 
 
-def _load_voc_item(item):
-    root = _existing(item["ROOT"], item, "ROOT")
-    names = item.get("CLASSES") or voc_class_names(root)
+def _describe_voc(item):
+    names = item.get("CLASSES")
+    if names is None:
+        names = voc_class_names(_existing(item["ROOT"], item, "ROOT"), item.get("ANNOTATIONS", ANNOTATIONS))
     MetadataCatalog.get(item["NAME"]).set(thing_classes=names)
-    return load_voc(root, item["SPLIT"], names)
+    return names
 
 
-def _load_coco_item(item):
-    json_file = _existing(item["JSON"], item, "JSON")
-    images = _existing(item["IMAGES"], item, "IMAGES")
+def _load_voc(item):
+    names = _describe_voc(item)
+    records = load_voc(
+        _existing(item["ROOT"], item, "ROOT"), item.get("SPLIT"), names,
+        annotations=item.get("ANNOTATIONS", ANNOTATIONS), images=item.get("IMAGES", VOC_IMAGES),
+    )  # fmt: skip
+    return _in_part(records, [record["image_id"] for record in records], item)
+
+
+def _yolo_names(item):
+    root = _existing(item["ROOT"], item, "ROOT")
+    found, given = yolo_class_names(root, item.get("IMAGES", YOLO_IMAGES), item.get("LABELS")), item.get("CLASSES")
+    if found is None and given is None:
+        raise ValueError(
+            f"Dataset {item['NAME']!r}: no class names. Write them to {root}/data.yaml (names: [...]) or "
+            f"{root}/classes.txt (one in each line), or set CLASSES, in the order of the class indices."
+        )
+    if found and given and found != given:
+        raise ValueError(
+            f"Dataset {item['NAME']!r}: CLASSES is {given}, but the class names beside the data are {found}. The order "
+            "belongs to the label files; leave out CLASSES or correct it."
+        )
+    return given or found
+
+
+def _describe_yolo(item):
+    names = _yolo_names(item)
+    MetadataCatalog.get(item["NAME"]).set(thing_classes=names)
+    return names
+
+
+def _load_yolo(item):
+    names = _describe_yolo(item)
+    records = load_yolo(
+        _existing(item["ROOT"], item, "ROOT"), names, images=item.get("IMAGES", YOLO_IMAGES),
+        labels=item.get("LABELS"), split=item.get("SPLIT"),
+    )  # fmt: skip
+    return _in_part(records, [record["image_id"] for record in records], item)
+
+
+def _describe_coco(item):
+    json_file, images = _existing(item["JSON"], item, "JSON"), _existing(item["IMAGES"], item, "IMAGES")
     categories = _categories(item)
     names = item.get("CLASSES") or list(categories.values())
     contiguous = _indices(categories, item)
@@ -170,15 +258,27 @@ def _load_coco_item(item):
     metadata.set(thing_classes=names, image_root=images)
     if len(contiguous) == len(categories) == len(names):
         # If the classes differ from the file's, the evaluator must convert the records instead of reading the file.
-        metadata.set(json_file=json_file, thing_dataset_id_to_contiguous_id=contiguous)
-    # Without a dataset name the reader keeps the category ids, so that the dataset check can report unknown ids.
-    records = load_coco_json(json_file, images, extra_annotation_keys=["id"])
-    for record in records:
-        for annotation in record["annotations"]:
-            original = annotation["category_id"]
-            annotation["category_id"] = contiguous.get(original, -1)
-            annotation["category_name"] = categories.get(original, f"category id {original}")
-    return records
+        metadata.set(thing_dataset_id_to_contiguous_id=contiguous)
+        # An evaluator takes all images of a `json_file`, so a part of a file must not have that name.
+        metadata.set(**{"part_of_json_file" if "PART" in item else "json_file": json_file})
+    return json_file, images, categories, contiguous
+
+
+def _load_coco(item):
+    json_file, images, categories, contiguous = _describe_coco(item)
+    # `_categories` has checked this version of the file.
+    content = parse_coco_file(json_file, SECTIONS)
+    records = coco_records(content, images, contiguous, categories)
+    file_names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    return _in_part(records, [file_names[record["image_id"]] for record in records], item)
+
+
+def _in_part(records, names, item):
+    return records_of_part(records, names, item["PART"], item["NAME"]) if "PART" in item else records
+
+
+_LOAD = {"coco": _load_coco, "voc": _load_voc, "yolo": _load_yolo}
+_DESCRIBE = {"coco": _describe_coco, "voc": _describe_voc, "yolo": _describe_yolo}
 
 
 def _categories(item):

@@ -1,4 +1,7 @@
-"""Reader for data in Pascal VOC layout: ``Annotations/*.xml``, ``JPEGImages``, ``ImageSets/Main/<split>.txt``."""
+"""Reader for data in Pascal VOC layout: ``Annotations/*.xml``, ``JPEGImages``, ``ImageSets/Main/<split>.txt``.
+
+The folders may have other names, and the split may be any list of names, or all annotation files.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +10,17 @@ from xml.etree import ElementTree
 from retinanet_ext.d2 import BoxMode
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
+ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 
 
-def load_voc(root: str | Path, split: str, class_names: Sequence[str]) -> list[dict]:
+def load_voc(
+    root: str | Path,
+    split: str | None,
+    class_names: Sequence[str],
+    *,
+    annotations: str = ANNOTATIONS,
+    images: str = IMAGES,
+) -> list[dict]:
     """Read one split as dataset records.
 
     VOC counts pixels from 1 and includes the last one, so a box becomes ``(xmin - 1, ymin - 1, xmax, ymax)``, in
@@ -19,49 +30,75 @@ def load_voc(root: str | Path, split: str, class_names: Sequence[str]) -> list[d
     ``"difficult": 1``. An object whose class is not in `class_names` gets category_id -1, which the check reports.
 
     Args:
-        root: the folder that holds ``Annotations``.
-        split: name of a file in ``ImageSets/Main``, without ``.txt``.
+        root: the folder that holds the folders of the annotations and the images.
+        split: name of a file in ``ImageSets/Main``, without ``.txt``, or else the path of a text file, relative to
+            `root`, with the name of an image or of an annotation file in each line. None: all annotation files.
         class_names: the names that make category ids 0, 1, ...
+        annotations, images: the two folders, relative to `root`.
 
     Returns:
-        Records with file_name, image_id (the file's stem), height, width, annotations.
+        Records with file_name, image_id (the file's stem), height, width, annotations. In the order of the split; all
+        annotation files come in the order of their names.
 
     Raises:
         FileNotFoundError: the split or an annotation file does not exist.
         ValueError: an annotation file is not a VOC annotation.
     """
-    root = Path(root)
+    folder, image_folder = Path(root) / annotations, Path(root) / images
     class_ids = {name: k for k, name in enumerate(class_names)}
-    return [_read_record(root, stem, class_ids) for stem in _stems(root, split)]
+    return [_read_record(folder, image_folder, stem, class_ids) for stem in _stems(Path(root), split, folder)]
 
 
-def voc_class_names(root: str | Path) -> list[str]:
-    """Sorted class names in ``Annotations/*.xml``. All splits are read, so that they agree on the ids."""
-    names = set()
-    for path in sorted((Path(root) / "Annotations").glob("*.xml")):
+def voc_class_names(root: str | Path, annotations: str = ANNOTATIONS) -> list[str]:
+    """Sorted class names in all annotation files. All splits are read, so that they agree on the ids."""
+    folder, names = Path(root) / annotations, set()
+    for path in sorted(folder.glob("*.xml")):
         names.update(_text(item, "name", path) for item in _parse(path).iter("object"))
     if not names:
-        raise ValueError(f"No objects in {Path(root) / 'Annotations'}/*.xml; is this the root of VOC-format data?")
+        raise ValueError(
+            f"No objects in {folder}/*.xml; is this the root of VOC-format data? The key ANNOTATIONS names the folder "
+            "of the annotation files."
+        )
     return sorted(names)
 
 
-def _stems(root, split):
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"{path} does not exist; splits found there: {found}.")
+def _stems(root, split, folder):
+    if split is None:
+        return sorted(path.stem for path in folder.glob("*.xml"))
     # Per-class split files have a second column (1, -1, 0) after the name.
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    return [_stem(line.strip(), folder) for line in _split_file(root, split).read_text().splitlines() if line.strip()]
 
 
-def _read_record(root, stem, class_ids):
-    path = root / "Annotations" / f"{stem}.xml"
+def _split_file(root, split):
+    usual = root / "ImageSets" / "Main" / f"{split}.txt"
+    for path in (usual, root / split):
+        if path.is_file():
+            return path
+    found = ", ".join(sorted(path.stem for path in usual.parent.glob("*.txt"))) or "none"
+    raise FileNotFoundError(
+        f"{usual} does not exist; splits found there: {found}. Nor does {root / split}, a list of names. Without a "
+        "split, all annotation files are read."
+    )
+
+
+def _stem(line, folder):
+    """Name of the annotation file that a line of a split means. Names may have spaces, folders and suffixes."""
+    for words in (line, line.split()[0]):
+        path = Path(words.replace("\\", "/"))
+        stem = path.stem if path.suffix in (".xml", *_IMAGE_SUFFIXES) else path.name
+        if (folder / f"{stem}.xml").is_file():
+            break
+    return stem
+
+
+def _read_record(folder, image_folder, stem, class_ids):
+    path = folder / f"{stem}.xml"
     tree = _parse(path)
     size = tree.find("size")
     if size is None:
         raise ValueError(f"{path}: <size> is missing; a VOC annotation states width and height of its image.")
     return {
-        "file_name": str(_image_path(root, stem, tree)),
+        "file_name": str(_image_path(image_folder, stem, tree)),
         "image_id": stem,
         "height": int(_number(size, "height", path)),
         "width": int(_number(size, "width", path)),
@@ -69,8 +106,7 @@ def _read_record(root, stem, class_ids):
     }
 
 
-def _image_path(root, stem, tree):
-    folder = root / "JPEGImages"
+def _image_path(folder, stem, tree):
     # <filename> in an annotation is often the name on the labeller's disk, hence only the second choice.
     named = Path((tree.findtext("filename") or "").strip().replace("\\", "/")).name
     candidates = [folder / f"{stem}{suffix}" for suffix in _IMAGE_SUFFIXES] + [folder / named] * bool(named)
@@ -88,13 +124,13 @@ def _read_object(item, class_ids, path):
         "category_name": name,
         "bbox": [x0 - 1.0, y0 - 1.0, x1 - 1.0 if x1 <= x0 else x1, y1 - 1.0 if y1 <= y0 else y1],
         "bbox_mode": BoxMode.XYXY_ABS,
-        "difficult": int(item.findtext("difficult") or 0),
+        "difficult": _flag(item, "difficult", path),
     }
 
 
 def _parse(path):
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, but its image is listed in ImageSets.")
+        raise FileNotFoundError(f"{path} does not exist, but the split lists its image.")
     content = path.read_bytes()
     # Nested entities can expand a small file to gigabytes; no labelling tool writes entities.
     if b"<!ENTITY" in content:
@@ -110,6 +146,14 @@ def _text(item, key, path):
     if not text:
         raise ValueError(f"{path}: <{item.tag}> has no <{key}>.")
     return text
+
+
+def _flag(item, key, path):
+    text = (item.findtext(key) or "").strip() or "0"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: <{key}> of <{item.tag}> is {text!r}; legal: 0, 1, or no <{key}>.") from error
 
 
 def _number(item, key, path):

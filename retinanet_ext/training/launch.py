@@ -66,6 +66,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
     """Evaluate MODEL.WEIGHTS or, with ``resume``, the last checkpoint in the output folder if one exists."""
     if not cfg.DATASETS.TEST:
         raise ValueError("--eval-only needs a dataset, but DATASETS.TEST names no dataset")
+    Trainer.check_test_data(cfg)
     model = Trainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS

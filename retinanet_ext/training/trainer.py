@@ -1,5 +1,6 @@
 """The engine's trainer with what this extension adds: checked data, load reports, loss guard, progress, records."""
 
+import contextlib
 import logging
 import os
 import warnings
@@ -26,7 +27,7 @@ from retinanet_ext.d2 import (
     hooks,
 )
 from retinanet_ext.data.checked_mapper import CheckedMapper
-from retinanet_ext.data.checked_records import dataset_for_evaluation, load_checked_dicts
+from retinanet_ext.data.checked_records import data_counts, dataset_for_evaluation, load_checked_dicts
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA
 from retinanet_ext.machine.cpu import keep_freed_memory
@@ -64,6 +65,7 @@ class Trainer(DefaultTrainer):
         check_processes(cfg)
         if mixed_precision(cfg) is None and cfg.SOLVER.AMP.ENABLED:
             logger.info("SOLVER.AMP: this processor has no instructions for bfloat16, so training is in float32.")
+        self.check_test_data(cfg)
         with warnings.catch_warnings():
             # Detectron2 makes a CUDA gradient scaler even for a model on the CPU; `_use_our_step` replaces it.
             warnings.filterwarnings("ignore", message=".*GradScaler.*")
@@ -130,6 +132,19 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
+    def check_test_data(cls, cfg) -> None:
+        """Check ``DATASETS.TEST`` and make its evaluators, so that bad data fail before the model runs, not after it.
+
+        Data of a subclass with a loader of its own are left to that loader.
+        """
+        if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
+            return
+        for name in cfg.DATASETS.TEST:
+            load_checked_dicts(cfg, [name], filter_empty=False)
+            with contextlib.suppress(NotImplementedError):  # a subclass without an evaluator for this dataset
+                cls.build_evaluator(cfg, name)
+
+    @classmethod
     def build_train_loader(cls, cfg):
         dicts = load_checked_dicts(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = CheckedMapper(DatasetMapper(cfg, is_train=True), cfg.DATASETS.ON_BAD_IMAGE)
@@ -166,11 +181,24 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``."""
+        """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``.
+
+        Under ``data`` that file has the number of images that were evaluated, and how many images and annotations the
+        policies of the config left out.
+        """
         results = super().test(cfg, inference_model(cfg, model), evaluators)
         if comm.is_main_process():
-            write_results(cfg.OUTPUT_DIR, results)
+            write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, results))
         return results
+
+    @classmethod
+    def _with_data_counts(cls, cfg, results: dict) -> dict:
+        if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
+            return results
+        counts = {name: {"data": data_counts(cfg, name)} for name in cfg.DATASETS.TEST}
+        if len(counts) == 1:  # then the engines leave out the dataset's name
+            return {**results, **next(iter(counts.values()))}
+        return {name: {**results.get(name, {}), **counts[name]} for name in counts}
 
     @classmethod
     def test_with_tta(cls, cfg, model) -> dict:

@@ -2,6 +2,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from retinanet_ext.config.keys import add_retinanet_ext_config
 from retinanet_ext.d2 import COCOEvaluator, DatasetCatalog, MetadataCatalog, get_cfg
@@ -200,13 +201,18 @@ def test_missing_files_name_both_places(here, monkeypatch):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({**VOC, "FORMAT": "yolo"}, "FORMAT is 'yolo'; legal: voc, coco"),
+        ({**VOC, "FORMAT": "tfrecord"}, "FORMAT is 'tfrecord'; legal: coco, voc, yolo"),
         ({**VOC, "FORMAT": "VOC"}, "FORMAT is 'VOC'.*Did you mean voc"),
         ({"NAME": "x"}, "FORMAT is None"),
         ({**VOC, "SPLT": "val"}, "unknown key 'SPLT'.*Did you mean SPLIT"),
         ({**VOC, "root": "pets"}, "unknown key 'root'.*Did you mean ROOT"),
-        ({**VOC, "JSON": "a.json"}, "unknown key 'JSON'; legal for FORMAT voc: NAME, FORMAT, ROOT, SPLIT, CLASSES"),
-        ({"NAME": "pets", "FORMAT": "voc"}, "missing ROOT, SPLIT; FORMAT voc needs"),
+        ({**VOC, "JSON": "a.json"}, "unknown key 'JSON'; legal for FORMAT voc: NAME, FORMAT, ROOT, SPLIT,"),
+        ({"NAME": "pets", "FORMAT": "voc"}, "missing ROOT; FORMAT voc needs"),
+        ({**COCO, "SPLIT": "train"}, "unknown key 'SPLIT'; legal for FORMAT coco: "),
+        ({**VOC, "IMAGES": 3}, "IMAGES must be a non-empty string, found 3"),
+        ({**VOC, "PART": [0.8, 0.2]}, r"PART must be \[start, end\] with 0 <= start < end <= 1, found \[0.8, 0.2\]"),
+        ({**VOC, "PART": [0, 1.5]}, "PART must be"),
+        ({**VOC, "PART": 0.8}, "PART must be"),
         ({**VOC, "SPLIT": 2007}, "SPLIT must be a non-empty string, found 2007"),
         ({**VOC, "CLASSES": []}, "CLASSES must be a list of names"),
         ({**VOC, "CLASSES": [True, "no"]}, "quote numbers, yes and no"),
@@ -260,6 +266,95 @@ def test_coco_files_that_contradict_themselves(here, changes, message):
     register(COCO)
     with pytest.raises(ValueError, match=message):
         DatasetCatalog.get("birds")
+
+
+def test_annotations_with_faults_stay_for_the_policies_to_decide(here):
+    """The engines' readers drop a box whose polygons are all malformed, and take any iscrowd but 0 for a crowd."""
+    box = {"image_id": 7, "category_id": 20, "bbox": [1, 2, 30, 20]}
+    malformed = [[1, 2, 3, 4]]
+    write_coco(here, annotations=[
+        {**box, "id": 1, "iscrowd": 0, "segmentation": malformed},
+        {**box, "id": 2, "iscrowd": "0"},
+        {**box, "id": 3, "iscrowd": None, "segmentation": [*malformed, [1, 2, 30, 2, 30, 20]]},
+        {**box, "id": 4, "iscrowd": 2},
+        {**box, "id": 5, "ignore": 1},
+        {**box, "id": 6, "bbox": []},
+        {**box, "id": 7, "iscrowd": "1", "segmentation": []},
+    ])  # fmt: skip
+    register(COCO)
+    records = DatasetCatalog.get("birds")
+    with pytest.raises(ValueError, match="has 7 problems in 1 images") as caught:
+        check_dataset_dicts(records, "birds", ["wren", "crow"], check_images="none")
+    for part in (
+        "4 x iscrowd is not 0 or 1", "1 x malformed polygon", "1 x flag that is not supported",
+        "annotation 0 (id 1): found 1 of 1 polygons, the first with 4 coordinates, legal: lists of an even number",
+        "annotation 1 (id 2): found iscrowd '0', legal: 0 or 1", "found iscrowd None", "birds/a.jpg",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+    ((clean,), report) = check_dataset_dicts(
+        records, "birds", ["wren", "crow"], check_images="none", on_bad_annotation="drop"
+    )
+    assert [(a["id"], a["iscrowd"], "segmentation" in a) for a in clean["annotations"]] == [
+        (1, 0, False), (2, 0, False), (3, 0, True), (7, 1, False),
+    ]  # fmt: skip
+    assert clean["annotations"][2]["segmentation"] == [[1, 2, 30, 2, 30, 20]]
+    assert (report.dropped_annotations, report.repaired_annotations, report.clipped_annotations) == (3, 4, 0)
+
+
+def write_boxes(folder, annotations, images, stems):
+    for name in (annotations, images):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for stem in stems:
+        (folder / annotations / f"{stem}.xml").write_text(
+            "<annotation><size><width>40</width><height>30</height></size><object><name>roo</name><bndbox>"
+            "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+        )
+        Image.new("RGB", (40, 30)).save(folder / images / f"{stem}.jpg")
+
+
+def test_voc_folders_of_any_name_without_splits(here):
+    stems = [f"{index:05d}" for index in range(40)]
+    write_boxes(here / "kangaroo", "annots", "images", stems)
+    roo = {"FORMAT": "voc", "ROOT": "kangaroo", "ANNOTATIONS": "annots", "IMAGES": "images"}
+    (here / "kangaroo" / "val.txt").write_text("images/00003.jpg\n00001.xml\n\n00002 1\n")
+    register(
+        {"NAME": "all", **roo},
+        {"NAME": "listed", **roo, "SPLIT": "val.txt"},
+        {"NAME": "train", **roo, "PART": [0.0, 0.8]},
+        {"NAME": "val", **roo, "PART": [0.8, 1]},
+        {"NAME": "missing", **roo, "SPLIT": "test.txt"},
+    )
+    ids = {name: [r["image_id"] for r in DatasetCatalog.get(name)] for name in ("all", "listed", "train", "val")}
+    assert ids["all"] == stems and ids["listed"] == ["00003", "00001", "00002"]
+    assert sorted(ids["train"] + ids["val"]) == stems and len(ids["val"]) > 0 and len(ids["train"]) > 20
+    records = DatasetCatalog.get("all")
+    assert records[0]["file_name"] == str(here / "kangaroo" / "images" / "00000.jpg")
+    assert check_dataset_dicts(records, "all", MetadataCatalog.get("all").thing_classes)[1].problems == []
+    with pytest.raises(FileNotFoundError, match="/test.txt, a list of names. Without a split, all annotation files"):
+        DatasetCatalog.get("missing")
+
+
+def test_a_part_stays_the_same_when_images_are_added(here):
+    write_boxes(here / "few", "Annotations", "JPEGImages", map(str, range(30)))
+    write_boxes(here / "many", "Annotations", "JPEGImages", map(str, range(60)))
+    for root in ("few", "many"):
+        register({"NAME": root, "FORMAT": "voc", "ROOT": root, "PART": [0.3, 0.7]})
+    few, many = ([r["image_id"] for r in DatasetCatalog.get(name)] for name in ("few", "many"))
+    assert few and set(few) == {i for i in many if int(i) < 30} and len(many) > len(few)
+
+
+def test_parts_of_a_coco_file(here):
+    images = [{"id": k, "file_name": f"{k}.jpg", "width": 40, "height": 30} for k in range(20)]
+    write_coco(here, images=images, annotations=[])
+    parts = [[0, 0.5], [0.5, 0.75], [0.75, 1.0]]
+    register(*({**COCO, "NAME": f"part{k}", "PART": part} for k, part in enumerate(parts)))
+    found = [[record["image_id"] for record in DatasetCatalog.get(f"part{k}")] for k in range(3)]
+    assert sorted(sum(found, [])) == list(range(20))
+    # An evaluator would take all images of a json_file.
+    assert MetadataCatalog.get("part0").get("json_file", None) is None
+    register({**COCO, "NAME": "none", "PART": [0, 1e-9]})
+    with pytest.raises(ValueError, match=r"'none': none of its 20 images is in PART \[0.0, 1e-09\].*widen"):
+        DatasetCatalog.get("none")
 
 
 def test_a_version_of_a_coco_file_is_examined_once(here, monkeypatch):

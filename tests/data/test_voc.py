@@ -87,6 +87,14 @@ def test_broken_annotation_files(tmp_path, content, message):
     assert "img1.xml" in str(caught.value)
 
 
+def test_a_difficult_flag_that_is_no_integer(tmp_path):
+    write_voc(tmp_path, [("cat", (1, 1, 9, 9), "Unspecified")])
+    with pytest.raises(ValueError, match=r"img1\.xml: <difficult> of <object> is 'Unspecified'; legal: 0, 1"):
+        load_voc(tmp_path, "train", ["cat"])
+    write_voc(tmp_path, [("cat", (1, 1, 9, 9), "")])
+    assert load_voc(tmp_path, "train", ["cat"])[0]["annotations"][0]["difficult"] == 0
+
+
 def test_no_objects_at_all(tmp_path):
     with pytest.raises(ValueError, match="is this the root of VOC-format data"):
         voc_class_names(tmp_path)

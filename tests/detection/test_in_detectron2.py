@@ -1,8 +1,11 @@
 """The plug-in: our meta-architecture in Detectron2's own trainer, predictor and evaluator."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 
 from retinanet_ext import d2
 
@@ -10,12 +13,19 @@ if d2.ENGINE != "detectron2":
     pytest.skip("needs the engine detectron2", allow_module_level=True)
 
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 
 import retinanet_ext
+from retinanet_ext.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -71,3 +81,52 @@ def test_resumes_in_detectron2(cfg, tmp_path):
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 3
     torch.testing.assert_close(torch.as_tensor(before), trainer.model.loss_normalizer.average)
+
+
+def test_data_of_the_config_in_the_default_trainer(shapes, tmp_path, cfg):
+    """`load_config` registers DATASETS.CUSTOM and sets the class count; a class of Detectron2 does the rest."""
+    custom = [
+        {"NAME": f"from_config_{split}", "FORMAT": "coco", "IMAGES": str(shapes / split),
+         "JSON": str(shapes / "annotations" / f"shapes_{split}.json")}
+        for split in ("train", "val")
+    ]  # fmt: skip
+    cfg.MODEL.RETINANET.pop("NUM_CLASSES")  # taken from the data, because the file does not set it
+    cfg.DATASETS.CUSTOM = custom
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("from_config_train",), ("from_config_val",)
+    (tmp_path / "my.yaml").write_text(cfg.dump())
+    loaded = retinanet_ext.load_config(str(tmp_path / "my.yaml"), ["SOLVER.MAX_ITER", "1"])
+    assert loaded.MODEL.RETINANET.NUM_CLASSES == 5
+    trainer = DefaultTrainer(loaded)
+    trainer.train()
+    results = inference_on_dataset(
+        trainer.model,
+        build_detection_test_loader(loaded, "from_config_val"),
+        COCOEvaluator("from_config_val", output_dir=str(tmp_path)),
+    )
+    assert "bbox" in results
+
+
+def test_an_unregistered_dataset_says_what_to_do():
+    with pytest.raises(KeyError, match=r"'plugin_trian' is not registered\. .*retinanet_ext\.load_config, which regis"):
+        retinanet_ext.load_config(None, ["DATASETS.TRAIN", "('plugin_trian',)"])
+
+
+def test_a_stream_passed_to_the_train_loader(cfg):
+    """Refused in the catalog, where it would be read to its end, but not where Detectron2 takes it."""
+    records = DatasetCatalog.get("plugin_train")
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return itertools.cycle(records)
+
+    class StreamTrainer(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return build_detection_train_loader(
+                Stream(), mapper=DatasetMapper(cfg, True), total_batch_size=2, aspect_ratio_grouping=False
+            )
+
+    cfg.DATASETS.TEST = ()
+    trainer = StreamTrainer(cfg)
+    trainer.train()
+    assert trainer.iter == 3

@@ -35,6 +35,19 @@ def test_flip_of_image_and_box_by_hand():
     assert (aug_input.image[1:3, 5:8] == 255).all() and aug_input.image.sum() == 6 * 255
 
 
+@pytest.mark.parametrize(
+    ("crop_type", "size"),
+    [("relative", (0.3, 0.3)), ("relative_range", (0.1, 0.1)), ("absolute", (0.5, 1)), ("absolute_range", (0.5, 0.6))],
+)
+def test_a_crop_has_at_least_one_pixel(crop_type, size):
+    crop = T.RandomCrop(crop_type, size)
+    for height, width in [(1, 1), (1, 7), (2, 1)] * 10:
+        window = crop.get_transform(np.zeros((height, width, 3), np.uint8)).apply_image(np.zeros((height, width, 3)))
+        assert 1 <= window.shape[0] <= height and 1 <= window.shape[1] <= width
+    # Half a pixel is rounded up as before: 0.5 * 3 + 0.5 is 2.
+    assert T.RandomCrop("relative", (0.5, 0.5)).get_crop_size((3, 100)) == (2, 50)
+
+
 def test_crop_keeps_image_and_box_together():
     image = np.zeros((40, 60), np.uint8)
     image[20:25, 30:40] = 255

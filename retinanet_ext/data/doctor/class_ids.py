@@ -1,10 +1,8 @@
 """Class names of the datasets of a config, and the number of classes that follows from them."""
 
-import difflib
+from retinanet_ext.d2 import CfgNode, MetadataCatalog
 
-from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
-
-from ..registration import category_indices
+from ..registration import category_indices, check_is_registered, load_metadata
 
 NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
 
@@ -16,14 +14,10 @@ def dataset_class_names(dataset_name: str) -> list[str]:
         KeyError: no such dataset; the message names the most similar ones.
         ValueError: the dataset states no class names.
     """
-    registered = DatasetCatalog.list()
-    if dataset_name not in registered:
-        near = difflib.get_close_matches(dataset_name, registered, n=3)
-        hint = f"Did you mean {', '.join(near)}?" if near else f"Registered: {', '.join(registered)}."
-        raise KeyError(f"Dataset {dataset_name!r} is not registered. {hint} DATASETS.CUSTOM registers your own.")
+    check_is_registered(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes", None) is None:
-        DatasetCatalog.get(dataset_name)
+        load_metadata(dataset_name)
     names = metadata.get("thing_classes", None)
     if not names:
         raise ValueError(f"Dataset {dataset_name!r} has no thing_classes in its metadata; register it with them.")

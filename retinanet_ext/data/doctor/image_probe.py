@@ -1,35 +1,62 @@
 """Check that image files exist and open, and read their sizes, without loading the data set."""
 
+import logging
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from PIL import Image
 
 # Exceptions that Pillow raises for damaged files: SyntaxError for PNG, EOFError for truncated streams.
 IMAGE_ERRORS = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)
-
+PROGRESS_SECONDS = 10.0
 _EXIF_ORIENTATION = 274
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _THREADS = 16
+logger = logging.getLogger(__name__)
 
 
-def probe_images(paths: Sequence[str], decode: bool = False) -> list[tuple[int, int] | Exception]:
-    """Open each file.
+class ImageInfo(NamedTuple):
+    """``size``: (width, height) in pixels after the EXIF rotation. ``mode``: Pillow's."""
+
+    size: tuple[int, int]
+    mode: str
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether a conversion to 8 bits a channel would clip it (Pillow's modes I, I;16, F and their like)."""
+        return self.mode.split(";")[0] in ("I", "F")
+
+
+def probe_images(paths: Sequence[str], decode: bool = False, what: str = "images") -> list[ImageInfo | Exception]:
+    """Open each file, in parallel. The log shows the progress every few seconds.
 
     Args:
         paths: any number of files.
         decode: read all pixels; otherwise only the header, which misses later damage.
+        what: names the files in the log.
 
     Returns:
-        For each path, in order: (width, height) after the EXIF rotation, or the error.
+        For each path, in order: its size and mode, or the error.
     """
 
-    def probe(path: str) -> tuple[int, int] | Exception:
+    def probe(path: str) -> ImageInfo | Exception:
         return _probe(path, decode)
 
+    found: list[ImageInfo | Exception] = []
+    last = time.perf_counter()
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(probe, paths))
+        for info in pool.map(probe, paths):
+            found.append(info)
+            now = time.perf_counter()
+            if now - last >= PROGRESS_SECONDS:
+                last = now
+                verb = "decoded" if decode else "opened"
+                logger.info("%s: %d of %d image files %s", what, len(found), len(paths), verb)
+    return found
 
 
 def _probe(path, decode):
@@ -37,11 +64,21 @@ def _probe(path, decode):
         return FileNotFoundError("no such file")
     try:
         with Image.open(path) as image:
+            # Before loading, which turns a TIFF and removes its orientation.
+            size = _upright_size(image)
             if decode:
                 image.load()
-            return image.size[::-1] if _is_turned(image) else image.size
+            return ImageInfo(size, image.mode)
     except Exception as error:
         return error
+
+
+def _upright_size(image):
+    size = image.size
+    if image.format == "TIFF":
+        # Some versions of Pillow turn the size of a TIFF already when they open it.
+        size = (image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT])
+    return size[::-1] if _is_turned(image) else size
 
 
 def _is_turned(image):

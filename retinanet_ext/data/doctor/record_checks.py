@@ -4,14 +4,11 @@ Records are Detectron2's dataset dicts. Nothing is edited in place, and nothing 
 """
 
 import logging
-import math
-import numbers
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from retinanet_ext.d2 import BoxMode
-
+from .annotation_faults import BOX_MODES, OUTSIDE, REPAIRABLE, annotation_fault, repaired_annotation
 from .image_probe import probe_images
 
 ANNOTATION_KEY = "DATASETS.ON_BAD_ANNOTATION"
@@ -19,12 +16,10 @@ IMAGE_KEY = "DATASETS.ON_BAD_IMAGE"
 CHECK_KEY = "DATASETS.CHECK_IMAGES"
 ANNOTATION_POLICIES = ("error", "drop", "clip")
 IMAGE_POLICIES = ("error", "drop")
-IMAGE_CHECKS = ("header", "decode", "none")
+IMAGE_CHECKS = ("auto", "header", "decode", "none")
 
-# Pixels. Rounding and the VOC offset move boxes by up to a pixel, which is not a mistake.
-BOX_TOLERANCE = 1.0
-_BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-_OUTSIDE = "box outside the image"
+# With "auto", a dataset of up to this many images is decoded: a minute on 2 cores for photos of 640x480.
+MAX_DECODED = 20_000
 _SHOWN = 10
 
 logger = logging.getLogger(__name__)
@@ -58,8 +53,17 @@ class Report:
     num_annotations: int
     problems: list[Problem] = field(default_factory=list)
     dropped_images: int = 0
-    dropped_annotations: int = 0
+    dropped_annotations: int = 0  # in images that were kept
     clipped_annotations: int = 0
+    repaired_annotations: int = 0  # by other means than clipping
+    left_out: list[object] = field(default_factory=list)  # image ids of the dropped records
+    changes: list[tuple[object, dict, dict | None]] = field(default_factory=list)
+    """Image id, annotation, and what replaces it (None: nothing), for annotations of images that were kept."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was dropped, clipped or repaired."""
+        return bool(self.dropped_images or self.changes)
 
     def counts(self) -> dict[str, int]:
         """Number of problems of each kind, the most frequent first."""
@@ -78,18 +82,22 @@ def check_dataset_dicts(
 ) -> tuple[list[dict], Report]:
     """Check all records of a dataset.
 
-    Bad images: a missing or unreadable file, a size (after EXIF rotation) that differs from the record's, a repeated
-    image id. Bad annotations: a box that is not four finite numbers, is inverted, has no area, or extends more than a
-    pixel beyond the image; a category id outside [0, K). Crowd annotations are checked like the rest and kept.
+    Bad images: a missing or unreadable file, more than 8 bits a channel in one channel (Pillow modes I and F), a size
+    (after EXIF rotation) that differs from the record's, a repeated image id. Bad annotations: a box that is not four
+    finite numbers, is inverted, has no area, or extends more than a pixel beyond the image; a category id outside
+    [0, K); an `iscrowd` other than 0 and 1; a malformed polygon; a fault that the reader found. Crowd annotations are
+    checked like the rest and kept.
 
     Args:
         dicts: dataset dicts; not modified.
         dataset_name: for messages.
         class_names: for messages; None if unknown. Their number is K unless `num_classes` is given.
         on_bad_annotation: "error" raises; "drop" removes the annotation; "clip" cuts a box at the border of the image,
-            and removes annotations that this does not repair.
+            and removes annotations that this does not repair. Both keep the box of an annotation with a malformed
+            polygon, without the polygon, and read an `iscrowd` of null, "0" or "1" as a number.
         on_bad_image: "error" raises; "drop" removes the record (of records with the same image id, all but the first).
-        check_images: "header" opens each file, "decode" reads all of its pixels, "none" touches no file.
+        check_images: "header" opens each file, "decode" reads all of its pixels, "none" touches no file; "auto" decodes
+            up to :data:`MAX_DECODED` images and opens more.
         num_classes: K.
 
     Returns:
@@ -109,7 +117,9 @@ def check_dataset_dicts(
         if class_names is None:
             raise ValueError(f"Dataset {dataset_name!r} has no class names (thing_classes), so num_classes is needed.")
         num_classes = len(class_names)
-    bad_images, sizes = _find_bad_images(dicts, check_images)
+    if check_images == "auto":
+        check_images = "decode" if len(dicts) <= MAX_DECODED else "header"
+    bad_images, sizes = _find_bad_images(dicts, check_images, dataset_name)
     bad_annotations = {}
     for index, record in enumerate(dicts):
         found = _find_bad_annotations(record, sizes[index], num_classes, class_names)
@@ -123,9 +133,10 @@ def check_dataset_dicts(
     for index, record in enumerate(dicts):
         if index in bad_images:
             report.dropped_images += 1
+            report.left_out.append(record.get("image_id"))
         elif index in bad_annotations:
-            size = sizes[index]
-            clean.append(_repaired(record, bad_annotations[index], size, on_bad_annotation, report))
+            clip = on_bad_annotation == "clip"
+            clean.append(_repaired(record, bad_annotations[index], sizes[index], num_classes, clip, report))
         else:
             clean.append(record)
     _log(report)
@@ -139,13 +150,13 @@ def _check_choice(name, value, legal):
         raise ValueError(f"{name} is {value!r}; legal: {', '.join(legal)}.")
 
 
-def _find_bad_images(dicts, check_images):
+def _find_bad_images(dicts, check_images, dataset_name):
     """Return ({index of the record: Problem}, [(width, height) or None per record])."""
     sizes = [(d["width"], d["height"]) if "width" in d and "height" in d else None for d in dicts]
     bad, first_with_id = {}, {}
     found = [None] * len(dicts)
     if check_images != "none":
-        found = probe_images([d["file_name"] for d in dicts], decode=check_images == "decode")
+        found = probe_images([d["file_name"] for d in dicts], check_images == "decode", f"Dataset {dataset_name!r}")
     for index, (record, actual) in enumerate(zip(dicts, found, strict=True)):
         problem = _image_problem(record, sizes[index], actual)
         image_id = record.get("image_id")
@@ -157,7 +168,7 @@ def _find_bad_images(dicts, check_images):
         if problem is not None:
             bad[index] = problem
         elif sizes[index] is None:
-            sizes[index] = actual
+            sizes[index] = actual and actual.size
     return bad, sizes
 
 
@@ -166,11 +177,16 @@ def _image_problem(record, expected, actual):
         return _problem(record, "missing image file", "no such file", "an image file")
     if isinstance(actual, Exception):
         return _problem(record, "unreadable image", f"{type(actual).__name__}: {actual}", "an image file")
-    if actual is None or expected is None or actual == tuple(expected):
+    if actual is None:
         return None
-    turned = ", which is that size before its EXIF rotation" if actual == tuple(expected)[::-1] else ""
+    if actual.is_deep:
+        legal = "8 bits a channel; convert the file, with the scaling that fits the data"
+        return _problem(record, "image with more than 8 bits a channel", f"Pillow mode {actual.mode}", legal)
+    if expected is None or actual.size == tuple(expected):
+        return None
+    turned = ", which is that size before its EXIF rotation" if actual.size == tuple(expected)[::-1] else ""
     legal = f"width x height = {expected[0]}x{expected[1]} as the record says{turned}"
-    return _problem(record, "image size differs from the record", f"{actual[0]}x{actual[1]}", legal)
+    return _problem(record, "image size differs from the record", f"{actual.size[0]}x{actual.size[1]}", legal)
 
 
 def _problem(record, kind, found, legal, annotation=None):
@@ -181,59 +197,23 @@ def _find_bad_annotations(record, size, num_classes, class_names):
     """Return {index of the annotation: Problem}."""
     bad = {}
     for index, annotation in enumerate(record.get("annotations", ())):
-        if annotation.get("bbox_mode") not in _BOX_MODES:
+        if annotation.get("bbox_mode") not in BOX_MODES:
             raise ValueError(
-                f"{record['file_name']} (image id {record.get('image_id')}), annotation {_name(index, annotation)}: "
+                f"{record['file_name']} (image id {record.get('image_id')}), annotation "
+                f"{_name(index, annotation, record)}: "
                 f"bbox_mode is {annotation.get('bbox_mode')!r}; legal: BoxMode.XYXY_ABS and BoxMode.XYWH_ABS. "
                 "Correct the function that makes the records of this dataset."
             )
-        fault = _category_fault(annotation, num_classes, class_names) or _box_fault(annotation, size)
+        fault = annotation_fault(annotation, size, num_classes, class_names)
         if fault is not None:
-            bad[index] = _problem(record, *fault, annotation=_name(index, annotation))
+            bad[index] = _problem(record, *fault, annotation=_name(index, annotation, record))
     return bad
 
 
-def _name(index, annotation):
+def _name(index, annotation, record):
+    if "line" in annotation:
+        return f"{index} (line {annotation['line']} of {record.get('label_file')})"
     return f"{index} (id {annotation['id']})" if "id" in annotation else str(index)
-
-
-def _category_fault(annotation, num_classes, class_names):
-    category = annotation.get("category_id")
-    if isinstance(category, numbers.Integral) and not isinstance(category, bool) and 0 <= category < num_classes:
-        return None
-    name = annotation.get("category_name")
-    found = f"category_id {category!r}" + (f" ({name})" if name is not None else "")
-    names = f" ({', '.join(class_names)})" if class_names else ""
-    return "unknown category", found, f"0 to {num_classes - 1}{names}"
-
-
-def _box_fault(annotation, size):
-    box = annotation.get("bbox")
-    try:
-        finite = len(box) == 4 and all(math.isfinite(v) for v in box)
-    except TypeError:
-        finite = False
-    if not finite:
-        return "box is not four finite numbers", repr(box), "four finite numbers"
-    x0, y0, x1, y1 = _xyxy(annotation)
-    kind, legal = None, "x0 < x1 and y0 < y1"
-    if x1 < x0 or y1 < y0:
-        kind = "inverted box"
-    elif x1 == x0 or y1 == y0:
-        kind = "box without area"
-    elif size is not None and max(-x0, -y0, x1 - size[0], y1 - size[1]) > BOX_TOLERANCE:
-        kind = _OUTSIDE
-        legal = f"inside 0, 0, {size[0]}, {size[1]} (up to {BOX_TOLERANCE:g} pixel of tolerance)"
-    # The text is made only for boxes with a fault, because it costs more than the check.
-    return kind and (kind, f"[x0, y0, x1, y1] = [{x0:g}, {y0:g}, {x1:g}, {y1:g}]", legal)
-
-
-def _xyxy(annotation):
-    # BoxMode.convert would make a tensor per box, which would take most of the time of a check.
-    x0, y0, x1, y1 = map(float, annotation["bbox"])
-    if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
-        x1, y1 = x0 + x1, y0 + y1
-    return x0, y0, x1, y1
 
 
 def _raise_if_refused(report, on_bad_annotation, on_bad_image):
@@ -247,7 +227,9 @@ def _raise_if_refused(report, on_bad_annotation, on_bad_image):
         if bad:
             refused += bad
             remedies.append(f"{ANNOTATION_KEY} drop leaves these annotations out")
-        if any(p.kind == _OUTSIDE for p in bad):
+        if any(p.kind in REPAIRABLE for p in bad):
+            remedies[-1] += ", keeps the box of a malformed polygon, and reads iscrowd null, '0' and '1' as numbers"
+        if any(p.kind == OUTSIDE for p in bad):
             remedies.append(f"{ANNOTATION_KEY} clip cuts boxes at the border of the image")
     if not refused:
         return
@@ -258,27 +240,24 @@ def _raise_if_refused(report, on_bad_annotation, on_bad_image):
     raise ValueError("\n".join(lines + ["Correct the data, or set a policy: " + "; ".join(remedies) + "."]))
 
 
-def _repaired(record, bad, size, policy, report):
-    """A copy of the record with its bad annotations removed or replaced by clipped copies."""
+def _repaired(record, bad, size, num_classes, clip, report):
+    """A copy of the record with its bad annotations removed or replaced by repaired copies."""
     kept = []
     for index, annotation in enumerate(record["annotations"]):
         if index not in bad:
             kept.append(annotation)
             continue
-        box = _clipped(annotation, size) if policy == "clip" and bad[index].kind == _OUTSIDE else None
-        if box is None:
+        new = repaired_annotation(annotation, size, num_classes, clip)
+        report.changes.append((record.get("image_id"), annotation, new))
+        if new is None:
             report.dropped_annotations += 1
-        else:
+            continue
+        kept.append(new)
+        if new["bbox"] != annotation["bbox"]:
             report.clipped_annotations += 1
-            kept.append({**annotation, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS})
+        else:
+            report.repaired_annotations += 1
     return {**record, "annotations": kept}
-
-
-def _clipped(annotation, size):
-    """The box cut at the border of the image, in XYXY; None if nothing is left of it."""
-    x0, y0, x1, y1 = _xyxy(annotation)
-    box = [max(x0, 0.0), max(y0, 0.0), min(x1, float(size[0])), min(y1, float(size[1]))]
-    return box if box[2] > box[0] and box[3] > box[1] else None
 
 
 def _log(report):
@@ -291,7 +270,8 @@ def _log(report):
     counts = ", ".join(f"{count} x {kind}" for kind, count in report.counts().items())
     lines = "\n".join(f"  {problem}" for problem in report.problems)
     logger.warning(
-        "Dataset %r: %s. Dropped %d of %d images; of %d annotations dropped %d and clipped %d:\n%s",
+        "Dataset %r: %s. Dropped %d of %d images; of %d annotations dropped %d and clipped %d, otherwise repaired %d:"
+        "\n%s",
         report.dataset_name, counts, report.dropped_images, report.num_images, report.num_annotations,
-        report.dropped_annotations, report.clipped_annotations, lines,
+        report.dropped_annotations, report.clipped_annotations, report.repaired_annotations, lines,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retinanet_ext.data.empty_images import without_empty_images
+from retinanet_ext.data.record_list import as_record_list
 from retinanet_ext.machine.processes import images_per_process
 
 from .. import comm
@@ -46,6 +47,7 @@ def get_detection_dataset_dicts(
 
     Raises:
         KeyError: a name is not registered.
+        TypeError: the function of a dataset returned something without a length, such as an endless stream.
         ValueError: no name is given, a dataset has no records, no record is left, or class names differ.
     """
     names = [names] if isinstance(names, str) else list(names)
@@ -53,7 +55,7 @@ def get_detection_dataset_dicts(
         raise ValueError("no dataset is named; list at least one in DATASETS.TRAIN or DATASETS.TEST")
     records = []
     for name in names:
-        found = DatasetCatalog.get(name)
+        found = as_record_list(DatasetCatalog.get(name), name)
         if not found:
             raise ValueError(f"dataset {name!r} has no records{_source(name)}")
         records += found

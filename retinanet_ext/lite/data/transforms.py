@@ -283,16 +283,18 @@ class RandomCrop(Augmentation):
         return CropTransform(x0, y0, crop_w, crop_h, orig_w=w, orig_h=h)
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the window, for an image of (height, width)."""
+        """Height and width of the window in pixels, each at least 1, for an image of (height, width)."""
         h, w = image_size
         if self.crop_type == "absolute":
-            return min(int(self.crop_size[0]), h), min(int(self.crop_size[1]), w)
-        if self.crop_type == "absolute_range":
+            crop_h, crop_w = min(int(self.crop_size[0]), h), min(int(self.crop_size[1]), w)
+        elif self.crop_type == "absolute_range":
             low, high = self.crop_size
             crop_h = np.random.randint(min(h, low), min(h, high) + 1)
             crop_w = np.random.randint(min(w, low), min(w, high) + 1)
-            return crop_h, crop_w
-        fractions = np.asarray(self.crop_size, dtype=np.float64)
-        if self.crop_type == "relative_range":
-            fractions = fractions + np.random.rand(2) * (1 - fractions)
-        return int(h * fractions[0] + 0.5), int(w * fractions[1] + 0.5)
+        else:
+            fractions = np.asarray(self.crop_size, dtype=np.float64)
+            if self.crop_type == "relative_range":
+                fractions = fractions + np.random.rand(2) * (1 - fractions)
+            crop_h, crop_w = int(h * fractions[0] + 0.5), int(w * fractions[1] + 0.5)
+        # A side of a few pixels may round to 0, and a window of no pixels cannot be resized.
+        return max(crop_h, 1), max(crop_w, 1)

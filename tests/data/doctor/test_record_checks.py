@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from retinanet_ext.d2 import BoxMode
+from retinanet_ext.data.doctor import image_probe, record_checks
 from retinanet_ext.data.doctor.record_checks import check_dataset_dicts
 from retinanet_ext.data.voc import load_voc, voc_class_names
+from retinanet_ext.lite.data.detection_utils import read_image
 
 NAMES = ["cat", "dog"]
 GOOD = [5.0, 5.0, 20.0, 20.0]
@@ -231,3 +233,82 @@ def test_bccd_has_exactly_two_boxes_without_area(shared_data):
     ]
     assert report.dropped_annotations == 2
     assert check_dataset_dicts(load_voc(root, "test", names), "bccd", names)[1].problems == []
+
+
+@pytest.mark.parametrize("flag", ["0", "1", None, 2, "yes"])
+def test_iscrowd_that_no_engine_understands(record, flag):
+    """Engines compare it with 0, so that such an object is silently not trained on."""
+    dicts = [record(annotation(), annotation(iscrowd=flag))]
+    with pytest.raises(ValueError, match=rf"1.jpg \(image id 1\), annotation 1: found iscrowd {flag!r}, legal: 0 or 1"):
+        check_dataset_dicts(dicts, "pets", NAMES)
+    (clean,), report = check_dataset_dicts(dicts, "pets", NAMES, on_bad_annotation="drop")
+    known = {"0": 0, "1": 1, None: 0}
+    expected = [annotation(iscrowd=known[flag])] if flag in known else []
+    assert clean["annotations"] == [annotation(), *expected]
+    assert (report.repaired_annotations, report.dropped_annotations) == (len(expected), 1 - len(expected))
+
+
+@pytest.mark.parametrize("flag", [0, 1, True, False, np.int64(1), 1.0])
+def test_iscrowd_as_any_number(record, flag):
+    assert check_dataset_dicts([record(annotation(iscrowd=flag))], "pets", NAMES)[1].problems == []
+
+
+@pytest.mark.parametrize("policy", ["drop", "clip"])
+@pytest.mark.parametrize("bad", [[[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [1, 2, 9, 2, 9, 9], {"size": [3, 4]}, "x"])
+def test_a_malformed_polygon_does_not_cost_its_box(record, bad, policy):
+    dicts = [record(annotation(segmentation=bad))]
+    with pytest.raises(ValueError, match=r"(?s)malformed polygon: .*1.jpg \(image id 1\), annotation 0.*keeps the box"):
+        check_dataset_dicts(dicts, "pets", NAMES)
+    (clean,), _ = check_dataset_dicts(dicts, "pets", NAMES, on_bad_annotation=policy)
+    assert clean["annotations"] == [annotation()]
+
+
+def test_several_faults_of_one_annotation(record):
+    bad = annotation([-5, 5, 20, 20], iscrowd="0", segmentation=[[1, 2]])
+    (clean,), report = check_dataset_dicts([record(bad)], "pets", NAMES, on_bad_annotation="clip")
+    assert clean["annotations"] == [annotation([0, 5, 20, 20], iscrowd=0)] and report.clipped_annotations == 1
+    (clean,), _ = check_dataset_dicts([record(bad)], "pets", NAMES, on_bad_annotation="drop")
+    assert clean["annotations"] == []
+
+
+@pytest.mark.parametrize("check", ["header", "decode"])
+@pytest.mark.parametrize(("dtype", "name"), [(np.uint16, "deep.png"), (np.uint16, "deep.tif"), (np.float32, "f.tif")])
+def test_images_of_more_than_8_bits(record, tmp_path, check, dtype, name):
+    """A conversion to 8 bits would clip them: nearly all pixels would be white."""
+    deep = {**record(image_id=2), "file_name": str(tmp_path / name)}
+    Image.fromarray(np.full((30, 40), 5000, dtype)).save(deep["file_name"])
+    with pytest.raises(ValueError, match=f"image with more than 8 bits a channel: .*{name}.*found Pillow mode [IF]"):
+        check_dataset_dicts([record(), deep], "pets", NAMES, check_images=check)
+    clean, _ = check_dataset_dicts([record(), deep], "pets", NAMES, check_images=check, on_bad_image="drop")
+    assert [r["image_id"] for r in clean] == [1]
+
+
+@pytest.mark.parametrize("check", ["header", "decode"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_the_size_after_rotation_is_that_of_the_reader(record, check, suffix):
+    exif = Image.Exif()
+    exif[274] = 6
+    rotated = record(size=(30, 40), exif=exif, name=f"turned.{suffix}")
+    assert read_image(rotated["file_name"], "BGR").shape == (40, 30, 3)
+    assert check_dataset_dicts([rotated], "pets", NAMES, check_images=check)[1].problems == []
+
+
+def test_auto_decodes_small_sets_only(record, monkeypatch):
+    good, bad = record(), record(image_id=2, name="bad.png")
+    path = Path(bad["file_name"])
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40), np.uint8)).save(path.with_suffix(".jpg"))
+    bad["file_name"] = str(path.with_suffix(".jpg"))
+    data = path.with_suffix(".jpg").read_bytes()
+    path.with_suffix(".jpg").write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr(record_checks, "MAX_DECODED", 1)
+    assert check_dataset_dicts([good, bad], "pets", NAMES, check_images="auto")[1].problems == []
+    monkeypatch.setattr(record_checks, "MAX_DECODED", 2)
+    with pytest.raises(ValueError, match="unreadable image: .*bad.jpg"):
+        check_dataset_dicts([good, bad], "pets", NAMES, check_images="auto")
+
+
+def test_a_long_check_shows_its_progress(record, monkeypatch, caplog):
+    monkeypatch.setattr(image_probe, "PROGRESS_SECONDS", 0.0)
+    with caplog.at_level("INFO"):
+        check_dataset_dicts([record(), record(image_id=2)], "pets", NAMES, check_images="decode")
+    assert "Dataset 'pets': 1 of 2 image files decoded" in caplog.text

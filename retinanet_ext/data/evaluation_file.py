@@ -1,0 +1,85 @@
+"""The COCO file that an evaluator reads, without what the checks left out."""
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from retinanet_ext.d2 import BoxMode
+
+Change = tuple[Any, dict, dict | None]
+"""Image id, annotation of a record, and what replaces it (None: nothing)."""
+
+
+def checked_content(
+    content: dict, image_ids: Collection, changes: Sequence[Change], contiguous: Mapping[int, int]
+) -> dict | None:
+    """Return the content of a COCO file as the checks left it, or None if that is the content itself.
+
+    Annotations without `area` get that of their box and those without `iscrowd` become single objects, because
+    pycocotools needs both. The file of a test set, without annotations, has only images to leave out.
+
+    Args:
+        content: images and, except for test sets, annotations; not changed.
+        image_ids: the ids of the images to evaluate.
+        changes: annotations that were dropped or repaired.
+        contiguous: category id -> class id.
+    """
+    images = [image for image in content["images"] if image["id"] in image_ids]
+    if "annotations" not in content:
+        return {**content, "images": images} if len(images) < len(content["images"]) else None
+    replaced = {_key(image_id, old): new for image_id, old, new in changes}
+    annotations = []
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in image_ids:
+            continue
+        key = _key(annotation["image_id"], annotation, contiguous.get(annotation["category_id"]))
+        # The records of some readers have no annotation ids.
+        found = key if key in replaced else key[1:]
+        new = annotation if found not in replaced else _repaired(annotation, replaced[found])
+        if new is not None:
+            annotations.append(_completed(new))
+    same = len(annotations) == len(content["annotations"]) and all(
+        new is old for new, old in zip(annotations, content["annotations"], strict=True)
+    )
+    return None if same and len(images) == len(content["images"]) else {
+        **content, "images": images, "annotations": annotations
+    }  # fmt: skip
+
+
+def write_atomically(path: str, content: dict) -> None:
+    """Write a JSON file that other processes, which may write the same, always find whole."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.{os.getpid()}"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(json.dumps(content))
+    os.replace(partial, path)
+
+
+def _key(image_id, annotation, class_id=None):
+    """What identifies an annotation in the file and in a record: its id, if the record has it, and its content."""
+    class_id = annotation["category_id"] if class_id is None else class_id
+    content = (image_id, class_id, repr(annotation.get("bbox")), repr(annotation.get("iscrowd", 0)))
+    return (annotation["id"], *content) if "id" in annotation else content
+
+
+def _repaired(annotation, record):
+    if record is None:
+        return None
+    new = dict(annotation)
+    if "iscrowd" in record:
+        new["iscrowd"] = record["iscrowd"]
+    if "segmentation" in new:
+        new["segmentation"] = record.get("segmentation", [])
+    if record["bbox_mode"] == BoxMode.XYXY_ABS:  # the box was clipped; before, it was XYWH
+        x0, y0, x1, y1 = record["bbox"]
+        new["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+        if "area" in new:
+            new["area"] = min(new["area"], new["bbox"][2] * new["bbox"][3])
+    return new
+
+
+def _completed(annotation):
+    if ("area" in annotation and "iscrowd" in annotation) or not annotation.get("bbox"):
+        return annotation
+    return {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}
