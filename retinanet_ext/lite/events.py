@@ -1,5 +1,6 @@
 """Storage for the numbers of a training run, and writers that copy them to files and to the log."""
 
+import functools
 import json
 import logging
 import math
@@ -188,11 +189,10 @@ class TensorboardXWriter(EventWriter):
         """``kwargs`` go to :class:`torch.utils.tensorboard.SummaryWriter`."""
         self._log_dir, self._kwargs = log_dir, kwargs
         self._window_size = window_size
-        self._writer = None
         self._last_write = -1
 
     def write(self) -> None:
-        storage, writer = get_event_storage(), self._summary_writer()
+        storage, writer = get_event_storage(), self._writer
         scalars = storage.newer_than(self._last_write, self._window_size)
         for name, (value, iteration) in scalars.items():
             writer.add_scalar(name, value, iteration)
@@ -200,25 +200,31 @@ class TensorboardXWriter(EventWriter):
         for name, image, iteration in storage.take_images():
             writer.add_image(name, image, iteration)
 
-    def _summary_writer(self):
-        if self._writer is None:
-            # Importing TensorBoard takes seconds, so only a run that writes does it.
-            from torch.utils.tensorboard import SummaryWriter
+    @functools.cached_property
+    def _writer(self):
+        # Importing TensorBoard takes seconds, so only a run that writes does it.
+        from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self._log_dir, **self._kwargs)
-        return self._writer
+        return SummaryWriter(self._log_dir, **self._kwargs)
 
     def close(self) -> None:
-        if self._writer is not None:
+        if "_writer" in vars(self):
             self._writer.close()
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs one plain line: iteration, time left, losses, seconds per iteration, learning rate, GPU memory."""
+    """Logs one plain line: iteration, time left, losses, seconds per iteration, learning rate, GPU memory.
+
+    Of the other scalars it shows those with ``[metric]`` in their name.
+    """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20):
-        """``max_iter``: last iteration + 1, needed for the time left; ``None`` omits the time left."""
+        """``max_iter``: last iteration + 1, needed for the time left; ``None`` omits the time left.
+
+        The lines go to the attribute ``logger``, which may be replaced.
+        """
         self._max_iter, self._window_size = max_iter, window_size
+        self.logger = logger
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -231,6 +237,7 @@ class CommonMetricPrinter(EventWriter):
             storage.put_scalar("eta_seconds", eta_seconds, smoothing_hint=False)
             words.insert(0, f"eta: {timedelta(seconds=int(eta_seconds))}")
         words += [f"{name}: {value:.4g}" for name, (value, _) in smoothed.items() if "loss" in name]
+        words += [f"{name}: {value:.4g}" for name, (value, _) in smoothed.items() if "[metric]" in name]
         for name in ("time", "data_time"):
             if name in smoothed:
                 words.append(f"{name}: {storage.history(name).avg(self._window_size):.4f}")
@@ -238,7 +245,7 @@ class CommonMetricPrinter(EventWriter):
             words.append(f"lr: {smoothed['lr'][0]:.5g}")
         if torch.cuda.is_available():
             words.append(f"max_mem: {torch.cuda.max_memory_allocated() // 2**20}M")
-        logger.info("  ".join(words))
+        self.logger.info("  ".join(words))
 
     def _eta_seconds(self, storage: EventStorage) -> float | None:
         if self._max_iter is None or "time" not in storage.histories():

@@ -26,7 +26,11 @@ LINE_WIDTH, MIN_LINE_WIDTH = 1 / 250, 2
 FONT_SIZE, MIN_FONT_SIZE = 1 / 40, 11
 # Objects flatter than this many text lines get a smaller label, so that it does not hide them.
 SMALL_OBJECT_LINES, SMALL_FONT, MIN_SMALL_FONT = 2.0, 0.8, 9
-SHADOW = (0, 0, 0, 90)
+SHADOW = (0, 0, 0)
+SHADOW_ALPHA = 90
+TEXT_BACKGROUND_ALPHA = 200
+# Part of a text's width that lies to the left of its position.
+ALIGNMENTS = {"left": 0.0, "center": 0.5, "right": 1.0}
 LABEL_ALPHA = 225
 # A label avoids objects of up to this many times its own area; it cannot hide a larger object.
 AVOIDED_OBJECT_AREA = 4
@@ -44,6 +48,8 @@ class ColorMode(Enum):
     """How the picture is coloured. Objects of one class have one colour in all modes."""
 
     IMAGE = 0
+    """The image as it is."""
+    SEGMENTATION = 1
     """The image as it is."""
     IMAGE_BW = 2
     """The image in grey outside of the boxes."""
@@ -77,6 +83,7 @@ class Visualizer:
         metadata: Any = None,
         scale: float = 1.0,
         instance_mode: ColorMode = ColorMode.IMAGE,
+        font_size_scale: float = 1.0,
     ):
         """
         Args:
@@ -84,6 +91,7 @@ class Visualizer:
             metadata: metadata of the dataset; `thing_classes` (names) and `thing_colors` (RGB in 0 to 255) are
                 used if present.
             scale: size of the picture relative to the image.
+            font_size_scale: size of labels relative to the usual size.
 
         Raises:
             ValueError: wrong shape, or a picture without pixels.
@@ -102,7 +110,8 @@ class Visualizer:
         self._colors: Sequence[Sequence[int]] = _from_metadata(metadata, "thing_colors")
         side = (size[0] * size[1]) ** 0.5
         self._line_width = max(round(side * LINE_WIDTH), MIN_LINE_WIDTH)
-        self._font_size = max(round(side * FONT_SIZE), MIN_FONT_SIZE)
+        self._font_size = max(round(max(side * FONT_SIZE, MIN_FONT_SIZE) * font_size_scale), 1)
+        self._min_small_font = max(round(MIN_SMALL_FONT * font_size_scale), 1)
 
     def draw_instance_predictions(self, predictions: Instances) -> VisImage:
         """Draws detections, labelled with class and score.
@@ -135,6 +144,8 @@ class Visualizer:
         *,
         boxes: Boxes | torch.Tensor | np.ndarray | None = None,
         labels: Sequence[str] | None = None,
+        masks: None = None,
+        keypoints: None = None,
         assigned_colors: Sequence | None = None,
     ) -> VisImage:
         """Draws boxes, large ones first, then the labels.
@@ -144,12 +155,15 @@ class Visualizer:
         Args:
             boxes: N boxes XYXY, shape (N, 4).
             labels: N texts; an empty one draws no label.
+            masks, keypoints: only None; this engine draws boxes.
             assigned_colors: N colours: RGB with values in 0 to 1, or names of matplotlib. Default: the colours
                 of the palette, in order.
 
         Raises:
-            ValueError: the numbers of boxes, labels and colours differ, or a colour is illegal.
+            ValueError: the numbers of boxes, labels and colours differ, or a colour is illegal; masks or keypoints.
         """
+        if masks is not None or keypoints is not None:
+            raise ValueError("the lite engine draws boxes only; leave masks and keypoints out, or run on Detectron2")
         corners = _as_array(boxes)
         if assigned_colors is None:
             assigned_colors = _as_fractions(generate_palette(len(corners)))
@@ -160,10 +174,79 @@ class Visualizer:
                 "each box needs one of each"
             )
         colors = [_as_bytes(color) for color in assigned_colors]
-        inside = (corners[:, 2:] >= 0).all(axis=1) & (corners[:, :2] <= self._image_size).all(axis=1)
-        visible = np.flatnonzero(inside & np.isfinite(corners).all(axis=1))
+        visible = self._visible(corners)
         self._draw(self._to_pixels(corners[visible]), [labels[i] for i in visible], [colors[i] for i in visible])
         return self.get_output()
+
+    def draw_box(
+        self, box_coord: Sequence[float], alpha: float = 0.5, edge_color: Any = "g", line_style: str = "-"
+    ) -> VisImage:
+        """Draws the outline of one box; nothing, if it is wholly outside of the image or not finite.
+
+        Args:
+            box_coord: x0, y0, x1, y1.
+            alpha: 0 is transparent, 1 hides what lies below.
+            edge_color: RGB with values in 0 to 1, or a name of matplotlib.
+            line_style: only "-", a solid line.
+
+        Raises:
+            ValueError: another line style, or an illegal colour.
+        """
+        if line_style != "-":
+            raise ValueError(f"line_style is {line_style!r}; the lite engine draws solid lines only: '-'")
+        corners = _as_array(box_coord)
+        draw = ImageDraw.Draw(self._canvas, "RGBA")
+        for rectangle in self._to_pixels(corners[self._visible(corners)]):
+            self._draw_box(draw, rectangle, _as_bytes(edge_color), alpha)
+        return self.get_output()
+
+    def draw_text(
+        self,
+        text: str,
+        position: Sequence[float],
+        *,
+        font_size: float | None = None,
+        color: Any = "g",
+        horizontal_alignment: str = "center",
+        rotation: float = 0,
+    ) -> VisImage:
+        """Draws a text on a dark, or for a dark text light, background.
+
+        Args:
+            position: x, y of the upper edge of the background.
+            font_size: in pixels of the picture; default: that of labels.
+            color: RGB with values in 0 to 1, or a name of matplotlib.
+            horizontal_alignment: the part of the background's upper edge that lies at x: left, center or right.
+            rotation: degrees, counter-clockwise.
+
+        Raises:
+            ValueError: unknown alignment, or an illegal colour.
+        """
+        if horizontal_alignment not in ALIGNMENTS:
+            raise ValueError(f"horizontal_alignment is {horizontal_alignment!r}; legal values: {', '.join(ALIGNMENTS)}")
+        font = _font(self._font_size if font_size is None else max(round(font_size), 1))
+        pad = max(font.size // 5, 2)
+        color = _as_bytes(color)
+        _, _, width, height = ImageDraw.Draw(self._canvas).textbbox((0, 0), text, font=font)
+        background = (0, 0, 0) if _luminance(color) > 0.18 else (255, 255, 255)
+        label = Image.new(
+            "RGBA", (round(width) + 2 * pad, round(height) + 2 * pad), (*background, TEXT_BACKGROUND_ALPHA)
+        )
+        ImageDraw.Draw(label).text((pad, pad), text, fill=color, font=font)
+        label = label.rotate(rotation, Image.Resampling.BICUBIC, expand=True)
+        x, y = np.array(position) * self._canvas.size / self._image_size
+        self._canvas.paste(label, (round(x - ALIGNMENTS[horizontal_alignment] * label.width), round(y)), label)
+        return self.get_output()
+
+    @property
+    def output(self) -> VisImage:
+        """The picture as it is now, as :meth:`get_output`."""
+        return self.get_output()
+
+    def _visible(self, corners: np.ndarray) -> np.ndarray:
+        """Rows of boxes (N, 4) that are finite and not wholly outside of the image."""
+        inside = (corners[:, 2:] >= 0).all(axis=1) & (corners[:, :2] <= self._image_size).all(axis=1)
+        return np.flatnonzero(inside & np.isfinite(corners).all(axis=1))
 
     def _draw(self, rectangles: list[Rectangle], labels: list[str], colors: list[Color]) -> None:
         if self._mode is ColorMode.IMAGE_BW:
@@ -202,12 +285,12 @@ class Visualizer:
             grey.paste(self._canvas.crop(rectangle), rectangle)
         self._canvas = grey
 
-    def _draw_box(self, draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color) -> None:
+    def _draw_box(self, draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, alpha: float = 1.0) -> None:
         left, top, right, bottom = rectangle
         # The thin shadow outside keeps the line visible on a background of the same colour.
-        draw.rectangle((left - 1, top - 1, right, bottom), outline=SHADOW)
+        draw.rectangle((left - 1, top - 1, right, bottom), outline=(*SHADOW, round(alpha * SHADOW_ALPHA)))
         width = min(self._line_width, (min(right - left, bottom - top) + 1) // 2)
-        draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=width)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=(*color, round(alpha * 255)), width=width)
 
     def _draw_label(
         self,
@@ -221,7 +304,7 @@ class Visualizer:
         """Draws a label where it hides least of the objects and of the labels in `placed`; returns its rectangle."""
         height = rectangle[3] - rectangle[1]
         is_small = height < SMALL_OBJECT_LINES * self._font_size
-        font = _font(max(round(self._font_size * SMALL_FONT), MIN_SMALL_FONT) if is_small else self._font_size)
+        font = _font(max(round(self._font_size * SMALL_FONT), self._min_small_font) if is_small else self._font_size)
         pad = max(font.size // 5, 2)
         label = _shorten(label, font, self._canvas.width - 2 * pad)
         ascent, descent = font.getmetrics()

@@ -81,23 +81,41 @@ class TrainStep:
         Raises:
             ValueError: ``accumulate`` is above 1, and the model has no ``as_one_batch``.
         """
-        model.train()
-        self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
         self.iter = 0
         self._storage, self._after_backward = storage, after_backward
         self._precision, self._accumulate = precision, accumulate
-        self._device = next(model.parameters()).device
+        self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
         # Small gradients vanish in float16, so the loss is scaled; bfloat16 has the range of float32.
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
-        self._iterator: Iterator[list[dict]] | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model of the next step. A new one is put into training mode."""
+        return self._model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
         bare = bare_model(model)
-        if accumulate > 1 and not hasattr(bare, "as_one_batch"):
+        if self._accumulate > 1 and not hasattr(bare, "as_one_batch"):
             raise ValueError(
-                f"SOLVER.ACCUMULATE is {accumulate}, but {type(bare).__name__} has no `as_one_batch`: it would "
+                f"SOLVER.ACCUMULATE is {self._accumulate}, but {type(bare).__name__} has no `as_one_batch`: it would "
                 "normalise the losses of each micro-batch by itself, and they would not add up to those of the batch. "
                 "Use the meta-architecture FocalRetinaNet, or SOLVER.ACCUMULATE 1."
             )
-        self._as_one_batch = bare.as_one_batch if accumulate > 1 else None
+        model.train()
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._as_one_batch = bare.as_one_batch if self._accumulate > 1 else None
+
+    @property
+    def data_loader(self) -> Iterable[list[dict]]:
+        """The loader of the next step. A new one starts from its beginning."""
+        return self._data_loader
+
+    @data_loader.setter
+    def data_loader(self, data_loader: Iterable[list[dict]]) -> None:
+        self._data_loader = data_loader
+        self._iterator: Iterator[list[dict]] | None = None
 
     @classmethod
     def from_config(cls, cfg: Any, *args: Any, **kwargs: Any) -> "TrainStep":

@@ -149,6 +149,13 @@ def test_train_loader_from_config():
     assert all(record["annotations"] for batch in batches[0] for record in batch)
 
 
+def test_loader_arguments_are_passed_on():
+    options = {"num_workers": 1, "prefetch_factor": 4, "persistent_workers": True, "timeout": 30}
+    kwargs = {"total_batch_size": 3, "aspect_ratio_grouping": False, **options}
+    ours = _train_batches(lite_data, lite_samplers, 4, **kwargs)
+    assert ours == _train_batches(d2_data, d2_samplers, 4, **kwargs)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_test_batches(batch_size):
     ours, theirs = (

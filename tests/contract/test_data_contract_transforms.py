@@ -2,6 +2,7 @@
 
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -47,6 +48,8 @@ AUGMENTATIONS = [
     ("ResizeShortestEdge", ((20, 30, 64, 200), 90, "choice"), {}),
     ("ResizeShortestEdge", ([0], 90, "choice"), {}),
     ("ResizeShortestEdge", (37,), {"interp": Image.NEAREST}),
+    ("Resize", (37,), {}),
+    ("Resize", ((20, 90), Image.BICUBIC), {}),
     ("RandomFlip", (), {}),
     ("RandomFlip", (0.3,), {"horizontal": False, "vertical": True}),
     ("RandomCrop", ("relative", (0.5, 0.73)), {}),
@@ -81,6 +84,133 @@ def test_augmentation_is_the_same_for_a_seed(name, args, kwargs):
         if not isinstance(mine, LT.NoOpTransform):
             back = ours[4].inverse().apply_coords(ours[2].copy())
             np.testing.assert_allclose(back, boxes.reshape(-1, 2), atol=1e-9)
+
+
+ROTATIONS = [
+    (([-30, 30],), {}),
+    ((40,), {}),
+    (([0, 90, 180, 360],), {"sample_style": "choice", "expand": False}),
+    (([-180, 180],), {"expand": False, "center": [[0.1, 0.4], [0.9, 0.5]]}),
+    (([-180, 180],), {"center": [[0.1, 0.4], [0.9, 0.5]], "interp": cv2.INTER_NEAREST}),
+]
+COLOURS = ["RandomBrightness", "RandomContrast", "RandomSaturation"]
+
+
+def _augment(T, name, args, kwargs, image, seed):
+    np.random.seed(seed)
+    boxes = np.array([[3.0, 4, 20, 25], [0, 0, 1, 1]])
+    aug_input = T.AugInput(image.copy(), boxes=boxes, sem_seg=image[..., 0].astype(np.uint8))
+    transform = getattr(T, name)(*args, **kwargs)(aug_input)
+    return aug_input, transform, np.random.rand()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("args, kwargs", ROTATIONS)
+def test_rotation_is_the_same_for_a_seed(args, kwargs, dtype):
+    rng = np.random.default_rng(1)
+    for seed, shape in enumerate([(48, 64, 3), (65, 41, 3)] * 4):
+        image = _random_image(rng, shape).astype(dtype)
+        ours, theirs = (_augment(T, "RandomRotation", args, kwargs, image, seed) for T in (LT, D2T))
+        assert ours[0].image.dtype == theirs[0].image.dtype
+        np.testing.assert_allclose(ours[0].image, theirs[0].image, rtol=0, atol=1e-3)
+        assert np.array_equal(ours[0].sem_seg, theirs[0].sem_seg)
+        np.testing.assert_allclose(ours[0].boxes, theirs[0].boxes, atol=1e-9)
+        assert ours[2] == theirs[2]  # both drew the same number of random numbers
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("name", COLOURS)
+def test_colours_are_the_same_for_a_seed(name, dtype):
+    image = _random_image(np.random.default_rng(1), (48, 64, 3)).astype(dtype)
+    for seed in range(5):
+        ours, theirs = (_augment(T, name, (0.5, 1.5), {}, image, seed) for T in (LT, D2T))
+        assert ours[0].image.dtype == theirs[0].image.dtype
+        assert np.array_equal(ours[0].image, theirs[0].image)
+        assert np.array_equal(ours[0].boxes, theirs[0].boxes) and ours[2] == theirs[2]
+
+
+@pytest.mark.parametrize("inner", ["RandomFlip", "HFlipTransform", "AugmentationList"])
+def test_random_apply_is_the_same_for_a_seed(inner):
+    def make(T):
+        if inner == "AugmentationList":
+            return T.AugmentationList([T.RandomFlip(0.5), T.RandomFlip(0.5, horizontal=False, vertical=True)])
+        return T.RandomFlip(0.5) if inner == "RandomFlip" else T.HFlipTransform(20)
+
+    image = _random_image(np.random.default_rng(1), (10, 20, 3))
+    for seed in range(20):
+        ours, theirs = (_augment(T, "RandomApply", (make(T),), {"prob": 0.7}, image, seed) for T in (LT, D2T))
+        assert np.array_equal(ours[0].image, theirs[0].image) and ours[2] == theirs[2]
+        assert type(ours[1]).__name__ == type(theirs[1]).__name__
+
+
+@pytest.mark.parametrize("interp", [Image.NEAREST, Image.BILINEAR, Image.BICUBIC])
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (20, 30, 3), (20, 30, 4)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_resize_of_floats(shape, dtype, interp):
+    image = np.random.default_rng(0).random(shape).astype(dtype)
+    for size in ((10, 15), (40, 51), (7, 90)):
+        ours, theirs = (T.ResizeTransform(20, 30, *size, interp).apply_image(image) for T in (LT, D2T))
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def _single(T):
+    class Single(T.Augmentation):
+        def get_transform(self, img):
+            return T.HFlipTransform(img.shape[1])
+
+    return Single()
+
+
+def _only_boxes(T):
+    class OnlyBoxes(T.Augmentation):
+        def get_transform(self, boxes):
+            return T.HFlipTransform(boxes.shape[1])
+
+    return OnlyBoxes()
+
+
+def _named(T):
+    class Named(T.Augmentation):
+        input_args = ("boxes", "image")
+
+        def __init__(self, low, high):
+            self._init(locals())
+
+        def get_transform(self, first, second):
+            return T.CropTransform(int(self._rand_range(self.low, self.high) * first[0, 0]), 0, 5, second.shape[0])
+
+    return Named(0.5, 3)
+
+
+@pytest.mark.parametrize("make", [_single, _only_boxes, _named])
+def test_arguments_of_own_augmentations(make):
+    image, boxes = _random_image(np.random.default_rng(1), (10, 20, 3)), np.array([[3.0, 4, 8, 9]])
+    results = []
+    for T in (LT, D2T):
+        np.random.seed(0)
+        aug_input = T.AugInput(image, boxes=boxes)
+        make(T)(aug_input)
+        results.append((aug_input.image, aug_input.boxes, np.random.rand()))
+    assert all(np.array_equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_apply_augmentations():
+    image = _random_image(np.random.default_rng(1), (10, 20, 3))
+    for apply in ("apply_augmentations", "apply_transform_gens"):
+        ours, theirs = (getattr(T, apply)([T.RandomFlip(1.0), T.Resize((5, 7))], image) for T in (LT, D2T))
+        assert np.array_equal(ours[0], theirs[0])
+        assert [type(t).__name__ for t in ours[1].transforms] == [type(t).__name__ for t in theirs[1].transforms]
+
+
+def test_uniform_numbers():
+    drawn = []
+    for T in (LT, D2T):
+        np.random.seed(0)
+        flip = T.RandomFlip()
+        values = [flip._rand_range(), flip._rand_range(5), flip._rand_range(2, 3), *flip._rand_range(-1, 1, 3)]
+        drawn.append([float(value) for value in values])
+    assert drawn[0] == drawn[1]
 
 
 def _write_image(path, mode, orientation=None):

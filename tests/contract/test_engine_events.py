@@ -1,6 +1,8 @@
 """Event storage and writers of the embedded engine, side by side with Detectron2's."""
 
 import json
+import logging
+import re
 
 import pytest
 
@@ -95,3 +97,20 @@ def test_time_left(start):
             return storage.history("eta_seconds").values()
 
     assert eta(lite_events) == eta(d2_events)
+
+
+def test_scalars_in_the_log_line(caplog):
+    def names(events):
+        caplog.clear()
+        with events.EventStorage(9) as storage, caplog.at_level("INFO", logger=events.__name__):
+            storage.put_scalars(total_loss=1.0, val_loss=2.0, accuracy=0.5)
+            storage.put_scalar("[metric]recall", 0.25)
+            storage.put_scalar("bbox/AP", 30.0, smoothing_hint=False)
+            printer = events.CommonMetricPrinter(max_iter=200)
+            logger, printer.logger = printer.logger, logging.getLogger("elsewhere")
+            with caplog.at_level("INFO", logger="elsewhere"):
+                printer.write()
+        assert logger.name == events.__name__ and caplog.records[-1].name == "elsewhere"
+        return re.findall(r"(\S+): [\d.]+", caplog.messages[-1])
+
+    assert names(lite_events) == names(d2_events) == ["iter", "total_loss", "val_loss", "[metric]recall"]

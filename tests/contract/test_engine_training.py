@@ -131,6 +131,27 @@ def _trainer(config, engine, defaults, folder):
     return Trainer(_cfg(config, folder))
 
 
+def test_parts_of_a_trainer_are_replaced(tmp_path):
+    """Other weights, data and rates give other losses, so equal losses show that each part is used."""
+
+    def losses(replace):
+        found = []
+        for side in (LITE, D2):
+            trainer = _trainer(*side, tmp_path / "replaced")
+            if replace:
+                torch.manual_seed(6)
+                trainer.model = _Toy([])
+                trainer.data_loader = [torch.full((4, 3), 0.1 * i) for i in range(50)]
+                trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.02)
+                trainer.scheduler = trainer.build_lr_scheduler(trainer.cfg, trainer.optimizer)
+            trainer.train()
+            found.append([value for value, _ in trainer.storage.history("total_loss").values()])
+        return found
+
+    before, after = losses(False), losses(True)
+    assert before[0] == before[1] and after[0] == after[1] and before[0] != after[0]
+
+
 def test_a_whole_run(tmp_path):
     def run(side, folder):
         trainer = _trainer(*side, folder)

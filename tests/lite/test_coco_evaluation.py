@@ -11,6 +11,7 @@ import random
 import pytest
 import torch
 
+from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.data.catalog import DatasetCatalog, MetadataCatalog
 from retinanet_ext.lite.evaluation import COCOEvaluator
 from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
@@ -322,6 +323,14 @@ def test_a_file_without_annotations(register, tmp_path, caplog):
     assert _evaluate(COCOEvaluator(name, output_dir=str(tmp_path)), {1: _predict((0, BIG, 0.5))}) == {}
     assert "has no annotations" in caplog.text
     assert json.loads((tmp_path / "coco_instances_results.json").read_text())[0]["category_id"] == 4
+
+
+def test_the_old_signature_with_a_config(register, tmp_path, caplog):
+    name = register([_record(1, (0, BIG))], thing_classes=["thing"])
+    evaluator = COCOEvaluator(name, get_cfg(), False, str(tmp_path))
+    assert "cfg has no effect" in caplog.text
+    assert _evaluate(evaluator, {1: _predict((0, BIG, 0.5))})["bbox"]["AP"] == pytest.approx(100)
+    assert (tmp_path / "coco_instances_results.json").exists()
 
 
 def test_errors_name_what_is_wrong(register, tmp_path):

@@ -375,6 +375,37 @@ def test_wrong_arguments_of_the_train_loader(records, monkeypatch):
         _loader(records)
 
 
+def test_further_arguments_reach_the_workers(records):
+    """A worker's first act is `worker_init_fn`; the samples stay what they are without it."""
+    started = torch.zeros(2, dtype=torch.int64).share_memory_()
+    options = {"num_workers": 2, "worker_init_fn": lambda rank: started[rank].fill_(1)}
+    options |= {"prefetch_factor": 3, "persistent_workers": True}
+    _assert_same_batches(_take(_loader(records, **options), 3), _take(_loader(records), 3))
+    assert started.tolist() == [1, 1]
+    loader = build_detection_test_loader(dataset=records, mapper=_mapper(), **options)
+    assert (loader.prefetch_factor, loader.persistent_workers) == (3, True)
+
+
+def test_further_arguments_that_do_not_exist_or_contradict_are_refused(records):
+    for name in ("batch_sampler", "shuffle", "drop_last", "workers"):
+        with pytest.raises(TypeError, match=f"build_detection_train_loader has no argument '{name}'.*prefetch_factor"):
+            _loader(records, **{name: 1})
+        with pytest.raises(TypeError, match=f"build_detection_test_loader has no argument '{name}'.*prefetch_factor"):
+            build_detection_test_loader(dataset=records, mapper=_mapper(), **{name: 1})
+    with pytest.raises(ValueError, match="num_workers"):
+        _loader(records, prefetch_factor=2)
+
+
+def test_an_endless_dataset_in_the_catalog_is_refused():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return itertools.repeat({})
+
+    DatasetCatalog.register(NAME, Endless)
+    with pytest.raises(TypeError, match=f"{NAME!r} returned a Endless; it must return a list.*dataset=..."):
+        get_detection_dataset_dicts(NAME)
+
+
 def test_wrong_arguments_of_samplers():
     for sampler in (TrainingSampler, InferenceSampler):
         with pytest.raises(ValueError, match="size is 0"):

@@ -101,13 +101,78 @@ def test_augmentation_sees_what_it_asks_for():
         (lambda: T.RandomCrop("absolute_range", (9, 5)), "\\(smallest, largest\\), got \\(9, 5\\)"),
         (lambda: T.RandomCrop("absolute", (9,)), "two positive numbers, got \\(9,\\)"),
         (lambda: T.ResizeTransform(4, 4, 8, 8).apply_image(np.zeros((5, 4), np.uint8)), "4x4.*got \\(5, 4\\)"),
-        (lambda: T.ResizeTransform(4, 4, 8, 8).apply_image(np.zeros((4, 4))), "uint8.*got float64"),
-        (lambda: T.ResizeTransform(4, 4, 8, 8).apply_image(np.zeros((4, 4, 4), np.uint8)), "1 or 3 channels"),
+        (lambda: T.ResizeTransform(4, 4, 8, 8).apply_image(np.zeros((4, 4), int)), "got int64.*astype"),
+        (lambda: T.ResizeTransform(4, 4, 8, 8, Image.LANCZOS).apply_image(np.zeros((4, 4))), "filter 1.*bilinear"),
+        (lambda: T.RandomApply(T.RandomFlip(), 1.5), "prob is 1.5; legal values: 0 to 1"),
+        (lambda: T.RandomRotation([1, 2, 3]), "got \\(1, 2, 3\\).*'choice'"),
+        (lambda: T.RandomRotation(1, sample_style="any"), "'any'; legal values: range, choice"),
+        (lambda: T.RotationTransform(4, 4, 9).apply_image(np.zeros((5, 4))), "4x4.*got \\(5, 4\\)"),
+        (lambda: T.RandomSaturation(0, 1).get_transform(np.zeros((4, 4))), "RGB.*\\(4, 4\\)"),
+        (lambda: T.Resize((1, 2, 3)), "height, width"),
     ],
 )
 def test_wrong_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_names_that_do_not_exist_name_the_remedy():
+    with pytest.raises(AttributeError, match="no transforms.RandomExtent; .*Resize.*ColorTransform.*Detectron2"):
+        T.RandomExtent  # noqa: B018
+    with pytest.raises(TypeError, match="got str"):
+        T.RandomApply("flip")
+    with pytest.raises(TypeError, match="function"):
+        T.ColorTransform(3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_resize_of_bytes_treats_every_channel_alike(channels):
+    image = np.random.default_rng(0).integers(0, 256, size=(20, 30, channels), dtype=np.uint8)
+    resized = T.ResizeTransform(20, 30, 12, 40).apply_image(image)
+    assert resized.shape == (12, 40, channels)
+    for channel in range(channels):
+        alone = Image.fromarray(image[:, :, channel]).resize((40, 12), Image.BILINEAR)
+        assert np.array_equal(resized[:, :, channel], np.asarray(alone))
+
+
+def test_rotation_by_a_right_angle_by_hand():
+    image = np.random.default_rng(0).integers(0, 256, size=(20, 30, 1), dtype=np.uint8)
+    aug_input = T.AugInput(image, boxes=np.array([[4.0, 2, 10, 5]]), sem_seg=image[:, :, 0])
+    transform = T.RandomRotation([90], sample_style="choice")(aug_input)
+    assert np.array_equal(aug_input.image, np.rot90(image))
+    assert np.array_equal(aug_input.sem_seg, aug_input.image[..., 0])
+    np.testing.assert_allclose(aug_input.boxes, [[2, 20, 5, 26]], atol=1e-9)  # x stays y; y is 30 - x
+    assert np.array_equal(transform.inverse().apply_image(aug_input.image), image)
+
+
+@pytest.mark.parametrize("expand", [True, False])
+def test_points_are_rotated_back(expand):
+    points = np.random.default_rng(0).uniform(0, 30, size=(50, 2))
+    rotation = T.RotationTransform(20, 30, 33.3, expand=expand, center=(4, 7))
+    np.testing.assert_allclose(rotation.inverse().apply_coords(rotation.apply_coords(points)), points, atol=1e-9)
+    assert rotation.apply_coords(np.zeros((0, 2))).shape == (0, 2)
+    centre = rotation.apply_coords(np.array([[4.0, 7]]))
+    assert (np.abs(centre - [[4, 7]]).max() < 1e-9) == (not expand)
+
+
+def test_the_centre_is_chosen_from_a_list():
+    np.random.seed(0)
+    rotation = T.RandomRotation([90], expand=False, center=[[0.5, 0.5], [0.1, 0.2]], sample_style="choice")
+    transforms = [rotation.get_transform(np.zeros((20, 30))) for _ in range(20)]
+    fixed = {(15.0, 10.0): 0, (3.0, 4.0): 0}
+    for transform in transforms:
+        for point in fixed:
+            fixed[point] += bool(np.allclose(transform.apply_coords(np.array([point])), [point]))
+    assert min(fixed.values()) > 0 and sum(fixed.values()) == 20
+
+
+def test_a_colour_transform_moves_nothing():
+    transform = T.ColorTransform(lambda image: 255 - image)
+    image, boxes = np.full((4, 5, 3), 250, np.uint8), np.array([[1.0, 2, 3, 4]])
+    aug_input = T.AugInput(image, boxes=boxes, sem_seg=image[:, :, 0])
+    aug_input.apply_augmentations([transform])
+    assert (aug_input.image == 5).all() and np.array_equal(aug_input.boxes, boxes) and (aug_input.sem_seg == 250).all()
+    assert isinstance(transform.inverse(), T.NoOpTransform)
 
 
 def test_augmentation_list_refuses_other_things():

@@ -209,6 +209,33 @@ def test_hooks_of_the_trainer_see_gradients(cfg):
     assert Gradients.seen == [(iteration, True) for iteration in range(8)]
 
 
+def test_a_replaced_model_and_loader_are_those_of_the_next_step(cfg):
+    trainer = _ToyTrainer(cfg)
+    seen = []
+    trainer.train()
+    replacement = _Toy().eval()
+    replacement.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, inputs[0])))
+    trainer.model = replacement
+    trainer.data_loader = [torch.ones(4, 3)] * 9
+    trainer.optimizer = torch.optim.SGD(replacement.parameters(), lr=0.1)
+    trainer.scheduler = trainer.build_lr_scheduler(cfg, trainer.optimizer)
+    trainer.train()
+    assert len(seen) == 8 and all(training and torch.equal(x, torch.ones(4, 3)) for training, x in seen)
+    # The checkpoint holds the model that was trained.
+    saved = torch.load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=False)["model"]
+    assert _same(dict(saved), dict(replacement.state_dict()))
+
+
+def test_an_optimizer_without_a_schedule_is_named(cfg, caplog):
+    trainer = _ToyTrainer(cfg)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    trainer.train()
+    assert "the schedule drives another optimizer" in caplog.text
+    caplog.clear()
+    _ToyTrainer(cfg).train()
+    assert "the schedule drives another optimizer" not in caplog.text
+
+
 def test_a_run_leaves_its_files(cfg):
     assert _ToyTrainer(cfg).train() == {"bbox": {"AP": 20.0}}
     files = set(os.listdir(cfg.OUTPUT_DIR))

@@ -199,6 +199,51 @@ def test_save(tmp_path):
         output.save(tmp_path / "a.picture")
 
 
+def test_one_box_is_blended():
+    visualizer = Visualizer(_image(), scale=2.0)
+    picture = visualizer.draw_box((50, 40, 150, 90), alpha=0.5, edge_color=RED).get_image()
+    blended = picture[80, 100:300]  # on the upper line: half red, half grey
+    assert np.abs(blended.astype(int) - [(255 + GREY) / 2, GREY / 2, GREY / 2]).max() <= 1
+    assert _changed(picture) == (79, 180, 99, 300) and (picture[90:170, 110:290] == GREY).all()
+    opaque = visualizer.draw_box(torch.tensor([50, 40, 150, 90]), alpha=1, edge_color="b").get_image()
+    assert (opaque[80, 100:300] == (0, 0, 255)).all()
+    assert np.array_equal(visualizer.output.get_image(), opaque)
+    visualizer.draw_box((500, 400, 550, 490))  # outside of the image
+    assert np.array_equal(visualizer.output.get_image(), opaque)
+
+
+@pytest.mark.parametrize("alignment, shift", [("left", 0), ("center", 0.5), ("right", 1)])
+def test_text_hangs_at_its_position(alignment, shift):
+    picture = Visualizer(_image()).draw_text("word", (150, 60), color=RED, horizontal_alignment=alignment).get_image()
+    top, bottom, left, right = _changed(picture)
+    width = right + 1 - left
+    assert top == 60 and 10 < bottom - top < 25 and abs(left - (150 - shift * width)) <= 0.5
+    assert (picture == (255, 0, 0)).all(axis=2).any()
+    assert (picture[top, left] < GREY).all()  # a dark background
+    black = Visualizer(_image()).draw_text("word", (150, 60), color="k").get_image()
+    assert (black[60, 150] > GREY).all()
+
+
+def test_text_grows_and_turns():
+    def size(picture):
+        top, bottom, left, right = _changed(picture.get_image())
+        return bottom + 1 - top, right + 1 - left
+
+    height, width = size(Visualizer(_image()).draw_text("word", (150, 60), font_size=20))
+    twice = size(Visualizer(_image()).draw_text("word", (150, 60), font_size=40))
+    assert np.abs(np.array(twice) / (height, width) - 2).max() < 0.15
+    turned = size(Visualizer(_image()).draw_text("word", (150, 60), font_size=20, rotation=90))
+    assert turned == (width, height)
+    labels = [Visualizer(_image(), font_size_scale=scale).draw_text("word", (150, 60)) for scale in (1, 3)]
+    assert np.abs(np.array(size(labels[1])) / size(labels[0]) - 3).max() < 0.35
+    boxes = {"boxes": [[50, 90, 250, 190]], "labels": ["word"], "assigned_colors": [RED]}
+    tops = [
+        _changed(Visualizer(_image(), font_size_scale=scale).overlay_instances(**boxes).get_image())[0]
+        for scale in (1, 3)
+    ]
+    assert 2 < (90 - tops[1]) / (90 - tops[0]) < 4  # the label stands above the box
+
+
 def test_errors():
     for shape in ((10, 10), (10, 10, 4), (3, 10, 10), (0, 10, 3)):
         with pytest.raises(ValueError, match=r"\(height, width, 3\)"):
@@ -207,6 +252,19 @@ def test_errors():
         Visualizer(_image(), scale=0.001)
     with pytest.raises(ValueError, match="1 boxes, 2 labels and 1 colours"):
         Visualizer(_image()).overlay_instances(boxes=[[0, 0, 1, 1]], labels=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "draw, message",
+    [
+        (lambda v: v.draw_box((1, 2, 3, 4), line_style="--"), "'--'.*'-'"),
+        (lambda v: v.draw_text("x", (1, 2), horizontal_alignment="middle"), "'middle'; legal values: left"),
+        (lambda v: v.overlay_instances(boxes=[[1, 2, 3, 4]], masks=[[1]]), "boxes only.*Detectron2"),
+    ],
+)
+def test_what_is_not_drawn_is_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(Visualizer(_image(), instance_mode=ColorMode.SEGMENTATION))
 
 
 def test_palette_is_stable_vivid_and_well_separated():

@@ -59,7 +59,8 @@ def flags(*words: str) -> Namespace:
     [
         (["--num-machines", "2", "--machine-rank", "2"], "machine-rank is 2; legal: 0 to 1"),
         (["--num-machines", "0"], "at least 1"),
-        (["--num-gpus", "0"], "at least 1"),
+        (["--num-gpus", "-1"], "at least 1"),
+        (["--num-gpus", "0", "--num-machines", "2"], "one process on one machine"),
         # Detectron2's parser fills in an address on this machine, which other machines cannot reach.
         (["--num-machines", "2"], "needs the same --dist-url"),
         (["--num-machines", "2", "--dist-url", "auto"], "needs the same --dist-url"),
@@ -68,6 +69,12 @@ def flags(*words: str) -> Namespace:
 def test_contradicting_flags_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
         launch(print, flags(*words))
+
+
+def test_no_gpu_is_one_process():
+    ran = []
+    launch(lambda args: ran.append((args.num_gpus, comm.get_world_size(), comm.get_rank())), flags("--num-gpus", "0"))
+    assert ran == [(0, 1, 0)]
 
 
 def test_flags_that_contradict_the_launcher(monkeypatch):

@@ -7,7 +7,7 @@ In reading order:
 - ``coco_json.py``: reads records from a COCO annotation file
 - ``dataset_mapper.py``: turns a record into the input of a detector
 - ``detection_utils.py``: the steps of a mapper
-- ``transforms.py``: geometric augmentation
+- ``transforms``: augmentation
 - ``samplers.py``: the order in which records are drawn
 - ``train_loader.py``: turns records into the batches of a training run
 - ``loaders.py``: builds the loaders that a config describes

@@ -23,6 +23,7 @@ from .train_loader import (
     SerializedList,
     TrainLoader,
     aspect_ratio_groups,
+    check_loader_options,
     trivial_batch_collator,
 )
 
@@ -124,6 +125,7 @@ def build_detection_train_loader(
     num_workers: int = 0,
     collate_fn: Collator | None = None,
     seed: int | None = None,
+    **kwargs: Any,
 ) -> TrainLoader:
     """Loader for training. Takes these arguments, or ``(cfg, mapper=None, *, dataset=None, sampler=None)``.
 
@@ -138,6 +140,7 @@ def build_detection_train_loader(
         collate_fn: turns the list of samples into a batch; by default the list is the batch.
         seed: seed of the augmentation and of the default sampler; by default ``cfg.SEED`` if that is not negative,
             else a random seed, equal on all processes.
+        kwargs: further arguments of torch's ``DataLoader``, such as ``prefetch_factor`` and ``pin_memory``.
 
     Returns:
         A loader that can be iterated any number of times; see :class:`TrainLoader`. Tensors in its batches are in
@@ -145,8 +148,9 @@ def build_detection_train_loader(
 
     Raises:
         ValueError: ``total_batch_size`` is not divisible by the number of processes; ``dataset`` is empty.
-        TypeError: ``dataset`` cannot be indexed, or cannot be grouped.
+        TypeError: ``dataset`` cannot be indexed, or cannot be grouped; an argument is unknown.
     """
+    check_loader_options("build_detection_train_loader", kwargs)
     batch_size = images_per_process(total_batch_size, comm.get_world_size())
     _check_dataset(dataset)
     groups = None
@@ -166,6 +170,7 @@ def build_detection_train_loader(
         groups=groups,
         num_workers=num_workers,
         collate_fn=collate_fn or trivial_batch_collator,
+        options=kwargs,
     )
 
 
@@ -215,6 +220,7 @@ def build_detection_test_loader(
     batch_size: int = 1,
     num_workers: int = 0,
     collate_fn: Collator | None = None,
+    **kwargs: Any,
 ) -> DataLoader:
     """Loader for testing: every record once, in order. Takes these arguments, or ``(cfg, dataset_name, mapper=None)``.
 
@@ -225,22 +231,25 @@ def build_detection_test_loader(
         batch_size: images per batch of this process; the last batch may be smaller.
         num_workers: worker processes; 0 loads in this process.
         collate_fn: turns the list of samples into a batch; by default the list is the batch.
+        kwargs: further arguments of torch's ``DataLoader``, such as ``prefetch_factor`` and ``persistent_workers``.
 
     Returns:
         A loader. Tensors in its batches are in pinned memory if this process uses CUDA when the loader is built.
 
     Raises:
         ValueError: ``dataset`` is empty; while loading, the mapper returns None.
+        TypeError: ``dataset`` cannot be indexed; an argument is unknown.
     """
+    check_loader_options("build_detection_test_loader", kwargs)
     _check_dataset(dataset)
     records = SerializedList(dataset) if isinstance(dataset, list) else dataset
+    # By default DataLoader draws from the global generator; training would then depend on when it is evaluated.
+    options = {"pin_memory": torch.cuda.is_initialized(), "generator": torch.Generator(), **kwargs}
     return DataLoader(
         MappedDataset(records, mapper),
         batch_size=batch_size,
         sampler=InferenceSampler(len(dataset)) if sampler is None else sampler,
         num_workers=num_workers,
         collate_fn=collate_fn or trivial_batch_collator,
-        pin_memory=torch.cuda.is_initialized(),
-        # By default DataLoader draws from the global generator; training would then depend on when it is evaluated.
-        generator=torch.Generator(),
+        **options,
     )

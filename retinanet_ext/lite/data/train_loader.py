@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 WARN_AFTER_REFUSALS = 3
 STOP_AFTER_REFUSALS = 100
+# What callers may pass on to torch's DataLoader; the rest decides which samples form a batch.
+LOADER_OPTIONS = {
+    "generator", "in_order", "multiprocessing_context", "persistent_workers", "pin_memory", "pin_memory_device",
+    "prefetch_factor", "timeout", "worker_init_fn",
+}  # fmt: skip
 
 Mapper = Callable[[Any], Any]
 Collator = Callable[[list], Any]
@@ -167,6 +172,19 @@ def trivial_batch_collator(batch: list) -> list:
     return batch
 
 
+def check_loader_options(function: str, options: dict[str, Any]) -> None:
+    """Refuse keyword arguments that are not to be passed on to torch's ``DataLoader``.
+
+    Raises:
+        TypeError: names the argument and the legal ones.
+    """
+    for name in options.keys() - LOADER_OPTIONS:
+        raise TypeError(
+            f"{function} has no argument {name!r}; besides its own arguments it takes those of DataLoader that do not "
+            f"decide which samples form a batch: {', '.join(sorted(LOADER_OPTIONS))}"
+        )
+
+
 class TrainLoader:
     """Batches for training, endless with the samplers of this package.
 
@@ -185,7 +203,9 @@ class TrainLoader:
         groups: Sequence[int] | None,
         num_workers: int,
         collate_fn: Collator,
+        options: dict[str, Any] | None = None,
     ) -> None:
+        """``options``: further arguments of torch's ``DataLoader``."""
         self.dataset = dataset
         self.sampler = sampler
         self.batch_size = batch_size
@@ -193,6 +213,8 @@ class TrainLoader:
         self._groups = groups
         self._num_workers = num_workers
         self._collate_fn = collate_fn
+        self._options = options or {}
+        self._new_loader()  # options that contradict each other fail here, not at the first batch
 
     @property
     def seed(self) -> int:
@@ -206,6 +228,9 @@ class TrainLoader:
         self.dataset.seed = seed
 
     def __iter__(self) -> Iterator[Any]:
+        return iter(self._new_loader())
+
+    def _new_loader(self) -> DataLoader:
         batches = GroupedBatchSampler(
             self.sampler,
             self.batch_size,
@@ -214,13 +239,12 @@ class TrainLoader:
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
         )
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=batches,
-            num_workers=self._num_workers,
-            collate_fn=self._collate_fn,
-            pin_memory=torch.cuda.is_initialized(),  # a run on the CPU has nothing to copy to a GPU
+        options = {
+            "pin_memory": torch.cuda.is_initialized(),  # a run on the CPU has nothing to copy to a GPU
             # By default DataLoader draws from the global generator; the run would then depend on its state.
-            generator=torch.Generator().manual_seed(self.seed),
+            "generator": torch.Generator().manual_seed(self.seed),
+            **self._options,
+        }
+        return DataLoader(
+            self.dataset, batch_sampler=batches, num_workers=self._num_workers, collate_fn=self._collate_fn, **options
         )
-        return iter(loader)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from retinanet_ext.machine.processes import bare_model
 from retinanet_ext.training.step import TrainStep
 
 from .. import comm
@@ -47,7 +48,7 @@ class DefaultTrainer(TrainerBase):
 
     Attributes:
         cfg: the config, scaled by :meth:`auto_scale_workers`.
-        model, data_loader, optimizer, scheduler, checkpointer: the parts that training uses.
+        model, data_loader, optimizer, scheduler, checkpointer: the parts that training uses. All can be replaced.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -76,15 +77,31 @@ class DefaultTrainer(TrainerBase):
 
     @property
     def model(self) -> nn.Module:
+        """May be replaced; :attr:`optimizer` must then hold the parameters of the new model."""
         return self._trainer.model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self._trainer.model = model
+        self.checkpointer.model = bare_model(model)
 
     @property
     def data_loader(self) -> Iterable[Any]:
+        """May be replaced."""
         return self._trainer.data_loader
+
+    @data_loader.setter
+    def data_loader(self, data_loader: Iterable[Any]) -> None:
+        self._trainer.data_loader = data_loader
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
+        """May be replaced; :attr:`scheduler` must then be built for the new optimizer."""
         return self._trainer.optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._trainer.optimizer = optimizer
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint in ``OUTPUT_DIR`` if ``resume`` is True and a checkpoint exists, else

@@ -215,7 +215,14 @@ class LRScheduler(HookBase):
         return self._scheduler or self.trainer.scheduler
 
     def before_train(self) -> None:
-        groups = (self._optimizer or self.trainer.optimizer).param_groups
+        optimizer = self._optimizer or self.trainer.optimizer
+        scheduled = getattr(self.scheduler, "optimizer", optimizer)
+        if scheduled is not optimizer:
+            logger.warning(
+                "the schedule drives another optimizer than the trainer's, whose learning rate stays as it is: set "
+                "trainer.scheduler = trainer.build_lr_scheduler(cfg, trainer.optimizer) too"
+            )
+        groups = optimizer.param_groups
         self._main_group = max(groups, key=lambda group: len(group["params"]))
 
     def after_step(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import comm
+from ..cfg_node import CfgNode
 from .coco_box_ap import compute_box_metrics
 from .coco_ground_truth import GroundTruth, load_ground_truth
 from .coco_predictions import ImagePredictions, write_coco_results
@@ -32,7 +33,7 @@ class COCOEvaluator(DatasetEvaluator):
     def __init__(
         self,
         dataset_name: str,
-        tasks: Sequence[str] | None = None,
+        tasks: Sequence[str] | CfgNode | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
         *,
@@ -44,7 +45,7 @@ class COCOEvaluator(DatasetEvaluator):
 
         Args:
             dataset_name: a registered dataset.
-            tasks: ("bbox",), which is also what None means.
+            tasks: ("bbox",), which is also what None means. A config, which older code passes here, has no effect.
             distributed: collect the predictions of all processes in the main process; only it has results.
                 False: each process evaluates the images that it processed.
             output_dir: where to write `coco_instances_results.json` (predictions) and, for a dataset without
@@ -57,6 +58,9 @@ class COCOEvaluator(DatasetEvaluator):
         Raises:
             KeyError, FileNotFoundError, ValueError: unknown dataset, unusable ground truth, illegal argument.
         """
+        if isinstance(tasks, CfgNode):
+            logger.warning("COCOEvaluator(%r, cfg, ...): cfg has no effect; boxes are evaluated", dataset_name)
+            tasks = None
         if isinstance(tasks, str) or set(tasks or ("bbox",)) != {"bbox"}:
             raise ValueError(f'tasks={tasks!r} cannot be evaluated; legal: ("bbox",) or None')
         if max_dets_per_image is None:

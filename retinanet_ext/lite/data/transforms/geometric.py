@@ -1,16 +1,16 @@
-"""Geometric augmentation: an ``Augmentation`` looks at its input and decides on a ``Transform``, which does the work.
+"""What an augmentation is, and the geometric ones: resize, flip, crop.
 
-Randomness comes from ``np.random`` only. Images are ``(H, W, C)`` or ``(H, W)`` uint8, boxes ``(N, 4)`` floats
-``x0, y0, x1, y1`` in pixels, points ``(N, 2)`` floats ``x, y``, both measured from the outer edge of the image.
-The simple transforms are fvcore's.
+The transforms are fvcore's, but for the resize.
 """
 
 import functools
 import inspect
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from fvcore.transforms.transform import (
     CropTransform,
     HFlipTransform,
@@ -21,28 +21,14 @@ from fvcore.transforms.transform import (
 )
 from PIL import Image
 
-__all__ = [
-    "AugInput",
-    "Augmentation",
-    "AugmentationList",
-    "CropTransform",
-    "HFlipTransform",
-    "NoOpTransform",
-    "RandomCrop",
-    "RandomFlip",
-    "ResizeShortestEdge",
-    "ResizeTransform",
-    "Transform",
-    "TransformList",
-    "VFlipTransform",
-]
-
 SAMPLE_STYLES = ("range", "choice")
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
+# torch's names of Pillow's filters, for float images.
+TORCH_FILTERS = {Image.NEAREST: "nearest", Image.BILINEAR: "bilinear", Image.BICUBIC: "bicubic"}
 
 
 class ResizeTransform(Transform):
-    """Resize to ``new_h`` x ``new_w`` pixels with Pillow, which low-pass filters when it shrinks."""
+    """Resize to ``new_h`` x ``new_w`` pixels; uint8 images with Pillow, which low-pass filters when it shrinks."""
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
         """
@@ -56,32 +42,56 @@ class ResizeTransform(Transform):
         self.interp = Image.BILINEAR if interp is None else interp
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resized, read-only copy of a uint8 image ``(h, w)``, ``(h, w, 1)`` or ``(h, w, 3)``; the image itself if
-        it has that size.
+        """Resized copy, which may be read-only, of an image ``(h, w)`` or ``(h, w, C)``; the image itself if it has
+        that size.
 
-        ``interp`` overrides the transform's own filter.
+        uint8 images are resized by Pillow, channel by channel; float images by ``torch.nn.functional.interpolate``,
+        as in Detectron2, which does not low-pass filter. ``interp`` overrides the transform's own filter.
 
         Raises:
-            ValueError: ``img`` has another size, dtype or number of channels.
+            ValueError: ``img`` has another size or dtype, or the filter cannot resize floats.
         """
-        if img.shape[:2] != (self.h, self.w):
+        if img.shape[:2] != (self.h, self.w) or img.ndim > 3:
             raise ValueError(f"this resize is for images of {self.h}x{self.w} (HxW), got {img.shape}")
-        if img.dtype != np.uint8 or img.ndim > 3 or img.shape[2:] not in ((), (1,), (3,)):
-            raise ValueError(f"can resize uint8 images of 1 or 3 channels, got {img.dtype} {img.shape}")
         if (self.h, self.w) == (self.new_h, self.new_w):
             return img
-        single_channel = img.shape[2:] == (1,)
-        image = Image.fromarray(np.ascontiguousarray(img[:, :, 0] if single_channel else img))
-        image = image.resize((self.new_w, self.new_h), self.interp if interp is None else interp)
-        resized = np.asarray(image)  # np.array would copy it once more, which costs a quarter of the loading time
-        return resized[:, :, None] if single_channel else resized
+        interp = self.interp if interp is None else interp
+        if np.issubdtype(img.dtype, np.floating):
+            return self._resize_floats(img, interp)
+        if img.dtype != np.uint8:
+            raise ValueError(
+                f"can resize uint8 and float images, got {img.dtype} {img.shape}; convert it, for instance by "
+                "image.astype(np.float32)"
+            )
+        if img.ndim == 2 or img.shape[2] == 3:
+            return self._resize_bytes(img, interp)
+        # Pillow would take a fourth channel for opacity, and multiply the others by it.
+        return np.stack([self._resize_bytes(channel, interp) for channel in np.moveaxis(img, 2, 0)], axis=2)
+
+    def _resize_bytes(self, img: np.ndarray, interp: int) -> np.ndarray:
+        image = Image.fromarray(np.ascontiguousarray(img)).resize((self.new_w, self.new_h), interp)
+        return np.asarray(image)  # np.array would copy it once more, which costs a quarter of the loading time
+
+    def _resize_floats(self, img: np.ndarray, interp: int) -> np.ndarray:
+        if interp not in TORCH_FILTERS:
+            raise ValueError(
+                f"filter {interp} cannot resize a float image; legal: "
+                + ", ".join(f"{int(key)} ({name})" for key, name in TORCH_FILTERS.items())
+            )
+        mode = TORCH_FILTERS[interp]
+        planes = torch.from_numpy(np.ascontiguousarray(img)).view(1, self.h, self.w, -1).permute(0, 3, 1, 2)
+        align_corners = None if mode == "nearest" else False
+        resized = torch.nn.functional.interpolate(
+            planes, (self.new_h, self.new_w), mode=mode, align_corners=align_corners
+        )
+        return resized[0].permute(1, 2, 0).reshape(self.new_h, self.new_w, *img.shape[2:]).numpy()
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Points ``(N, 2)`` xy of the input image, in the resized image."""
         return coords * np.array([self.new_w / self.w, self.new_h / self.h])
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Resized labels, uint8 ``(h, w)``; each is the nearest label of the input."""
+        """Resized labels, uint8 or float ``(h, w)``; each is the nearest label of the input."""
         return self.apply_image(segmentation, interp=Image.NEAREST)
 
     def inverse(self) -> "ResizeTransform":
@@ -89,34 +99,51 @@ class ResizeTransform(Transform):
 
 
 class AugInput:
-    """Input of an augmentation, which may change it: an image and, if given, its boxes ``(N, 4)``."""
+    """Input of an augmentation, which may change it: an image and, if given, its boxes ``(N, 4)`` and class map."""
 
-    def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None) -> None:
+    def __init__(
+        self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None
+    ) -> None:
+        """``sem_seg``: the class of each pixel, uint8 ``(H, W)``."""
         self.image = image
         self.boxes = boxes
+        self.sem_seg = sem_seg
 
     def transform(self, tfm: Transform) -> None:
-        """Replace image and boxes by their transformed versions."""
+        """Replace image, boxes and class map by their transformed versions."""
         self.image = tfm.apply_image(self.image)
         if self.boxes is not None:
             self.boxes = tfm.apply_box(self.boxes)
+        if self.sem_seg is not None:
+            self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+
+    def apply_augmentations(self, augmentations: "Sequence[Augmentation | Transform]") -> TransformList:
+        """Change this input by all of them, in order; returns their transforms."""
+        return AugmentationList(augmentations)(self)
 
 
 class Augmentation:
     """A policy that picks a transform. Subclasses define :meth:`get_transform`.
 
-    Each parameter of ``get_transform`` receives the input's attribute of the same name: ``image``, ``boxes``, or an
-    attribute that a subclass of :class:`AugInput` adds.
+    A single parameter of ``get_transform`` receives the image, whatever its name. Of several parameters, each receives
+    the input's attribute of the same name: ``image``, ``boxes``, ``sem_seg``, or an attribute that a subclass of
+    :class:`AugInput` adds.
+
+    Attributes:
+        input_args: names of the input's attributes that ``get_transform`` receives, in order, if they differ from the
+            names of its parameters.
     """
 
-    def get_transform(self, *args) -> Transform:
+    input_args: tuple[str, ...] | None = None
+
+    def get_transform(self, *args: Any) -> Transform:
         """The transform to apply to this input; may be random."""
         raise NotImplementedError(f"{type(self).__name__} does not define get_transform")
 
     def __call__(self, aug_input: AugInput) -> Transform:
         """Change ``aug_input`` in place; returns the transform, which can be applied to other data of the image."""
         arguments = []
-        for name in _parameters(type(self)):
+        for name in _parameters(type(self)) if self.input_args is None else self.input_args:
             if not hasattr(aug_input, name):
                 raise AttributeError(
                     f"{type(self).__name__}.get_transform asks for {name!r}, which this "
@@ -127,14 +154,23 @@ class Augmentation:
         aug_input.transform(tfm)
         return tfm
 
+    def _init(self, params: dict[str, Any]) -> None:
+        """Keep ``locals()`` of a constructor as attributes."""
+        vars(self).update((name, value) for name, value in params.items() if name != "self" and name[0] != "_")
+
+    def _rand_range(self, low: float = 1.0, high: float | None = None, size: int | None = None) -> Any:
+        """Uniform random numbers in ``[low, high)``; with one bound in ``[0, low)``."""
+        return np.random.uniform(*((0, low) if high is None else (low, high)), size)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
 
 @functools.cache  # reading a signature takes longer than a flip
-def _parameters(augmentation: type[Augmentation]) -> list[str]:
-    """Names of the parameters of ``get_transform``, without ``self``."""
-    return list(inspect.signature(augmentation.get_transform).parameters)[1:]
+def _parameters(augmentation: type[Augmentation]) -> tuple[str, ...]:
+    """The attributes of the input that ``get_transform`` receives."""
+    names = tuple(inspect.signature(augmentation.get_transform).parameters)[1:]
+    return ("image",) if len(names) == 1 else names
 
 
 class AugmentationList(Augmentation):
@@ -158,6 +194,21 @@ class AugmentationList(Augmentation):
 
     def __repr__(self) -> str:
         return f"AugmentationList({self.augs!r})"
+
+
+def apply_augmentations(
+    augmentations: Sequence[Augmentation | Transform], inputs: AugInput | np.ndarray
+) -> tuple[AugInput | np.ndarray, TransformList]:
+    """Augment ``inputs``: an :class:`AugInput`, which is changed in place, or an image ``(H, W)`` or ``(H, W, C)``.
+
+    Returns:
+        The augmented inputs, of the same type, and the transforms.
+    """
+    if isinstance(inputs, AugInput):
+        return inputs, inputs.apply_augmentations(augmentations)
+    aug_input = AugInput(inputs)
+    transforms = aug_input.apply_augmentations(augmentations)
+    return aug_input.image, transforms
 
 
 class ResizeShortestEdge(Augmentation):
@@ -221,6 +272,25 @@ class ResizeShortestEdge(Augmentation):
             short_edge, long_edge = short_edge * shrink, long_edge * shrink
         short, long = int(short_edge + 0.5), int(long_edge + 0.5)
         return (short, long) if oldh < oldw else (long, short)
+
+
+class Resize(Augmentation):
+    """Resize to a fixed size, whatever the shape of the input."""
+
+    def __init__(self, shape: int | Sequence[int], interp: int = Image.BILINEAR) -> None:
+        """
+        Args:
+            shape: height and width in pixels; an int is both.
+            interp: Pillow's resampling filter.
+        """
+        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        if len(self.shape) != 2:
+            raise ValueError(f"shape is (height, width) or an int, got {shape}")
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """``image`` is ``(H, W)`` or ``(H, W, C)``; only its size is read."""
+        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
 
 
 class RandomFlip(Augmentation):
