@@ -37,6 +37,7 @@ from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
 from .progress_line import ProgressWriter
 from .run_record import write_results, write_run_record
+from .running_statistics import AverageBuffersHook, average_buffers
 from .step import TrainStep, mixed_precision
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``."""
+        """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``.
+
+        In a job of several processes the model's running statistics are averaged over them first, in place.
+        """
+        average_buffers(model)
         results = super().test(cfg, inference_model(cfg, model), evaluators)
         if comm.is_main_process():
             write_results(cfg.OUTPUT_DIR, results)
@@ -176,6 +181,7 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
             for name in cfg.DATASETS.TEST
         ]
+        average_buffers(model)
         results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
         results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
         if comm.is_main_process():
@@ -183,8 +189,14 @@ class Trainer(DefaultTrainer):
         return results
 
     def build_hooks(self):
-        """The engine's hooks, the best checkpoint after each evaluation, and a last evaluation with TTA if enabled."""
+        """The engine's hooks, averaged statistics before each checkpoint, the best checkpoint after each evaluation,
+        and a last evaluation with TTA if enabled.
+        """
         hook_list = super().build_hooks()
+        # Just before the checkpointer: hooks before that one may change the statistics (Detectron2's PreciseBN).
+        savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        place = next(index for index, hook in enumerate(hook_list) if isinstance(hook, savers))
+        hook_list.insert(place, AverageBuffersHook(self.cfg.SOLVER.CHECKPOINT_PERIOD))
         extra = []
         if self.cfg.TEST.AUG.ENABLED:
             weak_self = weakref.proxy(self)  # a strong reference would make a cycle
