@@ -7,6 +7,7 @@ import weakref
 
 import torch
 
+from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
@@ -15,7 +16,6 @@ from retinanet_ext.d2 import (
     COCOEvaluator,
     DatasetMapper,
     DefaultTrainer,
-    DetectionCheckpointer,
     JSONWriter,
     MetadataCatalog,
     TensorboardXWriter,
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 EVALUATORS = {"coco": COCOEvaluator}
 
 
-class _BestCheckpointer(DetectionCheckpointer):
+class _BestCheckpointer(CheckedCheckpointer):
     """Saves checkpoints that a resumed run does not continue from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -81,6 +81,15 @@ class Trainer(DefaultTrainer):
             self.cfg, self.model, self.data_loader, self.optimizer,
             storage=get_event_storage, after_backward=lambda: outer.after_backward(),
         )  # fmt: skip
+
+    @property
+    def checkpointer(self) -> CheckedCheckpointer:
+        """Saves and loads the run. Never the engine's own one: Detectron2's would run code from a file."""
+        return self._checkpointer
+
+    @checkpointer.setter
+    def checkpointer(self, checkpointer) -> None:
+        self._checkpointer = CheckedCheckpointer.like(checkpointer)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """With `resume`, continue from the output folder's last checkpoint, if any; else load ``MODEL.WEIGHTS``."""
@@ -193,10 +202,11 @@ class Trainer(DefaultTrainer):
         and a last evaluation with TTA if enabled.
         """
         hook_list = super().build_hooks()
-        # Just before the checkpointer: hooks before that one may change the statistics (Detectron2's PreciseBN).
-        savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
-        place = next(index for index, hook in enumerate(hook_list) if isinstance(hook, savers))
-        hook_list.insert(place, AverageBuffersHook(self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        if comm.get_world_size() > 1:
+            # Just before the checkpointer: hooks before that one may change the statistics (Detectron2's PreciseBN).
+            savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+            place = next(index for index, hook in enumerate(hook_list) if isinstance(hook, savers))
+            hook_list.insert(place, AverageBuffersHook(self.cfg.SOLVER.CHECKPOINT_PERIOD))
         extra = []
         if self.cfg.TEST.AUG.ENABLED:
             weak_self = weakref.proxy(self)  # a strong reference would make a cycle
