@@ -126,7 +126,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg):
         check_device(cfg.MODEL.DEVICE)
-        check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
+        if ENGINE == "detectron2":  # `lite` checks this itself
+            check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
         check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
         model = super().build_model(cfg)
         if cfg.MODEL.GRADIENT_CHECKPOINTING and not getattr(model, "gradient_checkpointing", False):
