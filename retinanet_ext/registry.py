@@ -47,14 +47,14 @@ class Registry(_FvcoreRegistry):
         return super().get(name)
 
 
-def check_registered(key: str, name: str, registry: _FvcoreRegistry) -> None:
-    """Refuse a name that is not in ``registry``, which may be a registry of Detectron2.
+def check_registered(key: str, name: str, registry: _FvcoreRegistry, hint: str = "") -> None:
+    """Refuse a name that is not in ``registry``, which may be a registry of Detectron2; ``hint`` ends the message.
 
     Raises:
         KeyError: the message names the config key, and the registered names, the nearest first.
     """
     if name not in registry:
-        raise KeyError(f"{key} is {name!r}, which is not registered; registered: {_registered(registry, name)}")
+        raise KeyError(f"{key} is {name!r}, which is not registered; registered: {_registered(registry, name)}{hint}")
 
 
 def _registered(registry: _FvcoreRegistry, wanted: str) -> str:

@@ -19,6 +19,7 @@ ENGINE_FREE = {
     "machine",
     "config.yaml_files",
     "checkpoint.array_pickle",
+    "checkpoint.checkpoint_file",
     "data.coco_file",
     "data.empty_images",
     "data.record_list",

@@ -7,10 +7,9 @@ from typing import NamedTuple
 from tabulate import tabulate
 from torch import nn
 
-from retinanet_ext.d2 import DetectionCheckpointer
 from retinanet_ext.machine.processes import bare_model
 
-from .array_pickle import load_array_pickle
+from .checked_checkpointer import CheckedCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +30,10 @@ class LoadReport(NamedTuple):
         return tabulate(rows, headers=["part", *(name.replace("_", " ") for name in columns)], tablefmt="simple")
 
 
-class _ReportingCheckpointer(DetectionCheckpointer):
-    """Keeps the engine's record of keys that did not fit, and runs no code from a file."""
+class _ReportingCheckpointer(CheckedCheckpointer):
+    """Keeps the engine's record of keys that did not fit."""
 
     incompatible = None
-
-    def _load_file(self, filename):
-        if filename.endswith(".pkl"):
-            # Detectron2 runs whatever a pickle asks for. This reader goes first and refuses all but numpy's arrays.
-            with open(filename, "rb") as file:
-                load_array_pickle(file)
-        return super()._load_file(filename)
 
     def _load_model(self, checkpoint):
         self.incompatible = super()._load_model(checkpoint)

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from retinanet_ext.d2 import ENGINE, get_cfg
 from retinanet_ext.d2 import CfgNode as CN
-from retinanet_ext.d2 import get_cfg
 from retinanet_ext.data.doctor.class_ids import (
     NUM_CLASSES_KEY,
     config_category_ids,
@@ -35,16 +35,20 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     Raises:
         FileNotFoundError: no such file.
         KeyError: a key does not exist; the message names the nearest keys.
-        ValueError: a value has the wrong type or is not legal; the classes disagree with the data.
+        ValueError: a value has the wrong type or is not legal, or asks for a part that the engine does not have; the
+            classes disagree with the data.
     """
     cfg = get_cfg()
     add_retinanet_ext_config(cfg)
-    # Keys are checked here, not by the engine, so that both engines give the same helpful message.
-    legal = set(flat_keys(cfg))
     mentioned = []
     if config_file:
         config_file = find_config(config_file)
         loaded = read_config_file(config_file)
+        if ENGINE == "lite":  # Detectron2 has these keys
+            cfg.keep_keys_of_other_detectors(loaded)
+    # Keys are checked here, not by the engine, so that both engines give the same helpful message.
+    legal = set(flat_keys(cfg))
+    if config_file:
         _drop_empty_sections(loaded, cfg)
         mentioned += flat_keys(loaded)
         _refuse_unknown(mentioned, legal, config_file)

@@ -17,6 +17,7 @@ In reading order:
 - ``p5_backbone.py``: an FPN whose P6 is made from P5
 """
 
+from retinanet_ext.d2 import META_ARCH_REGISTRY
 from retinanet_ext.ops import Box2BoxTransform
 
 from . import p5_backbone  # noqa: F401  (registers a backbone builder)
@@ -27,6 +28,10 @@ from .matcher import ANCHOR_MATCHER_REGISTRY, IoUMatcher
 from .normalizer import EMANormalizer, ForegroundNormalizer
 from .retinanet import FocalRetinaNet
 from .targets import label_anchors
+
+if "RetinaNet" not in META_ARCH_REGISTRY:
+    # On `lite`, a config for Detectron2's own class builds this one, which computes the same.
+    META_ARCH_REGISTRY.register(FocalRetinaNet, name="RetinaNet")
 
 __all__ = [
     "ANCHOR_MATCHER_REGISTRY",

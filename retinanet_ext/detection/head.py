@@ -37,7 +37,7 @@ class PerLevelBatchNorm(nn.ModuleList):
 
     def forward(self, x: torch.Tensor, level: int) -> torch.Tensor:
         norm = self[level]
-        if isinstance(norm, nn.SyncBatchNorm):
+        if self.training and isinstance(norm, nn.SyncBatchNorm):
             return norm(x) * self.weight[:, None, None] + self.bias[:, None, None]
         # One fused call instead of three passes over the map.
         if self.training:

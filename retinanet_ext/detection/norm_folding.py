@@ -7,6 +7,7 @@ over the weights replaces a pass over the whole map, and in training also a pass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # of BatchNorm2d, and of SyncBatchNorm too
 
 from retinanet_ext.d2 import Conv2d, FrozenBatchNorm2d
 
@@ -30,7 +31,7 @@ def fuse_norms(module: nn.Module) -> None:
     """
     # Change the convolutions instead of replacing them: Detectron2's FPN also holds some of them in plain lists.
     for conv in module.modules():
-        if isinstance(conv, Conv2d) and isinstance(conv.norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+        if isinstance(conv, Conv2d) and isinstance(conv.norm, (FrozenBatchNorm2d, _BatchNorm)):
             scale, shift = scale_and_shift(conv.norm)
             bias = shift if conv.bias is None else shift + conv.bias * scale
             conv.weight = nn.Parameter(_scaled(conv.weight, scale, conv.weight.dtype), requires_grad=False)

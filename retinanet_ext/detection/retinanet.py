@@ -18,7 +18,6 @@ from retinanet_ext.d2 import (
     Instances,
     build_anchor_generator,
     build_backbone,
-    comm,
     configurable,
     detector_postprocess,
     get_event_storage,
@@ -37,7 +36,7 @@ from .micro_batches import check_targets_fit, expected_maps
 from .norm_folding import fold_frozen_norms
 from .normalizer import NORMALIZERS
 from .targets import check_ground_truth, label_anchors
-from .training_picture import draw_training_picture
+from .training_picture import draw_training_picture, is_time_for_a_picture
 
 
 @META_ARCH_REGISTRY.register()
@@ -209,7 +208,7 @@ class FocalRetinaNet(nn.Module):
         # Rebind the names, so that the per-level tensors are freed once concatenated.
         logits, deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         losses = self.losses(logits, deltas, anchors, instances)
-        if self._is_time_for_a_picture():
+        if self.vis_period > 0 and is_time_for_a_picture(self.vis_period):
             levels = [len(level) for level in anchors]
             with torch.no_grad():
                 detections = self.inference(logits.split(levels, dim=1), deltas.split(levels, dim=1), anchors, images)
@@ -276,28 +275,30 @@ class FocalRetinaNet(nn.Module):
     def as_one_batch(self, micro_batches: Sequence[list[dict]]) -> Iterator[None]:
         """Within this context, the losses of the micro-batches add up to the losses of all their images as one batch.
 
-        The anchors of all images are matched first, so that the normaliser is called once, for all images.
+        The anchors of all images are matched first, so that the normaliser is called once, for all images. Processes
+        may have different numbers of micro-batches, or no images: each of them calls the normaliser here, once.
 
         Args:
-            micro_batches: inputs as for :meth:`forward`, at least one image each. Call the model with each of them
-                once, in this order.
+            micro_batches: inputs as for :meth:`forward`. Call the model with each of them once, in this order.
 
         Raises:
             ValueError: as :meth:`forward`; also if the backbone's feature maps have another size than
                 ``ceil(input / stride)``: the size must be known before the backbone runs.
         """
-        targets = []
-        for batch in micro_batches:
-            check_ground_truth(batch, self.num_classes)
-            maps = expected_maps(batch, self.backbone, self.head_in_features, self.device)
-            instances = [inputs["instances"].to(self.device) for inputs in batch]
-            targets.append(self._make_targets(self.anchor_generator(maps), instances))
-        weights = self._loss_weights(targets).split([len(batch) for batch in micro_batches])
-        self._targets_of_micro_batches.extend(zip(targets, weights))
+        targets = [self._targets_ahead(batch) if batch else None for batch in micro_batches]
+        weights = self._loss_weights([part for part in targets if part is not None])
+        self._targets_of_micro_batches.extend(zip(targets, weights.split([len(batch) for batch in micro_batches])))
         try:
             yield
         finally:
             self._targets_of_micro_batches.clear()
+
+    def _targets_ahead(self, batch: list[dict]) -> DenseTargets:
+        """Targets of a micro-batch, without its feature maps."""
+        check_ground_truth(batch, self.num_classes)
+        maps = expected_maps(batch, self.backbone, self.head_in_features, self.device)
+        instances = [inputs["instances"].to(self.device) for inputs in batch]
+        return self._make_targets(self.anchor_generator(maps), instances)
 
     def inference(
         self,
@@ -340,6 +341,8 @@ class FocalRetinaNet(nn.Module):
 
     def _loss_weights(self, targets: Sequence[DenseTargets]) -> torch.Tensor:
         """Factors ``(N,)`` of the losses of each image, from the targets of all N images of a step."""
+        if not targets:
+            return self.loss_normalizer(torch.zeros(0, dtype=torch.int64, device=self.device))
         if has_event_storage():
             num_foreground = sum(len(part.image_index) for part in targets)
             num_images = sum(len(part.labels) for part in targets)
@@ -366,19 +369,13 @@ class FocalRetinaNet(nn.Module):
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
         # Every parameter joins the graph and the normaliser is called as always: a process without images must take
-        # part in the communication of the others, or they wait for it forever.
-        self.loss_normalizer(torch.zeros(0, dtype=torch.int64, device=self.device))
+        # part in the communication of the others, or they wait for it forever. `as_one_batch` has called it already.
+        if self._targets_of_micro_batches:
+            self._targets_of_micro_batches.popleft()
+        else:
+            self._loss_weights([])
         zero = sum(parameter.sum() for parameter in self.parameters()) * 0.0
         return {"loss_cls": zero, "loss_box_reg": zero}
-
-    def _is_time_for_a_picture(self) -> bool:
-        # Only the main process has a writer that removes the pictures from the storage again.
-        return (
-            self.vis_period > 0
-            and comm.is_main_process()
-            and has_event_storage()
-            and get_event_storage().iter % self.vis_period == 0
-        )
 
 
 def _check_in_features(names: Sequence[str], backbone_shape: dict) -> None:

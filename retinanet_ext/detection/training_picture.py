@@ -2,9 +2,23 @@
 
 import numpy as np
 
-from retinanet_ext.d2 import Instances, Visualizer, detection_utils, detector_postprocess
+from retinanet_ext.d2 import (
+    Instances,
+    Visualizer,
+    comm,
+    detection_utils,
+    detector_postprocess,
+    get_event_storage,
+    has_event_storage,
+)
 
 MAX_BOXES = 20
+
+
+def is_time_for_a_picture(period: int) -> bool:
+    """Whether this process stores a picture in this iteration; ``period`` is at least 1."""
+    # Only the main process has a writer that removes the pictures from the storage again.
+    return comm.is_main_process() and has_event_storage() and get_event_storage().iter % period == 0
 
 
 def draw_training_picture(batched_input: dict, detections: Instances, input_format: str, storage) -> None:

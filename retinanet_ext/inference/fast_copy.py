@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from retinanet_ext.d2 import CfgNode
+from retinanet_ext.d2 import CfgNode, FrozenBatchNorm2d
+from retinanet_ext.detection.head import PerLevelBatchNorm
 from retinanet_ext.detection.norm_folding import fuse_norms
 from retinanet_ext.detection.retinanet import FocalRetinaNet
 from retinanet_ext.machine.processes import bare_model
@@ -92,11 +94,38 @@ def _settings(cfg: CfgNode) -> dict:
 
 
 def _convert(model: FocalRetinaNet, dtype: torch.dtype) -> None:
-    """Convert convolutions and group norms to ``dtype``. Batch norms keep the type of their statistics."""
+    """Let the network compute in ``dtype``: convolutions and group norms are converted.
+
+    Batch norms keep the type of their statistics, and take maps of any type. Other modules that have tensors of their
+    own, such as Detectron2's LayerNorm, compute in their own type, on converted maps.
+    """
+    model.compute_dtype = dtype
+    if dtype == torch.float32:
+        return
     for module in [*model.backbone.modules(), *model.head.modules()]:
         if isinstance(module, (nn.Conv2d, nn.GroupNorm)):
             module.to(dtype)
-    model.compute_dtype = dtype
+        elif not isinstance(module, (_BatchNorm, FrozenBatchNorm2d, PerLevelBatchNorm)):
+            _keep_type(module, dtype)
+
+
+def _keep_type(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the maps that enter and leave a module that has floating-point tensors of its own."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    kept = next((tensor.dtype for tensor in own if tensor.is_floating_point()), dtype)
+    if kept == dtype:
+        return
+    if next(module.children(), None) is not None:
+        # Its children compute in `dtype`, so its own tensors must too.
+        for tensor in own:
+            tensor.data = tensor.data.to(dtype) if tensor.is_floating_point() else tensor.data
+        return
+    module.register_forward_pre_hook(lambda _, inputs: tuple(_converted(value, kept) for value in inputs))
+    module.register_forward_hook(lambda _, inputs, output: _converted(output, dtype))
+
+
+def _converted(value: object, dtype: torch.dtype) -> object:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 class CudaGraphs:

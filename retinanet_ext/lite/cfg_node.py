@@ -10,14 +10,17 @@ from typing import Any
 from fvcore.common.config import CfgNode as _FvcoreCfgNode
 from yacs.config import CfgNode as _YacsCfgNode
 
-from retinanet_ext.config.yaml_files import flat_keys, read_config_file, unknown_key_message
+from retinanet_ext.config.yaml_files import flat_items, flat_keys, read_config_file, unknown_key_message
+
+from .other_detectors import is_of_other_detectors, keep_keys_of_other_detectors, refuse_other_detectors
 
 
 class CfgNode(_FvcoreCfgNode):
     """A tree of config keys with attribute access: `cfg.SOLVER.BASE_LR`.
 
     A merge accepts only existing keys, and only values of the key's type (a list is accepted for a tuple, and
-    anything for None). Every merge error names the key, and the file if the key came from one.
+    anything for None). Merging a file or a tree also keeps the keys that only other detectors of Detectron2 read.
+    Every merge error names the key, and the file if the key came from one.
     """
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
@@ -40,7 +43,14 @@ class CfgNode(_FvcoreCfgNode):
     def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
         """Overrides keys by those of another tree. Raises KeyError and ValueError as `merge_from_file` does."""
         self._check_keys_exist(cfg_other, self, "")
+        refuse_other_detectors(flat_items(cfg_other))
+        self.keep_keys_of_other_detectors(cfg_other)
         super().merge_from_other_cfg(cfg_other)
+
+    def keep_keys_of_other_detectors(self, loaded: dict) -> None:
+        """Adds keys that `lite` lacks because only other detectors read them; see `other_detectors.py`."""
+        if not self.is_frozen():
+            keep_keys_of_other_detectors(self, loaded)
 
     def merge_from_list(self, cfg_list: list[Any]) -> None:
         """Overrides keys by `["KEY.A", value, "KEY.B", value, ...]`; strings are read as Python literals.
@@ -57,6 +67,8 @@ class CfgNode(_FvcoreCfgNode):
                 if not isinstance(node, dict) or part not in node:
                     raise KeyError(self._unknown_key_message(key))
                 node = node[part]
+        values = map(self._decode_cfg_value, cfg_list[1::2])
+        refuse_other_detectors(zip(cfg_list[::2], values))
         super().merge_from_list(cfg_list)
 
     def _check_keys_exist(self, other: dict, node: _YacsCfgNode, prefix: str) -> None:
@@ -65,6 +77,8 @@ class CfgNode(_FvcoreCfgNode):
         for key, value in other.items():
             full_key = prefix + key
             if self.key_is_deprecated(full_key) or self.key_is_renamed(full_key):
+                continue
+            if key not in node and is_of_other_detectors(full_key):
                 continue
             if key not in node:
                 raise KeyError(self._unknown_key_message(full_key))

@@ -1,24 +1,23 @@
 """Checkpoints: a crash while saving leaves the last good one intact, and a file that is loaded cannot run code.
 
 The layout is Detectron2's (``model``, ``trainer``, ``iteration``), and so are parameter names: each engine
-reads the other's files. ``.pth`` and ``.pt`` are read with ``weights_only=True``, ``.safetensors`` by its
-library, and ``.pkl`` (Detectron2's model zoo) by an unpickler that accepts only numpy arrays and plain containers.
+reads the other's files.
 """
 
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, urlparse
 
-import numpy as np
 import torch
 from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import nn
 
-from retinanet_ext.checkpoint.array_pickle import load_array_pickle
+from retinanet_ext.checkpoint.checkpoint_file import read_checkpoint_together, together
 
 from . import comm, pretrained_names
 
@@ -89,6 +88,7 @@ class DetectionCheckpointer(Checkpointer):
         Raises:
             FileNotFoundError: the file is missing on this or on another process of the job.
             ValueError: the file type is unknown, or the file is damaged or would run code.
+            RuntimeError: another process of the job cannot download or read the file.
         """
         address = urlparse(path)
         self._suffix_matching = False
@@ -102,10 +102,9 @@ class DetectionCheckpointer(Checkpointer):
     def _local_copy(self, path: str) -> str:
         local_path = path
         if "://" in path:
-            if comm.get_local_rank() == 0:
-                self.path_manager.get_local_path(path)
-            comm.synchronize()  # one download per machine: its other processes find the file in the cache
-            local_path = self.path_manager.get_local_path(path)
+            # One download per machine: its other processes find the file in the cache.
+            self._download(path, comm.get_local_rank() == 0)
+            local_path = self._download(path, True)
         found = comm.all_gather(os.path.isfile(local_path))
         missing_on = [rank for rank, has_file in enumerate(found) if not has_file]
         if missing_on:
@@ -116,28 +115,14 @@ class DetectionCheckpointer(Checkpointer):
             )
         return local_path
 
-    def _load_file(self, f: str) -> dict[str, Any]:
-        suffix = os.path.splitext(f)[1]
-        if suffix == ".safetensors":
-            from safetensors.torch import load_file
+    def _download(self, path: str, wanted: bool) -> str | None:
+        """The local path of a URL, in every process that wants it; a failure in one process is an error in all."""
+        download = partial(self.path_manager.get_local_path, path)
+        problem = f"checkpoint {path} cannot be downloaded"
+        return together(download if wanted else lambda: None, problem, comm.all_gather)
 
-            return {"model": load_file(f)}
-        if suffix == ".pkl":
-            return _read_pickle(f)
-        if suffix not in (".pth", ".pt"):
-            raise ValueError(f"{f}: unknown kind of checkpoint {suffix!r}; legal: .pth .pt .safetensors .pkl")
-        try:
-            data = torch.load(f, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # any type: it depends on where the file is damaged
-            raise ValueError(
-                f"{f} cannot be read as a checkpoint of tensors and plain values: {error}\n"
-                "The file is damaged, or it holds pickled objects, which could run code. In the second case, "
-                "if you trust its author, load it elsewhere with torch.load(..., weights_only=False) and "
-                "save its state dict alone."
-            ) from error
-        return data if "model" in data else {"model": data}
+    def _load_file(self, f: str) -> dict[str, Any]:
+        return read_checkpoint_together(f, comm.all_gather)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
         """Load ``checkpoint["model"]``; entries that do not fit are skipped and returned by kind.
@@ -180,25 +165,6 @@ def _atomic_file(path: str) -> Iterator[BinaryIO]:
         with suppress(OSError):
             os.unlink(unfinished)
         raise
-
-
-def _read_pickle(path: str) -> dict[str, Any]:
-    """Reads a file of Detectron2's model zoo as it is, and a Caffe2 file as ``{"model", "__author__", ...}``."""
-    with open(path, "rb") as file:
-        try:
-            data = load_array_pickle(file)
-        except Exception as error:  # any type: it depends on where the file is damaged
-            raise ValueError(
-                f"{path} is refused: {error}. A .pkl may hold only numpy arrays and plain containers, since "
-                "anything else could run code; if you trust the file, convert it elsewhere to .pth or .safetensors"
-            ) from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}; expected a dict of arrays by name")
-    if "model" in data:
-        return data
-    blobs = data.get("blobs", data)
-    weights = {name: value for name, value in blobs.items() if isinstance(value, np.ndarray)}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 class _Detectron2Handler(PathHandler):

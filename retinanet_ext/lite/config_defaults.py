@@ -1,7 +1,7 @@
 """Every config key of the engine, with its default.
 
 Names and values are Detectron2's, so that its RetinaNet YAML files mean the same here. Keys that only other
-detectors read are left out: setting such a key is an error, rather than silently ignored.
+detectors read are left out; ``other_detectors.py`` says what becomes of them in a config file.
 """
 
 from .cfg_node import CfgNode

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from retinanet_ext.machine.devices import check_device
-from retinanet_ext.registry import Registry
+from retinanet_ext.registry import Registry, check_registered
 
 from .cfg_node import CfgNode
+from .other_detectors import REMEDY
 from .structures import Instances
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
@@ -19,9 +20,12 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """The model that MODEL.META_ARCHITECTURE names, on MODEL.DEVICE, without the weights of MODEL.WEIGHTS.
 
     Raises:
+        KeyError: no such meta-architecture; `lite` itself has none but those of this package.
         ValueError: MODEL.DEVICE does not exist on this machine.
     """
     check_device(cfg.MODEL.DEVICE)
+    hint = f"; set it to one of these, {REMEDY}"
+    check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY, hint)
     return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(torch.device(cfg.MODEL.DEVICE))
 
 

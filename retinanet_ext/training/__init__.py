@@ -8,6 +8,7 @@ In reading order:
 - ``step.py``: one training step, the same on both engines
 - ``frozen_parts.py``: refuses frozen layers without trained weights
 - ``nonfinite_losses.py``: the error for a loss that is not finite
+- ``running_statistics.py``: averages batch norms' running statistics over processes
 - ``process_checks.py``: refuses jobs that cannot work, before they start
 - ``progress_line.py``: progress on a terminal and in a log
 - ``overlapped_evaluation.py``: evaluates one batch while the model computes the next

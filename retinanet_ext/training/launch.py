@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import (
     CfgNode,
-    DetectionCheckpointer,
     comm,
     default_argument_parser,
     default_setup,
@@ -68,7 +68,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
         raise ValueError("--eval-only needs a dataset, but DATASETS.TEST names no dataset")
     Trainer.check_test_data(cfg)
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = CheckedCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
     load_weights(model, weights, strict=True)
     results = Trainer.test(cfg, model)

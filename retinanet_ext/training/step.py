@@ -75,7 +75,8 @@ class TrainStep:
             accumulate: number of micro-batches that each batch is split into. The step equals that of the whole batch:
                 the model's ``as_one_batch`` makes the losses of the micro-batches add up to those of the batch. Only
                 batch norms compute their statistics from one micro-batch at a time, and images of different sizes are
-                padded to the common size of their micro-batch.
+                padded to the common size of their micro-batch. In a job of several processes ``as_one_batch`` is also
+                called for a batch that fits into one micro-batch, and for one without images.
             after_backward: called after the gradients are computed and before the optimizer uses them.
 
         Raises:
@@ -170,7 +171,9 @@ class TrainStep:
     def _backward(self, micro_batches: list[list[dict]], data_time: float) -> "_AsyncLosses":
         """Leave the gradients of the whole batch in the parameters, and return its losses."""
         totals: dict[str, torch.Tensor] = {}
-        with self._as_one_batch(micro_batches) if len(micro_batches) > 1 else nullcontext():
+        # Also for a single micro-batch: processes may have different numbers of them, and all must exchange the
+        # normaliser and what the model itself exchanges in the same order.
+        with self._as_one_batch(micro_batches) if self._as_one_batch else nullcontext():
             for micro_batch in micro_batches[:-1]:
                 with self._without_exchange():
                     self.grad_scaler.scale(self._forward(micro_batch, totals)).backward()

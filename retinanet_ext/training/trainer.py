@@ -8,6 +8,7 @@ import weakref
 
 import torch
 
+from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
@@ -16,7 +17,6 @@ from retinanet_ext.d2 import (
     COCOEvaluator,
     DatasetMapper,
     DefaultTrainer,
-    DetectionCheckpointer,
     JSONWriter,
     MetadataCatalog,
     TensorboardXWriter,
@@ -39,6 +39,7 @@ from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
 from .progress_line import FirstProgress, ProgressWriter
 from .run_record import write_results, write_run_record
+from .running_statistics import AverageBuffersHook, average_buffers
 from .step import TrainStep, mixed_precision
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 EVALUATORS = {"coco": COCOEvaluator}
 
 
-class _BestCheckpointer(DetectionCheckpointer):
+class _BestCheckpointer(CheckedCheckpointer):
     """Saves checkpoints that a resumed run does not continue from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -84,6 +85,15 @@ class Trainer(DefaultTrainer):
             self.cfg, self.model, self.data_loader, self.optimizer,
             storage=get_event_storage, after_backward=lambda: outer.after_backward(),
         )  # fmt: skip
+
+    @property
+    def checkpointer(self) -> CheckedCheckpointer:
+        """Saves and loads the run. Never the engine's own one: Detectron2's would run code from a file."""
+        return self._checkpointer
+
+    @checkpointer.setter
+    def checkpointer(self, checkpointer) -> None:
+        self._checkpointer = CheckedCheckpointer.like(checkpointer)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """With `resume`, continue from the output folder's last checkpoint, if any; else load ``MODEL.WEIGHTS``."""
@@ -121,7 +131,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg):
         check_device(cfg.MODEL.DEVICE)
-        check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
+        if ENGINE == "detectron2":  # `lite` checks this itself
+            check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
         check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
         model = super().build_model(cfg)
         if cfg.MODEL.GRADIENT_CHECKPOINTING and not getattr(model, "gradient_checkpointing", False):
@@ -185,7 +196,9 @@ class Trainer(DefaultTrainer):
 
         Under ``data`` that file has the number of images that were evaluated, and how many images and annotations the
         policies of the config left out.
+        In a job of several processes the model's running statistics are averaged over them first, in place.
         """
+        average_buffers(model)
         results = super().test(cfg, inference_model(cfg, model), evaluators)
         if comm.is_main_process():
             write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, results))
@@ -207,6 +220,7 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
             for name in cfg.DATASETS.TEST
         ]
+        average_buffers(model)
         results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
         results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
         if comm.is_main_process():
@@ -214,8 +228,15 @@ class Trainer(DefaultTrainer):
         return results
 
     def build_hooks(self):
-        """The engine's hooks, the best checkpoint after each evaluation, and a last evaluation with TTA if enabled."""
+        """The engine's hooks, averaged statistics before each checkpoint, the best checkpoint after each evaluation,
+        and a last evaluation with TTA if enabled.
+        """
         hook_list = super().build_hooks()
+        if comm.get_world_size() > 1:
+            # Just before the checkpointer: hooks before that one may change the statistics (Detectron2's PreciseBN).
+            savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+            place = next(index for index, hook in enumerate(hook_list) if isinstance(hook, savers))
+            hook_list.insert(place, AverageBuffersHook(self.cfg.SOLVER.CHECKPOINT_PERIOD))
         extra = []
         if self.cfg.TEST.AUG.ENABLED:
             weak_self = weakref.proxy(self)  # a strong reference would make a cycle

@@ -106,3 +106,11 @@ def test_a_pickle_of_arrays_loads_on_either_engine(model, tmp_path):
 
 def test_no_weights_asked_for(model):
     assert load_weights(model, "") is None
+
+
+def test_weights_of_a_backbone_alone_find_their_place_on_either_engine(model, tmp_path):
+    weights = {name: torch.full_like(value, 0.5) for name, value in model.backbone.bottom_up.state_dict().items()}
+    torch.save(weights, tmp_path / "backbone.pth")
+    report = load_weights(model, f"{tmp_path}/backbone.pth?matching_heuristics=True")
+    assert not report.unexpected
+    assert all(value.eq(0.5).all() for value in model.backbone.bottom_up.state_dict().values())

@@ -185,3 +185,20 @@ def test_an_unknown_config_names_similar_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="'quick/retinanett.yaml' does not exist .* quick/retinanet.yaml"):
         load_config("quick/retinanett.yaml", datasets=False)
+
+
+@pytest.mark.skipif(d2.ENGINE != "lite", reason="Detectron2 has these keys itself")
+def test_a_config_with_keys_of_other_detectors_builds_the_same_model(tmp_path):
+    text = f'_BASE_: "{REPO_ROOT}/configs/Base-RetinaNet.yaml"\n' + "MODEL: {{{}META_ARCHITECTURE: {}}}"
+    plain = load_config(write(tmp_path, text.format("", "FocalRetinaNet")), SMALL, datasets=False)
+    others = "RPN: {NMS_THRESH: 0.7}, SEM_SEG_HEAD: null, ROI_HEADS: {NUM_CLASSES: 7}, MASK_ON: false, "
+    cfg = load_config(write(tmp_path, text.format(others, "RetinaNet")), SMALL, datasets=False)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7
+    model, expected = d2.build_model(cfg), d2.build_model(plain)
+    assert type(model) is type(expected)
+    assert str(model) == str(expected)
+    with pytest.raises(ValueError, match="config.yaml: MODEL.MASK_ON is True.*set it to False, or install Detectron2"):
+        load_config(write(tmp_path, text.format("MASK_ON: true, ", "RetinaNet")), SMALL, datasets=False)
+    cfg = load_config(write(tmp_path, text.format("", "GeneralizedRCNN")), SMALL, datasets=False)
+    with pytest.raises(KeyError, match="MODEL.META_ARCHITECTURE is 'GeneralizedRCNN', .*FocalRetinaNet.*install Detec"):
+        d2.build_model(cfg)

@@ -1,6 +1,7 @@
 """The config of `lite` against Detectron2's."""
 
 import pytest
+import yaml
 
 pytest.importorskip("detectron2", reason="compares lite with Detectron2, which is not installed")
 
@@ -8,7 +9,11 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode as D2CfgNode
 from detectron2.config import configurable as d2_configurable
 from detectron2.config import get_cfg as d2_get_cfg
+from detectron2.modeling import build_model as d2_build_model
 
+from retinanet_ext import add_retinanet_ext_config
+from retinanet_ext.config.loading import load_config
+from retinanet_ext.d2 import ENGINE, build_model
 from retinanet_ext.lite.cfg_node import CfgNode, configurable, get_cfg
 
 SAFE_SIZES = [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
@@ -90,6 +95,21 @@ def test_detectron2s_retinanet_files_load_unchanged_but_for_the_tag(name, with_s
     theirs.merge_from_file(model_zoo.get_config_file(name))  # evaluates the tag
     assert ours.MODEL.META_ARCHITECTURE == "RetinaNet"
     assert_shared_keys_agree(ours, theirs)
+
+
+@pytest.mark.skipif(ENGINE != "lite", reason="loads the file on lite")
+def test_a_whole_config_of_detectron2_builds_its_model_on_lite(tmp_path):
+    theirs = d2_get_cfg()
+    add_retinanet_ext_config(theirs)
+    theirs.merge_from_file(model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
+    theirs.MODEL.WEIGHTS, theirs.MODEL.DEVICE = "", "cpu"
+    (tmp_path / "config.yaml").write_text(theirs.dump())
+    ours = load_config(str(tmp_path / "config.yaml"), datasets=False)
+    assert yaml.safe_load(ours.dump()) == yaml.safe_load(theirs.dump())  # nothing is dropped
+    expected = {name: value.shape for name, value in d2_build_model(theirs).state_dict().items()}
+    found = {name: value.shape for name, value in build_model(ours).state_dict().items()}
+    assert found.pop("loss_normalizer.average") == ()
+    assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 
-from retinanet_ext.d2 import build_model
+from retinanet_ext.d2 import ENGINE, build_model
 from retinanet_ext.inference.fast_copy import MAX_GRAPHS, CudaGraphs, inference_model, optimize_for_inference
 from retinanet_ext.training.trainer import Trainer
 from tests.builders import batch, shapes_config, small_config
@@ -54,6 +54,30 @@ def test_bfloat16_computes_convolutions_in_it_and_gives_float32(model, generator
     result = detections(fast, inputs)[0]
     assert result.scores.dtype == result.pred_boxes.tensor.dtype == torch.float32
     torch.testing.assert_close(result.scores, detections(model, inputs)[0].scores, rtol=0, atol=0.03)
+
+
+LITE_NORMS = ["", "BN", "SyncBN", "FrozenBN", "GN"]
+
+
+@pytest.mark.parametrize("norm", LITE_NORMS if ENGINE == "lite" else [*LITE_NORMS, "LN", "nnSyncBN", "naiveSyncBN"])
+@pytest.mark.parametrize("part", ["RESNETS", "FPN", "RETINANET"])
+def test_bfloat16_with_every_norm(part, norm, generator, device):
+    if (part, norm) == ("RESNETS", ""):
+        pytest.skip("without norms a random network explodes")
+    torch.manual_seed(0)
+    model = build_model(small_config(f"MODEL.{part}.NORM", norm, "MODEL.DEVICE", str(device))).eval()
+    for name, buffer in model.named_buffers():  # statistics that a trained model could have
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+    fast = optimize_for_inference(model, dtype="bfloat16")
+    inputs = batch(generator, (160, 224))  # 2x2 on p7: a group norm needs two values
+    pixels = fast.preprocess_image(inputs).tensor
+    with torch.no_grad():
+        found, expected = fast.network(pixels), model.network(pixels)
+    for a, b in zip((t for levels in found for t in levels), (t for levels in expected for t in levels), strict=True):
+        assert a.dtype == torch.bfloat16
+        assert (a.float() - b).abs().max() < 0.1 * b.abs().max()
+    assert detections(fast, inputs)[0].scores.dtype == torch.float32
 
 
 def test_compiled_network_gives_the_same_detections(model, generator, monkeypatch):

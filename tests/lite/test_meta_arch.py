@@ -13,7 +13,8 @@ def test_build_model_calls_the_named_class_with_the_config(monkeypatch):
     cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "Line", "MODEL.DEVICE", "cpu", "SEED", 3])
     assert build_model(cfg).in_features == 3
     cfg.MODEL.META_ARCHITECTURE = "Lin"
-    with pytest.raises(KeyError, match="'Lin' in registry META_ARCH; registered: Line"):
+    refused = "MODEL.META_ARCHITECTURE is 'Lin', which is not registered; registered: Line; set it .*, or install Det"
+    with pytest.raises(KeyError, match=refused):
         build_model(cfg)
 
 

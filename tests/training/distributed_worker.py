@@ -18,13 +18,15 @@ STEPS = 2
 
 
 def images(case: str) -> list[dict]:
-    """The joint batch. In the case ``empty``, the images of rank 1 (the last two) have no objects; in the case
-    ``nothing``, rank 1 has no images.
+    """The joint batch. In the case ``empty``, the images of rank 1 (the last two) have no objects; in the cases
+    ``nothing`` and ``accumulated_nothing``, rank 1 has no images; in ``accumulated_less`` it has one.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = [(96, 96)] * 2
-    if case == "nothing":
+    if case in ("nothing", "accumulated_nothing"):
         return batch(generator, *sizes, num_objects=3)
+    if case == "accumulated_less":
+        return batch(generator, *sizes, num_objects=3) + batch(generator, sizes[0], num_objects=1)
     return batch(generator, *sizes, num_objects=3) + batch(generator, *sizes, num_objects=0 if case == "empty" else 1)
 
 
@@ -63,7 +65,7 @@ def run(rank: int, world_size: int, case: str) -> dict:
         model = DistributedDataParallel(model, broadcast_buffers=False)
     share = images(case)[rank * 4 // world_size : (rank + 1) * 4 // world_size]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    train = train_in_micro_batches if case == "accumulated" else train_plainly
+    train = train_in_micro_batches if case.startswith("accumulated") else train_plainly
     history = train(model, share, optimizer, world_size)
     bare = model.module if world_size > 1 else model
     gradients = {name: p.grad for name, p in bare.named_parameters() if p.grad is not None}

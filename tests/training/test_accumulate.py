@@ -143,3 +143,18 @@ def test_the_trainer_accumulates(shapes, tmp_path):
     assert whole == [4, 4, 4] and parts == [2] * 6
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=TOLERANCE * max(1, value.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize(("num_images", "forward_passes"), [(0, 1), (1, 1), (3, 2)])
+def test_the_normaliser_is_called_once_before_any_forward_pass(num_images, forward_passes, generator):
+    # All processes must reach its exchange in the same order as those of the forward passes.
+    model = d2.build_model(small_config())
+    calls = []
+    model.loss_normalizer.register_forward_hook(lambda *_: calls.append("normaliser"))
+    model.register_forward_pre_hook(lambda *_: calls.append("forward"))
+    rows = batch(generator, *[(64, 64)] * num_images)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    step = TrainStep(model, [rows], optimizer, storage=d2.get_event_storage, accumulate=2)
+    with d2.EventStorage(0):
+        step.run_step()
+    assert calls == ["normaliser", *["forward"] * forward_passes]

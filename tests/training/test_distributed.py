@@ -10,8 +10,10 @@ from tests.builders import free_port
 from tests.conftest import REPO_ROOT
 from tests.training.distributed_worker import run
 
+CASES = ["ema", "foreground", "empty", "nothing", "accumulated", "accumulated_less", "accumulated_nothing"]
 
-@pytest.mark.parametrize("case", ["ema", "foreground", "empty", "nothing", "accumulated"])
+
+@pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
     port, output = str(free_port()), str(tmp_path / "result.pth")
     processes = [
@@ -23,7 +25,7 @@ def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
     ]
     try:
         # A rank whose images are all empty, or that has none, must neither hang nor break the other.
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

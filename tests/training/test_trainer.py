@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import os
+import pickle
 from argparse import Namespace
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 import yaml
 
 from retinanet_ext import d2
+from retinanet_ext.training.launch import evaluate
 from retinanet_ext.training.step import TrainStep
 from retinanet_ext.training.trainer import Trainer
 from tests.builders import batch, shapes_config, small_config
@@ -86,6 +89,35 @@ def test_resuming_with_another_model_is_refused(shapes, tmp_path, change):
     trainer = Trainer(shapes_config(shapes, tmp_path, *common, *change))
     with pytest.raises(ValueError, match="cannot resume from .*model_final.pth(.|\n)*the config is that of the run"):
         trainer.resume_or_load(resume=True)
+
+
+class _RunsCode:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (self.canary,)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_resuming_runs_no_code_of_the_checkpoint(shapes, tmp_path, suffix):
+    canary, evil = str(tmp_path / "canary"), tmp_path / f"evil{suffix}"
+    data = {"model": {}, "trainer": _RunsCode(canary), "iteration": 1}
+    evil.write_bytes(pickle.dumps(data)) if suffix == ".pkl" else torch.save(data, evil)
+    (tmp_path / "last_checkpoint").write_text(evil.name)
+    trainer = Trainer(shapes_config(shapes, tmp_path, "DATASETS.TEST", "()"))
+    with pytest.raises(ValueError, match=f"cannot resume from .*evil{suffix}(.|\n)*mkdir"):
+        trainer.resume_or_load(resume=True)
+    with pytest.raises(ValueError, match=f"evil{suffix}(.|\n)*mkdir"):
+        evaluate(shapes_config(shapes, tmp_path), resume=True)
+    assert not os.path.exists(canary)
+
+
+def test_what_is_added_to_the_checkpointer_is_saved(shapes, tmp_path):
+    trainer = Trainer(shapes_config(shapes, tmp_path, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"))
+    trainer.checkpointer.add_checkpointable("extra", torch.nn.Linear(1, 1))
+    trainer.train()
+    assert "weight" in torch.load(tmp_path / "model_final.pth")["extra"]
 
 
 def test_resuming_a_complete_run_says_so(shapes, tmp_path, caplog, monkeypatch):

@@ -63,7 +63,8 @@ class DefaultTrainer(TrainerBase):
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
-        # Buffers are not broadcast: frozen statistics are the same in every process.
+        # Buffers are not broadcast: frozen statistics are the same in every process, and training does not read running
+        # statistics.
         model = create_ddp_model(model, broadcast_buffers=False)
         # The step and the checkpointer get weak references to this trainer: with strong ones, only the garbage
         # collector could free it.
