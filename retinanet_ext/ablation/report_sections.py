@@ -102,18 +102,19 @@ def figures(study: Study, results: Sequence[ArmResult]) -> list[Block]:
         rows = [
             Row(r.name, r.difference.mean, r.difference.interval, [], r.paper_difference) for r in others
         ]  # fmt: skip
-        caption = (
-            f"{name}: difference to {study.baseline} with its paired 95 % interval; diamonds: the paper's difference"
-        )
-        blocks.append(Figure("differences.svg", caption, draw_differences(rows, name, study.baseline)))
+        caption = f"{name}: difference to {study.baseline} with its paired 95 % interval"
+        caption += "; diamonds: the paper's difference" if any(row.paper is not None for row in rows) else ""
+        baseline = next(result.summary.mean for result in results if result.name == study.baseline)
+        drawing = draw_differences(rows, name, study.baseline, nothing=-baseline)  # AP of 0
+        blocks.append(Figure("differences.svg", caption, drawing))
     losses = _curves(results, "total_loss")
     if losses:
         caption = "Training loss, a line for each seed; each arm has its own scale, because losses differ in kind"
         blocks.append(Figure("losses.svg", caption, draw_curves(losses, None, log=True)))
     metric_curves = _curves(results, study.metric)
     if any(len(run) > 1 for curves in metric_curves.values() for run in curves):
-        reference = study.baseline if study.baseline in metric_curves else None
-        caption = f"{name} during training, a line for each seed; grey: {study.baseline}"
+        reference = study.baseline if study.baseline in metric_curves and len(metric_curves) > 1 else None
+        caption = f"{name} during training, a line for each seed" + (f"; grey: {reference}" if reference else "")
         blocks.append(Figure("progress.svg", caption, draw_curves(metric_curves, reference, log=False)))
     return blocks
 

@@ -148,6 +148,16 @@ def test_curves_of_ap_are_drawn_where_it_was_measured_on_the_way(folder):
     assert "progress.svg" in write_report(folder)
 
 
+def test_the_caption_names_only_curves_that_are_drawn(folder):
+    lines = [{"iteration": 50, "bbox/AP": 20.0}, {"iteration": 100, "bbox/AP": 40.0}]
+    write_run(folder, "fl", 0, 43.0, curve=lines)  # no run of the baseline was evaluated on the way
+    text = write_report(folder)["report.md"].read_text()
+    assert "![AP during training, a line for each seed](progress.svg)" in text
+    write_run(folder, "ce", 0, 40.0, gamma=0.0, curve=lines)
+    text = write_report(folder)["report.md"].read_text()
+    assert "![AP during training, a line for each seed; grey: ce](progress.svg)" in text
+
+
 def test_the_same_results_give_the_same_files(folder, tmp_path):
     one, other = write_report(folder, tmp_path / "one"), write_report(folder, tmp_path / "other")
     assert [path.read_bytes() for path in one.values()] == [path.read_bytes() for path in other.values()]
