@@ -1,6 +1,5 @@
 """The sections of the report of a study."""
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -16,7 +15,6 @@ from retinanet_ext.report.formats import (
     interval,
     mean_and_std,
     number,
-    readable_path,
     shortened,
     signed,
     total_duration,
@@ -24,6 +22,7 @@ from retinanet_ext.report.formats import (
 from retinanet_ext.report.svg_plots import Row, draw_curves, draw_differences, draw_means
 
 from .comparison import ArmResult, other_metrics, short_keys, values_of
+from .repeat_command import config_path, repeat_command
 from .results import Run, read_curve
 from .statistics import Pair, compare_order, summarize
 from .status import DIVERGED, DONE
@@ -36,7 +35,7 @@ def what_was_run(study: Study, runs: Sequence[Run]) -> list[Block]:
     facts = [
         ("Source", study.source),
         *([("Note", study.note)] if study.note else []),
-        ("Base config", readable_path(study.base)),
+        ("Base config", config_path(study.base)),
         *([("For all arms", _overrides(study))] if study.overrides else []),
         ("Runs", f"{len(study.arms)} arms, seeds {', '.join(map(str, study.seeds))}: "
                  f"{', '.join(f'{count} {state}' for state, count in states.items())}"),
@@ -171,19 +170,14 @@ def runs_without_value(study: Study, runs: Sequence[Run]) -> list[Block]:
 
 
 def how_to_repeat(study: Study, runs: Sequence[Run]) -> list[Block]:
-    words = ["retinanet-ext", "ablate", "run", study.name, "--config-file", readable_path(study.base), "--seeds"]
-    words += map(str, study.seeds)
-    # Command-line overrides are text, and no arm sets the same key. The study's file holds all other overrides.
-    by_arms = {key for arm in study.arms for key in arm.overrides}
-    given = {key: value for key, value in study.overrides.items() if isinstance(value, str) and key not in by_arms}
-    words += [word for pair in given.items() for word in pair]
+    command = repeat_command(study, runs[0].folder.parents[1])
     code = distinct(start.code for run in runs for start in run.starts)
     kept = "command, versions and uncommitted changes" if "uncommitted" in code else "command and versions"
-    text = (
-        f"Use the code {code}. The run.json of each run records its {kept}. "
-        "If the study is not built in, replace its name by the path of its file."
-    )
-    return [Heading("How to repeat it"), Command(shlex.join(words)), Paragraph(text)]
+    text = f"Use the code {code}. The run.json of each run records its {kept}."
+    if command is None:
+        text += f" The folder does not record how the study {study.name} was called: its file, overrides and arms."
+        return [Heading("How to repeat it"), Paragraph(text)]
+    return [Heading("How to repeat it"), Command(command), Paragraph(text)]
 
 
 def _reversed_pairs(pairs: Sequence[Pair]) -> list[Block]:
