@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from retinanet_ext.ablation.comparison import compare_arms, short_keys
 from retinanet_ext.ablation.results import read_study_folder
@@ -192,6 +193,27 @@ def test_runs_that_are_not_alike_are_refused_and_named(folder, change, message):
         write_report(folder, allow_missing=True)
     text = write_report(folder, allow_mixed=True)["report.md"].read_text()
     assert text.index(message) < text.index("## What was run")
+
+
+def test_keys_that_only_one_engine_has_are_no_difference(folder):
+    def add_keys(run, **keys):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump({**config, **keys}))
+
+    add_keys(write_run(folder, "hinge", 1, 1.0, engine="detectron2"), KEYPOINT_ON=False, TEST={"AUG": 1})
+    add_keys(folder / "hinge" / "seed_0", TEST={"AUG": 2})
+    add_keys(write_run(folder, "fl", 0, 43.0, engine="detectron2"), KEYPOINT_ON=False)
+    written = write_report(folder, allow_mixed=True)
+    text = written["report.md"].read_text()
+    warned = [line for line in text.splitlines() if line.startswith("> - ")]
+    assert warned == [
+        "> - arm fl, seed 0: engine is detectron2, but lite in most runs",
+        "> - arm hinge, seed 1: engine is detectron2, but lite in most runs",
+        "> - arm hinge, seed 1: TEST.AUG is 1, but 2 with seed 0",
+        "> - arm hinge, seed 2: TEST.AUG is absent, but 2 with seed 0",
+    ]
+    # The same holds for the difference between two arms.
+    assert table_of(text, "AP of each arm")["fl"]["config changes from the baseline"] == "FOCAL_LOSS_GAMMA 2"
 
 
 def test_what_a_failed_run_was_made_with_does_not_matter(folder):
