@@ -97,7 +97,7 @@ def other_metrics(study: Study, runs: Iterable[Run]) -> list[str]:
 
 
 def unfinished_runs(runs: Iterable[Run], metric: str) -> list[str]:
-    """A line for each run without a result: missing, running, failed, or done without the metric."""
+    """A line for each run without a result: missing, running, stopped, failed, or done without the metric."""
     lines = []
     for run in runs:
         if run.state not in OUTCOMES:

@@ -35,7 +35,7 @@ def write_report(
     Args:
         directory: output folder of ``retinanet-ext ablate run``.
         output: where to write; None: into `directory`.
-        allow_missing: report even if runs are missing, running or failed.
+        allow_missing: report even if runs are missing, running, stopped or failed.
         allow_mixed: report even if runs differ in code, engine or torch, or the runs of an arm in their config.
             What was allowed is listed at the top of the report.
 
