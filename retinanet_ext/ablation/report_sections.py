@@ -37,6 +37,7 @@ def what_was_run(study: Study, runs: Sequence[Run]) -> list[Block]:
         *([("Note", study.note)] if study.note else []),
         ("Base config", config_path(study.base)),
         *([("For all arms", _overrides(study))] if study.overrides else []),
+        *_settings(runs),
         ("Runs", f"{len(study.arms)} arms, seeds {', '.join(map(str, study.seeds))}: "
                  f"{', '.join(f'{count} {state}' for state, count in states.items())}"),
         ("Code", distinct(start.code for start in starts)),
@@ -83,6 +84,17 @@ def main_table(study: Study, runs: Sequence[Run], results: Sequence[ArmResult]) 
         table = [[short, key, config_value(baseline[key])] for key, short in keys.items()]
         blocks += [Heading("Keys"), Table(["short", "config key", "value in the baseline"], table, numbers=())]
     return blocks
+
+
+def table_by_seed(study: Study, results: Sequence[ArmResult]) -> list[Block]:
+    """The value of every run, or its state."""
+    rows = []
+    for result in results:
+        states = {run.seed: "undefined" if run.state == DONE else run.state for run in result.runs}
+        cells = [number(result.values[s], 2) if s in result.values else states[s] for s in study.seeds]
+        rows.append([result.name, *cells])
+    heading = Heading(f"{_short(study.metric)} by seed")
+    return [heading, Table(["arm", *(f"seed {seed}" for seed in study.seeds)], rows)]
 
 
 def figures(study: Study, results: Sequence[ArmResult]) -> list[Block]:
@@ -209,6 +221,26 @@ def _how_to_read(results: Sequence[ArmResult]) -> str:
     if any(result.summary.n == 1 for result in results):
         text += "One seed (n = 1) has no deviation and no interval. "
     return text + "Each arm is compared with the baseline; intervals are not corrected for the number of comparisons."
+
+
+def _settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Data, batch and schedule, from the configs of the runs; values that differ between runs are all listed."""
+    configs = [run.config for run in runs if run.config is not None]
+
+    def found(key: str) -> str:
+        values = (config[key] for config in configs if key in config)
+        lists = (value if isinstance(value, (list, tuple)) else [value] for value in values)
+        return distinct(", ".join(map(str, entries)) for entries in lists)
+
+    facts = [
+        ("Data", f"training {found('DATASETS.TRAIN')}, test {found('DATASETS.TEST')}"),
+        ("Batch", f"{found('SOLVER.IMS_PER_BATCH')} images, shorter side {found('INPUT.MIN_SIZE_TRAIN')} pixels"),
+        ("Schedule", f"{found('SOLVER.MAX_ITER')} iterations, {found('SOLVER.LR_SCHEDULER_NAME')}, "
+                     f"steps {found('SOLVER.STEPS')}, warm-up {found('SOLVER.WARMUP_ITERS')}"),
+        ("Learning rate", found("SOLVER.BASE_LR")),
+        ("Device", found("MODEL.DEVICE")),
+    ]  # fmt: skip
+    return [(label, text) for label, text in facts if "unknown" not in text]
 
 
 def _overrides(study: Study) -> str:

@@ -31,7 +31,7 @@ class Start:
         code: "git COMMIT", with a hash of the uncommitted changes if any; outside git, the package's version.
         engine: "detectron2" or "lite".
         torch: its version.
-        machine: device and platform.
+        machine: device, processor and platform.
     """
 
     time: str
@@ -174,12 +174,13 @@ def _read_starts(path: Path) -> tuple[Start, ...]:
 
 def _start(record: dict) -> Start:
     versions, machine = record["versions"], record["machine"]
+    described = machine.get("processor"), machine["platform"]  # older records have no processor
     return Start(
         time=record["started"],
         code=_code_identity(record["git"], versions.get("retinanet_ext")),
         engine=record["engine"],
         torch=str(versions["torch"]),
-        machine=f"{machine['device']} ({machine['platform']})",
+        machine=f"{machine['device']} ({', '.join(part for part in described if part)})",
     )
 
 

@@ -14,6 +14,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processor_name() -> str:
+    """The model of the CPU; where the system does not tell, the architecture."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return next(iter(names), "") or platform.processor() or platform.machine()
+
+
 @functools.cache
 def keep_freed_memory() -> bool:
     """Let the process keep the memory of freed tensors for new ones, instead of giving it back to the system.

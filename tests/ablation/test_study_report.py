@@ -85,6 +85,37 @@ def test_other_sections(folder):
     assert "```bash" not in text and "does not record how the study fake was called" in text
 
 
+def test_settings_and_processor(tmp_path):
+    solver = {"MAX_ITER": 400, "IMS_PER_BATCH": 8, "BASE_LR": 0.02, "LR_SCHEDULER_NAME": "WarmupCosineLR"}
+    extra = {
+        "DATASETS": {"TRAIN": ["a_train", "b_train"], "TEST": ["a_val"]}, "MODEL.DEVICE": "cpu",
+        "SOLVER": {**solver, "STEPS": [300], "WARMUP_ITERS": 50}, "INPUT": {"MIN_SIZE_TRAIN": [192]},
+    }  # fmt: skip
+    study = make_study({"a": {}, "b": {}})
+    metrics = dict.fromkeys("ab", (1.0, 2.0, 3.0))
+    folder = write_study(tmp_path, study, metrics, extra=extra, processor="Xeon 9")
+    write_run(folder, "b", 0, 1.0, processor="Xeon 9", extra=extra | {"SOLVER": extra["SOLVER"] | {"BASE_LR": 0.04}})
+    text = write_report(folder, allow_mixed=True)["report.md"].read_text()
+    for line in (
+        "- Data: training a_train, b_train, test a_val",
+        "- Batch: 8 images, shorter side 192 pixels",
+        "- Schedule: 400 iterations, WarmupCosineLR, steps 300, warm-up 50",
+        "- Learning rate: 0.02; 0.04",
+        "- Machine: CPU (Xeon 9, Linux)",
+    ):
+        assert line in text
+
+
+def test_table_by_seed_and_latex(folder):
+    written = write_report(folder)
+    table = table_of(written["report.md"].read_text(), "AP by seed")
+    assert table["fl"] == {"arm": "fl", "seed 0": "43.00", "seed 1": "44.00", "seed 2": "46.00"}
+    assert table["fl5"] == {"arm": "fl5", "seed 0": "39.00", "seed 1": "diverged", "seed 2": "41.00"}
+    latex = written["tables.tex"].read_text()
+    assert r"fl5 & 39.00 & diverged & 41.00 \\" in latex
+    assert r"no\_prior & 0 (3 diverged)" in latex and latex.count(r"\begin{tabular}") == 5
+
+
 def test_csv_files(folder):
     written = write_report(folder)
     runs = rows_of(written["runs.csv"])
