@@ -15,6 +15,7 @@ In reading order:
 - ``results.py``: the runs of a study, read from its folder
 - ``statistics.py``: means, intervals, paired differences, order
 - ``comparison.py``: the arms side by side
+- ``repeat_command.py``: the command that runs a study again
 - ``report_sections.py``: the sections of the report
 - ``study_report.py``: the report as Markdown, HTML and CSV
 """

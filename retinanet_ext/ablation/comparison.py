@@ -97,7 +97,7 @@ def other_metrics(study: Study, runs: Iterable[Run]) -> list[str]:
 
 
 def unfinished_runs(runs: Iterable[Run], metric: str) -> list[str]:
-    """A line for each run without a result: missing, running, failed, or done without the metric."""
+    """A line for each run without a result: missing, running, stopped, failed, or done without the metric."""
     lines = []
     for run in runs:
         if run.state not in OUTCOMES:
@@ -125,7 +125,7 @@ def differing_runs(runs: Sequence[Run]) -> list[str]:
             by_arm[run.arm].append(run)
     for first, *others in by_arm.values():
         for run in others:
-            changes = _differences(first.config, run.config)
+            changes = config_differences(first, run)
             lines += [
                 f"arm {run.arm}, seed {run.seed}: {key} is {new}, but {old} with seed {first.seed}"
                 for key, (old, new) in changes.items()
@@ -161,10 +161,18 @@ def _ends(key: str) -> list[str]:
 
 def _changes(baseline: Sequence[Run], runs: Sequence[Run]) -> dict[str, tuple[Any, Any]]:
     """Differences between the first config of each arm; `differing_runs` checks that the seeds of an arm agree."""
-    old, new = (next((run.config for run in group if run.config is not None), None) for group in (baseline, runs))
-    return {} if old is None or new is None else _differences(old, new)
+    old, new = (next((run for run in group if run.config is not None), None) for group in (baseline, runs))
+    return {} if old is None or new is None else config_differences(old, new)
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in dict.fromkeys([*old, *new])}
+def config_differences(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
+    """Full key -> (old, new), for the keys in which the configs of two runs differ, without seed and output folder.
+
+    Each engine has keys that the other one lacks. Between runs of two engines, they are left out.
+    """
+    same_engine = {start.engine for start in old.starts[-1:]} == {start.engine for start in new.starts[-1:]}
+    keys = dict.fromkeys([*old.config, *new.config])
+    if not same_engine:
+        keys = [key for key in keys if key in old.config and key in new.config]
+    pairs = {key: (old.config.get(key, ABSENT), new.config.get(key, ABSENT)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and key not in _KEYS_OF_A_RUN}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .status import FAILED, RUNNING, Status, read_status, steps_done, write_atomically, write_status
+from .status import FAILED, RUNNING, STOPPED, Status, read_status, run_lock, steps_done, write_atomically, write_status
 
 CONSOLE_FILE = "console.txt"
 WORKER = (sys.executable, "-m", "retinanet_ext.ablation.worker")
@@ -55,19 +55,24 @@ def execute(
 
     Args:
         environment: further environment variables for the process.
-        stopping: set it to end the process. The state then stays "running", and a further call resumes the run. The
-            same holds after a KeyboardInterrupt.
+        stopping: set it to end the process. The state is then "stopped", and a further call resumes the run. The same
+            holds after a KeyboardInterrupt.
         keep_open: file descriptors that the process inherits.
 
     Returns:
         The status, which is also in the run's ``status.json``.
     """
     stopping = stopping or threading.Event()
+    with run_lock(job.folder, stopping) as lock:
+        return _execute(job, environment or {}, stopping, (*keep_open, lock))
+
+
+def _execute(job: Job, environment: Mapping[str, str], stopping: threading.Event, keep_open: tuple[int, ...]) -> Status:
     earlier = _seconds_so_far(job.folder)
     write_atomically(job.folder / "config.yaml", job.config)
     write_status(job.folder, Status(RUNNING, seconds=earlier))
     start = time.monotonic()
-    process = _start(job, environment or {}, keep_open)
+    process = _start(job, environment, keep_open)
     try:
         while process.poll() is None and not stopping.wait(_POLL_SECONDS):
             pass
@@ -80,7 +85,9 @@ def execute(
         if status.state == RUNNING:
             seconds = earlier + time.monotonic() - start
             status = replace(status, seconds=seconds, iterations=steps_done(job.folder))
-            if not stopping.is_set():
+            if stopping.is_set():
+                status = replace(status, state=STOPPED, reason="interrupted")
+            else:
                 status = replace(status, state=FAILED, reason=_exit_reason(process.returncode, job.folder))
             write_status(job.folder, status)
     return status

@@ -1,6 +1,5 @@
 """The sections of the report of a study."""
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -16,7 +15,6 @@ from retinanet_ext.report.formats import (
     interval,
     mean_and_std,
     number,
-    readable_path,
     shortened,
     signed,
     total_duration,
@@ -24,6 +22,7 @@ from retinanet_ext.report.formats import (
 from retinanet_ext.report.svg_plots import Row, draw_curves, draw_differences, draw_means
 
 from .comparison import ArmResult, other_metrics, short_keys, values_of
+from .repeat_command import config_path, repeat_command
 from .results import Run, read_curve
 from .statistics import Pair, compare_order, summarize
 from .status import DIVERGED, DONE
@@ -36,8 +35,9 @@ def what_was_run(study: Study, runs: Sequence[Run]) -> list[Block]:
     facts = [
         ("Source", study.source),
         *([("Note", study.note)] if study.note else []),
-        ("Base config", readable_path(study.base)),
+        ("Base config", config_path(study.base)),
         *([("For all arms", _overrides(study))] if study.overrides else []),
+        *_settings(runs),
         ("Runs", f"{len(study.arms)} arms, seeds {', '.join(map(str, study.seeds))}: "
                  f"{', '.join(f'{count} {state}' for state, count in states.items())}"),
         ("Code", distinct(start.code for start in starts)),
@@ -86,6 +86,17 @@ def main_table(study: Study, runs: Sequence[Run], results: Sequence[ArmResult]) 
     return blocks
 
 
+def table_by_seed(study: Study, results: Sequence[ArmResult]) -> list[Block]:
+    """The value of every run, or its state."""
+    rows = []
+    for result in results:
+        states = {run.seed: "undefined" if run.state == DONE else run.state for run in result.runs}
+        cells = [number(result.values[s], 2) if s in result.values else states[s] for s in study.seeds]
+        rows.append([result.name, *cells])
+    heading = Heading(f"{_short(study.metric)} by seed")
+    return [heading, Table(["arm", *(f"seed {seed}" for seed in study.seeds)], rows)]
+
+
 def figures(study: Study, results: Sequence[ArmResult]) -> list[Block]:
     name = _short(study.metric)
     rows = [
@@ -102,18 +113,19 @@ def figures(study: Study, results: Sequence[ArmResult]) -> list[Block]:
         rows = [
             Row(r.name, r.difference.mean, r.difference.interval, [], r.paper_difference) for r in others
         ]  # fmt: skip
-        caption = (
-            f"{name}: difference to {study.baseline} with its paired 95 % interval; diamonds: the paper's difference"
-        )
-        blocks.append(Figure("differences.svg", caption, draw_differences(rows, name, study.baseline)))
+        caption = f"{name}: difference to {study.baseline} with its paired 95 % interval"
+        caption += "; diamonds: the paper's difference" if any(row.paper is not None for row in rows) else ""
+        baseline = next(result.summary.mean for result in results if result.name == study.baseline)
+        drawing = draw_differences(rows, name, study.baseline, nothing=-baseline)  # AP of 0
+        blocks.append(Figure("differences.svg", caption, drawing))
     losses = _curves(results, "total_loss")
     if losses:
         caption = "Training loss, a line for each seed; each arm has its own scale, because losses differ in kind"
         blocks.append(Figure("losses.svg", caption, draw_curves(losses, None, log=True)))
     metric_curves = _curves(results, study.metric)
     if any(len(run) > 1 for curves in metric_curves.values() for run in curves):
-        reference = study.baseline if study.baseline in metric_curves else None
-        caption = f"{name} during training, a line for each seed; grey: {study.baseline}"
+        reference = study.baseline if study.baseline in metric_curves and len(metric_curves) > 1 else None
+        caption = f"{name} during training, a line for each seed" + (f"; grey: {reference}" if reference else "")
         blocks.append(Figure("progress.svg", caption, draw_curves(metric_curves, reference, log=False)))
     return blocks
 
@@ -170,19 +182,14 @@ def runs_without_value(study: Study, runs: Sequence[Run]) -> list[Block]:
 
 
 def how_to_repeat(study: Study, runs: Sequence[Run]) -> list[Block]:
-    words = ["retinanet-ext", "ablate", "run", study.name, "--config-file", readable_path(study.base), "--seeds"]
-    words += map(str, study.seeds)
-    # Command-line overrides are text, and no arm sets the same key. The study's file holds all other overrides.
-    by_arms = {key for arm in study.arms for key in arm.overrides}
-    given = {key: value for key, value in study.overrides.items() if isinstance(value, str) and key not in by_arms}
-    words += [word for pair in given.items() for word in pair]
+    command = repeat_command(study, runs[0].folder.parents[1])
     code = distinct(start.code for run in runs for start in run.starts)
     kept = "command, versions and uncommitted changes" if "uncommitted" in code else "command and versions"
-    text = (
-        f"Use the code {code}. The run.json of each run records its {kept}. "
-        "If the study is not built in, replace its name by the path of its file."
-    )
-    return [Heading("How to repeat it"), Command(shlex.join(words)), Paragraph(text)]
+    text = f"Use the code {code}. The run.json of each run records its {kept}."
+    if command is None:
+        text += f" The folder does not record how the study {study.name} was called: its file, overrides and arms."
+        return [Heading("How to repeat it"), Paragraph(text)]
+    return [Heading("How to repeat it"), Command(command), Paragraph(text)]
 
 
 def _reversed_pairs(pairs: Sequence[Pair]) -> list[Block]:
@@ -214,6 +221,26 @@ def _how_to_read(results: Sequence[ArmResult]) -> str:
     if any(result.summary.n == 1 for result in results):
         text += "One seed (n = 1) has no deviation and no interval. "
     return text + "Each arm is compared with the baseline; intervals are not corrected for the number of comparisons."
+
+
+def _settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Data, batch and schedule, from the configs of the runs; values that differ between runs are all listed."""
+    configs = [run.config for run in runs if run.config is not None]
+
+    def found(key: str) -> str:
+        values = (config[key] for config in configs if key in config)
+        lists = (value if isinstance(value, (list, tuple)) else [value] for value in values)
+        return distinct(", ".join(map(str, entries)) for entries in lists)
+
+    facts = [
+        ("Data", f"training {found('DATASETS.TRAIN')}, test {found('DATASETS.TEST')}"),
+        ("Batch", f"{found('SOLVER.IMS_PER_BATCH')} images, shorter side {found('INPUT.MIN_SIZE_TRAIN')} pixels"),
+        ("Schedule", f"{found('SOLVER.MAX_ITER')} iterations, {found('SOLVER.LR_SCHEDULER_NAME')}, "
+                     f"steps {found('SOLVER.STEPS')}, warm-up {found('SOLVER.WARMUP_ITERS')}"),
+        ("Learning rate", found("SOLVER.BASE_LR")),
+        ("Device", found("MODEL.DEVICE")),
+    ]  # fmt: skip
+    return [(label, text) for label, text in facts if "unknown" not in text]
 
 
 def _overrides(study: Study) -> str:

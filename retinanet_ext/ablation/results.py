@@ -4,18 +4,18 @@ import hashlib
 import json
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from retinanet_ext.config.yaml_files import flat_items, read_config_file
 
-from .status import DIVERGED, DONE, FAILED, RUNNING, STATUS_FILE, read_status
+from .status import DIVERGED, DONE, FAILED, RUNNING, STATUS_FILE, STOPPED, Status, is_locked, read_status, steps_done
 from .study import STUDY_FILE, Study, run_folder, study_from_dict
 
 logger = logging.getLogger(__name__)
 
-STATES = (RUNNING, DONE, DIVERGED, FAILED)
+STATES = (RUNNING, STOPPED, DONE, DIVERGED, FAILED)
 MISSING = "missing"
 """State of a run that the study asks for but the folder does not hold."""
 OUTCOMES = (DONE, DIVERGED)
@@ -31,7 +31,7 @@ class Start:
         code: "git COMMIT", with a hash of the uncommitted changes if any; outside git, the package's version.
         engine: "detectron2" or "lite".
         torch: its version.
-        machine: device and platform.
+        machine: device, processor and platform.
     """
 
     time: str
@@ -136,6 +136,8 @@ def _read_run(folder: Path, arm: str, seed: int) -> Run:
         return Run(arm, seed, folder, MISSING, reason)
     if status.state not in STATES:
         raise ValueError(f"{folder / STATUS_FILE}: state is {status.state!r}; legal: {', '.join(STATES)}")
+    if status.state == RUNNING:
+        status = _running_or_stopped(folder, status)
     record, config = folder / "run.json", folder / "config.yaml"
     for needed in (record, config):
         if status.state in OUTCOMES and not needed.exists():
@@ -153,6 +155,15 @@ def _read_run(folder: Path, arm: str, seed: int) -> Run:
     )  # fmt: skip
 
 
+def _running_or_stopped(folder: Path, status: Status) -> Status:
+    """A run whose process was killed together with the study could not write that it stopped."""
+    # Before a run had a lock of its own, only the study's lock was held.
+    held = is_locked(folder)
+    held = is_locked(folder.parents[1]) if held is None else held
+    status = replace(status, iterations=steps_done(folder))
+    return status if held else replace(status, state=STOPPED, reason="no process runs it")
+
+
 def _read_starts(path: Path) -> tuple[Start, ...]:
     last = _read_json(path)
     try:
@@ -163,12 +174,13 @@ def _read_starts(path: Path) -> tuple[Start, ...]:
 
 def _start(record: dict) -> Start:
     versions, machine = record["versions"], record["machine"]
+    described = machine.get("processor"), machine["platform"]  # older records have no processor
     return Start(
         time=record["started"],
         code=_code_identity(record["git"], versions.get("retinanet_ext")),
         engine=record["engine"],
         torch=str(versions["torch"]),
-        machine=f"{machine['device']} ({machine['platform']})",
+        machine=f"{machine['device']} ({', '.join(part for part in described if part)})",
     )
 
 

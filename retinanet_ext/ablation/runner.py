@@ -17,7 +17,7 @@ from retinanet_ext.machine.devices import check_device
 
 from .jobs import Job
 from .local_jobs import local_runner
-from .status import DIVERGED, DONE, RUNNING, Status, read_status, write_atomically
+from .status import DIVERGED, DONE, LOCK_FILE, RUNNING, STOPPED, Status, read_status, write_atomically
 from .study import STUDY_FILE, Arm, Study, arm_config, run_folder, study_from_dict, study_to_dict
 from .unread_keys import check_overrides_are_read
 
@@ -140,7 +140,7 @@ def _plan(study: Study, output_dir: Path, retry: bool) -> tuple[list[Job], Resul
                 results[arm.name, seed] = status
             else:
                 jobs.append(job)
-                if status is not None and status.state == RUNNING:
+                if status is not None and status.state in (RUNNING, STOPPED):
                     logger.info("%s, seed %d was interrupted; it resumes from its last checkpoint", arm.name, seed)
     return jobs, results
 
@@ -203,12 +203,12 @@ def _joined(earlier: Study, study: Study) -> Study:
 def _locked(output_dir: Path) -> Iterator[int]:
     """Lock the folder against other studies. Runs inherit the lock, because a run can outlive a killed study."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    with open(output_dir / ".lock", "w") as file:
+    with open(output_dir / LOCK_FILE, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(
                 f"{output_dir} is in use: another study runs there, or a run whose study was killed. Wait, or end that "
-                f"process (`fuser {output_dir / '.lock'}` names it)."
+                f"process (`fuser {output_dir / LOCK_FILE}` names it)."
             ) from None
         yield file.fileno()

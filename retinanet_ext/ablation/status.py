@@ -1,12 +1,17 @@
-"""``status.json``: how far a run has come, and its result."""
+"""``status.json``: how far a run has come, and its result. A lock tells whether a process still runs it."""
 
+import fcntl
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 STATUS_FILE = "status.json"
-RUNNING, DONE, DIVERGED, FAILED = "running", "done", "diverged", "failed"
+LOCK_FILE = ".lock"
+RUNNING, STOPPED, DONE, DIVERGED, FAILED = "running", "stopped", "done", "diverged", "failed"
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,8 @@ class Status:
     """State of one run.
 
     Args:
-        state: "running" (interrupted, if no process runs it), "done", "diverged" or "failed".
+        state: "running" (also if its process was killed together with the study, see `is_locked`), "stopped", "done",
+            "diverged" or "failed".
         reason: why it diverged or failed; else None.
         seconds: wall time, summed over resumed starts.
         metrics: "bbox/AP" and so on; AP in 0-100, None where undefined. Empty unless done.
@@ -46,6 +52,36 @@ def read_status(directory: Path) -> Status | None:
 def write_status(directory: Path, status: Status) -> None:
     """Write the status atomically: a reader always finds a whole file, also after a crash."""
     write_atomically(directory / STATUS_FILE, json.dumps(asdict(status), indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def run_lock(directory: Path, stopping: threading.Event) -> Iterator[int]:
+    """Hold the lock of a run's folder; yields its file descriptor, for the run's process to inherit.
+
+    The system releases the lock when all processes that hold it have ended, however they end. Waits until the lock is
+    free or `stopping` is set: a reader holds it for a moment.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / LOCK_FILE, "w") as file:
+        while not stopping.is_set():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                stopping.wait(0.1)
+        yield file.fileno()
+
+
+def is_locked(directory: Path) -> bool | None:
+    """Whether a process holds the lock of a study or a run; None if the folder has no lock."""
+    try:
+        with open(directory / LOCK_FILE) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_atomically(path: Path, text: str) -> None:

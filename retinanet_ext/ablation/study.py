@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,23 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a study was called for, so that a report can say how to repeat it.
+
+    Args:
+        file: name of a built-in study, or absolute path of the study's file.
+        arms: names of all arms in the file.
+        base: absolute path of the base config that replaces the file's; None: the file's.
+        overrides: key -> text, from the command line.
+    """
+
+    file: str
+    arms: tuple[str, ...]
+    base: str | None = None
+    overrides: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Study:
     """Arms, each to be run with every seed.
 
@@ -55,6 +72,7 @@ class Study:
         metric: the value by which arms are compared, "task/metric" of the evaluator.
         baseline: name of the arm that the other arms are compared with.
         overrides: for all arms; if an arm sets the same key, the arm's value counts.
+        origin: None if it is not known.
     """
 
     name: str
@@ -67,6 +85,7 @@ class Study:
     baseline: str
     overrides: dict[str, Any]
     arms: tuple[Arm, ...]
+    origin: Origin | None = None
 
 
 def built_in_studies() -> list[str]:
@@ -95,9 +114,17 @@ def load_study(name_or_path: str | Path) -> Study:
                 f"{', '.join(near) or f'none in {BUILT_IN_STUDIES}'}. For a study of your own, give its .yaml file."
             )
         path = BUILT_IN_STUDIES / f"{name_or_path}.yaml"
-    study = _parse(read_config_file(str(path)), path)
+    study = read_study_file(path)
     check_arms(study)
     return study
+
+
+def read_study_file(path: Path) -> Study:
+    """The study in a file. Configs are not loaded; errors are those of `load_study` about the file itself."""
+    study = _parse(read_config_file(str(path)), path)
+    built_in = path.parent.resolve() == BUILT_IN_STUDIES.resolve()
+    file = path.stem if built_in else str(path.absolute())
+    return replace(study, origin=Origin(file, tuple(arm.name for arm in study.arms)))
 
 
 def with_changes(
@@ -131,14 +158,23 @@ def with_changes(
             f"study {study.name}: an override for all arms collides with overrides of single arms, which the study "
             f"compares: {'; '.join(collisions)}. Leave it out, or write a study of your own."
         )
+    given = dict(zip(keys, overrides[1::2]))
+    new_base = Path(find_config(str(base))).absolute() if base else None
     changed = replace(
         study,
-        base=Path(find_config(str(base))).absolute() if base else study.base,
+        base=new_base or study.base,
         seeds=_checked_seeds(list(seeds), "--seeds") if seeds else study.seeds,
-        overrides={**study.overrides, **dict(zip(keys, overrides[1::2]))},
+        overrides={**study.overrides, **given},
+        origin=_changed_origin(study.origin, new_base, given),
     )
     check_arms(changed)
     return changed
+
+
+def _changed_origin(origin: Origin | None, base: Path | None, overrides: dict[str, str]) -> Origin | None:
+    if origin is None:
+        return None
+    return replace(origin, base=str(base) if base else origin.base, overrides={**origin.overrides, **overrides})
 
 
 def _with_arms(study: Study, names: Sequence[str]) -> Study:
@@ -208,6 +244,8 @@ def study_from_dict(content: Mapping[str, Any]) -> Study:
     fields["base"] = Path(fields["base"])
     fields["seeds"] = tuple(fields["seeds"])
     fields["arms"] = tuple(Arm(**arm) for arm in fields["arms"])
+    origin = fields.get("origin")
+    fields["origin"] = None if origin is None else Origin(**{**origin, "arms": tuple(origin["arms"])})
     return Study(**fields)
 
 

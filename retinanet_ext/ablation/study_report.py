@@ -1,4 +1,4 @@
-"""The report of a study: Markdown, CSV, and an HTML page with the plots."""
+"""The report of a study: Markdown, CSV, LaTeX, and an HTML page with the plots."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from retinanet_ext.report.document import Block, Figure, Warning, to_markdown
 from retinanet_ext.report.html_page import to_html
+from retinanet_ext.report.latex import to_latex
 from retinanet_ext.report.svg_plots import for_file
 
 from .comparison import ArmResult, compare_arms, differing_runs, other_metrics, unfinished_runs, values_of
@@ -18,6 +19,7 @@ from .report_sections import (
     main_table,
     other_metrics_table,
     runs_without_value,
+    table_by_seed,
     what_was_run,
 )
 from .results import OUTCOMES, Run, read_study_folder
@@ -28,14 +30,14 @@ from .study import Study
 def write_report(
     directory: str | Path, output: str | Path | None = None, *, allow_missing: bool = False, allow_mixed: bool = False
 ) -> dict[str, Path]:
-    """Write ``report.md`` with its pictures, ``report.html``, ``runs.csv`` and ``arms.csv``.
+    """Write ``report.md`` with its pictures, ``report.html``, ``tables.tex``, ``runs.csv`` and ``arms.csv``.
 
     Diverged runs, and runs whose metric is undefined (no detection at all), are counted but enter no mean.
 
     Args:
         directory: output folder of ``retinanet-ext ablate run``.
         output: where to write; None: into `directory`.
-        allow_missing: report even if runs are missing, running or failed.
+        allow_missing: report even if runs are missing, running, stopped or failed.
         allow_mixed: report even if runs differ in code, engine or torch, or the runs of an arm in their config.
             What was allowed is listed at the top of the report.
 
@@ -57,6 +59,7 @@ def write_report(
     contents = {
         "report.md": to_markdown(study.title, blocks),
         "report.html": to_html(study.title, blocks),
+        "tables.tex": to_latex(study.title, blocks),
         "runs.csv": runs_csv(runs),
         "arms.csv": arms_csv(study, runs, report.results),
         **drawings,
@@ -86,6 +89,7 @@ class Report:
             blocks.append(Warning("Mixed: these runs differ from most in code, engine, torch or config.", self.mixed))
         blocks += what_was_run(self.study, self.runs)
         blocks += main_table(self.study, self.runs, self.results)
+        blocks += table_by_seed(self.study, self.results)
         blocks += figures(self.study, self.results)
         blocks += other_metrics_table(self.study, self.runs, self.results)
         blocks += agreement_section(self.results)

@@ -3,6 +3,7 @@
 Schedules are those of :mod:`fvcore.common.param_scheduler`.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,6 +30,20 @@ Schedule = Callable[[float], float]
 _NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
+class EagerSGD(torch.optim.SGD):
+    """SGD without PyTorch's compiler: PyTorch wraps these methods so that their first call imports ``torch._dynamo``.
+
+    That import takes as long as the import of PyTorch itself, and training compiles nothing.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
+    # The wrapper of `step` also switches gradients off.
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SGD over the trainable parameters of ``model``, with the gradient clipping that the config asks for."""
     solver = cfg.SOLVER
@@ -40,7 +55,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    optimizer = torch.optim.SGD(
+    optimizer = EagerSGD(
         params,
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,

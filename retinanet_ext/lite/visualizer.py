@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-import matplotlib
-import matplotlib.colors
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -359,6 +357,8 @@ def _shorten(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 @functools.lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # Matplotlib ships this font, so labels look the same on every machine.
+    import matplotlib  # here, because its import delays the start of every run
+
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(path, size)
 
@@ -388,4 +388,6 @@ def _as_fractions(colors: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
 
 
 def _as_bytes(color: Any) -> Color:
-    return tuple(round(255 * value) for value in matplotlib.colors.to_rgb(color))
+    from matplotlib.colors import to_rgb  # here, because its import delays the start of every run
+
+    return tuple(round(255 * value) for value in to_rgb(color))

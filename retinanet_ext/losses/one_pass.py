@@ -136,7 +136,9 @@ class _MarginLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, labels, alpha, name, formula_args, want_gradient, *index):
-        loss, gradient = _margin_loss(logits, labels, alpha, name, formula_args, want_gradient)
+        # The first call of an operator imports PyTorch's compiler, which takes seconds, so only the compiler calls it.
+        compute = _margin_loss_operator if torch.compiler.is_compiling() else _margin_loss
+        loss, gradient = compute(logits, labels, alpha, name, formula_args, want_gradient)
         ctx.save_for_backward(gradient, *index)
         return loss, logits[index] if index else logits.new_empty(0)
 
@@ -163,8 +165,6 @@ def _scale_images(gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor
     return gradient.mul_(factors[:, None, None])
 
 
-# A custom operator, so that torch.compile does not trace into it.
-@torch.library.custom_op("retinanet_ext::margin_loss", mutates_args=())
 def _margin_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -183,7 +183,11 @@ def _margin_loss(
     return loss, logits.new_empty(0) if gradient is None else gradient
 
 
-@_margin_loss.register_fake
+# A custom operator, so that torch.compile does not trace into the loss.
+_margin_loss_operator = torch.library.custom_op("retinanet_ext::margin_loss", _margin_loss, mutates_args=())
+
+
+@_margin_loss_operator.register_fake
 def _(logits, labels, alpha, name, formula_args, want_gradient):
     loss = logits.new_empty(logits.shape[0], dtype=torch.promote_types(logits.dtype, torch.float32))
     return loss, logits.new_empty(logits.shape if want_gradient else 0)

@@ -23,6 +23,16 @@ def computes_in_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def processor_name() -> str:
+    """The model of the CPU; where the system does not tell, the architecture."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return next(iter(names), "") or platform.processor() or platform.machine()
+
+
 @functools.cache
 def keep_freed_memory() -> bool:
     """Let the process keep the memory of freed tensors for new ones, instead of giving it back to the system.

@@ -74,7 +74,8 @@ def iou_of_columns(boxes1: torch.Tensor, boxes2: torch.Tensor, scratch: torch.Te
     Returns:
         The broadcast shape without the 5, in [0, 1].
     """
-    shape = torch.broadcast_shapes(boxes1.shape[1:], boxes2.shape[1:])
+    # torch.broadcast_shapes would import PyTorch's compiler, which takes seconds.
+    shape = torch.broadcast_tensors(boxes1[0], boxes2[0])[0].shape
     size = math.prod(shape)
     if scratch is None:
         scratch = boxes1.new_empty(3 * size)

@@ -6,4 +6,5 @@ In reading order:
 - ``formats.py``: how numbers, times and config values are written
 - ``svg_plots.py``: the drawings
 - ``html_page.py``: the page, which is self-contained
+- ``latex.py``: the tables as LaTeX
 """

@@ -25,6 +25,7 @@ _STYLE = {
     "grid.color": QUIET, "grid.alpha": 0.35, "grid.linewidth": 0.6, "legend.frameon": False,
 }  # fmt: skip
 _CURVE_POINTS = 150
+_EDGE = 0.15  # share of an axis at each end, where the value of an arm beyond the axis is written
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,21 @@ def draw_means(rows: Sequence[Row], name: str) -> str:
             limits = zoom_limits(values)
             for y, value in enumerate(values):
                 _mark(paper, y, value, limits, "D", PAPER)
-            _finish_rows(paper, rows, limits, f"{name} in the paper")
+            _finish_rows(paper, [(value,) for value in values], limits, f"{name} in the paper")
         return _svg(figure)
 
 
-def draw_differences(rows: Sequence[Row], name: str, baseline: str) -> str:
-    """Differences to the baseline with their paired intervals, and the paper's differences below, on one axis."""
+def draw_differences(rows: Sequence[Row], name: str, baseline: str, nothing: float = 0.0) -> str:
+    """Differences to the baseline with their paired intervals, and the paper's differences below, on one axis.
+
+    Args:
+        nothing: the difference of an arm that learned nothing, see `zoom_limits`.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = _row_figure(rows)
         axes = _single_axes(figure)
-        axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
-        _draw_ours(axes, rows, f"{name}, difference to {baseline}", paper=True)
+        axes.vlines([0] * len(rows), *_band(range(len(rows))), color=INK, linewidth=0.9, zorder=1)
+        _draw_ours(axes, rows, f"{name}, difference to {baseline}", paper=True, nothing=nothing)
         return _svg(figure)
 
 
@@ -109,15 +114,19 @@ def draw_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], ref
         return _svg(figure)
 
 
-def zoom_limits(values: Sequence[float | None], ends: Sequence[tuple[float, float] | None] = ()) -> tuple[float, float]:
+def zoom_limits(
+    values: Sequence[float | None], ends: Sequence[tuple[float, float] | None] = (), nothing: float = 0.0
+) -> tuple[float, float]:
     """Limits of an axis that shows `values`, and as much of the intervals as possible without squeezing the values.
 
-    If a gap of more than half the range splits the values, the smaller group is left outside: an arm that learned
-    nothing would otherwise push all other arms into one spot.
+    If a gap of more than half the range splits the values, the lower group may be left outside: arms that learned
+    nothing would otherwise push all other arms into one spot. The upper group is always shown.
 
     Args:
         values: None entries are ignored.
         ends: (low, high) of each interval, or None.
+        nothing: the value of an arm that learned nothing. A lower group that is larger than the upper one is left
+            outside only if it lies within a tenth of the distance from here to the highest value.
     """
     shown = np.sort(np.asarray([value for value in values if value is not None], dtype=np.float64))
     if not len(shown):
@@ -125,7 +134,8 @@ def zoom_limits(values: Sequence[float | None], ends: Sequence[tuple[float, floa
     gaps = np.diff(shown)
     if len(gaps) > 2 and gaps.max() > (shown[-1] - shown[0]) / 2:
         split = int(gaps.argmax()) + 1
-        shown = shown[split:] if len(shown) >= 2 * split else shown[:split]
+        learned_nothing = shown[split - 1] - nothing <= 0.1 * (shown[-1] - nothing)
+        shown = shown[split:] if len(shown) >= 2 * split or learned_nothing else shown
     middle, span = (shown[0] + shown[-1]) / 2, max(shown[-1] - shown[0], 0.02 * abs(shown[-1]), 0.2)
     low, high = middle - span / 2, middle + span / 2
     inside = [interval for interval in ends if interval is not None and interval[0] <= high and interval[1] >= low]
@@ -165,22 +175,30 @@ def _single_axes(figure):
     return figure.subplots()
 
 
-def _draw_ours(axes, rows, label, paper=False):
+def _draw_ours(axes, rows, label, paper=False, nothing=0.0):
     values = [row.center for row in rows] + [dot for row in rows for dot in row.dots]
-    limits = zoom_limits(values + [row.paper for row in rows if paper], [row.interval for row in rows])
+    limits = zoom_limits(values + [row.paper for row in rows if paper], [row.interval for row in rows], nothing)
     for y, row in enumerate(rows):
         if row.interval is not None:
-            low, high = np.clip(row.interval, *limits)
-            for end, marker in zip((low, high), "<>"):
-                if end not in row.interval and limits[0] <= row.center <= limits[1]:  # it continues beyond the edge
-                    axes.plot(end, y, marker, color=OURS, markersize=3.5, alpha=0.75, clip_on=False)
-            axes.plot((low, high), (y, y), color=OURS, linewidth=1.6, alpha=0.75, solid_capstyle="butt", zorder=2)
+            _draw_interval(axes, y, row, limits)
         axes.plot(row.dots, [y + 0.24] * len(row.dots), "o", color=OURS, markersize=2.8, alpha=0.6, zorder=2)
         _mark(axes, y, row.center, limits, "o", OURS)
         if paper:
             _mark(axes, y + 0.24, row.paper, limits, "D", PAPER)
         axes.text(0.0, y - 0.3, row.label, transform=axes.get_yaxis_transform(), fontsize=8.5, va="center")
-    _finish_rows(axes, rows, limits, label)
+    _finish_rows(axes, [(row.center, row.paper if paper else None) for row in rows], limits, label)
+
+
+def _draw_interval(axes, y, row, limits):
+    low, high = np.clip(row.interval, *limits)
+    for end, marker in zip((low, high), "<>"):
+        if end not in row.interval and limits[0] <= row.center <= limits[1]:  # it continues beyond the edge
+            axes.plot(end, y, marker, color=OURS, markersize=3.5, alpha=0.75, clip_on=False)
+    # The value of a mean beyond the edge is written there.
+    low = max(low, limits[0] + _EDGE * (limits[1] - limits[0])) if row.center < limits[0] else low
+    high = min(high, limits[1] - _EDGE * (limits[1] - limits[0])) if row.center > limits[1] else high
+    if low < high:
+        axes.plot((low, high), (y, y), color=OURS, linewidth=1.6, alpha=0.75, solid_capstyle="butt", zorder=2)
 
 
 def _mark(axes, y, value, limits, marker, color):
@@ -198,13 +216,26 @@ def _mark(axes, y, value, limits, marker, color):
     )  # fmt: skip
 
 
-def _finish_rows(axes, rows, limits, label):
-    axes.set(xlim=limits, ylim=(len(rows) - 0.45, -0.6), yticks=[], xlabel=label)
+def _band(rows):
+    """(tops, bottoms) of the parts of rows that hold marks; the label stands above."""
+    rows = np.asarray(rows)
+    return rows - 0.14, rows + 0.46
+
+
+def _finish_rows(axes, values, limits, label):
+    """`values`: for each row, what is marked in it."""
+    axes.set(xlim=limits, ylim=(len(values) - 0.45, -0.6), yticks=[], xlabel=label)
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5 if axes.get_position().width > 0.4 else 3))
-    axes.grid(True, axis="x")
+    # Grid lines run beside the marks only: through the labels, they would strike them out.
+    inner = [limits[0] + share * (limits[1] - limits[0]) for share in (_EDGE, 1 - _EDGE)]
+    for y, marked in enumerate(values):
+        beyond = any(value is not None and not limits[0] <= value <= limits[1] for value in marked)
+        ticks = [tick for tick in axes.get_xticks() if limits[0] <= tick <= limits[1]]
+        ticks = [tick for tick in ticks if inner[0] <= tick <= inner[1]] if beyond else ticks
+        axes.vlines(ticks, *_band(np.full(len(ticks), y)), color=QUIET, linewidth=0.6, alpha=0.35, zorder=0.5)
     axes.hlines(
-        np.arange(1, len(rows)) - 0.52, 0, 1, QUIET, linewidth=0.5, alpha=0.5, transform=axes.get_yaxis_transform()
+        np.arange(1, len(values)) - 0.52, 0, 1, QUIET, linewidth=0.5, alpha=0.5, transform=axes.get_yaxis_transform()
     )
 
 

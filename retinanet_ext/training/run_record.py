@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from retinanet_ext import d2
+from retinanet_ext.machine.cpu import processor_name
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def write_run_record(cfg, num_processes: int) -> None:
         "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **_package_versions()},
         "machine": {
             "platform": platform.platform(),
+            "processor": processor_name(),
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         },
         "git": _git_state(Path(__file__).parent),

@@ -40,7 +40,7 @@ def write_study(folder, study: Study, metrics, gammas=None, **fields) -> Path:
 
 def write_run(
     folder, arm, seed, ap, *, state="done", reason=None, gamma=2.0, commit="c" * 40, diff="", engine="lite",
-    torch="2.15.0", curve=(), metrics=None,
+    torch="2.15.0", curve=(), metrics=None, processor=None, extra=None,
 ) -> Path:  # fmt: skip
     run = folder / arm / f"seed_{seed}"
     run.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,14 @@ def write_run(
         "versions": {"torch": torch, "retinanet_ext": "0.1.0"}, "machine": {"platform": "Linux", "device": "CPU"},
         "git": {"commit": commit, "diff": diff}, "earlier_starts": [],
     }  # fmt: skip
+    if processor:
+        record["machine"]["processor"] = processor
     (run / "run.json").write_text(json.dumps(record))
     config = {
         "MODEL": {"RETINANET": {"FOCAL_LOSS_GAMMA": gamma, "CLS_LOSS": {"NAME": "focal"}, "HEAD": {"NAME": "H"}}},
         "OUTPUT_DIR": str(run), "SEED": seed,
     }  # fmt: skip
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, **(extra or {})}))
     lines = curve or [{"iteration": 19, "total_loss": 2.0}, {"iteration": 39, "total_loss": 1.0}]
     (run / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run

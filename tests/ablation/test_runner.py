@@ -1,5 +1,6 @@
 """Whole studies: what runs, in which order, what is kept, and what is refused. A stand-in does the runs."""
 
+import fcntl
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ import torch
 import yaml
 
 from retinanet_ext.ablation import jobs, local_jobs
+from retinanet_ext.ablation.comparison import unfinished_runs
+from retinanet_ext.ablation.results import read_study_folder
 from retinanet_ext.ablation.runner import run_study
-from retinanet_ext.ablation.status import Status, read_status, write_status
+from retinanet_ext.ablation.status import Status, is_locked, read_status, write_status
 from retinanet_ext.ablation.study import load_study, study_from_dict, with_changes
 
 STUB = Path(__file__).with_name("stub_worker.py")
@@ -125,7 +128,7 @@ def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path):
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
     interrupted = read_status(out / "long" / "seed_0")
-    assert interrupted.state == "running" and interrupted.seconds > 0
+    assert (interrupted.state, interrupted.reason) == ("stopped", "interrupted") and interrupted.seconds > 0
     assert [run[:2] for run in order_of_runs(out)] == [["long", "0"]]  # no waiting run was started
 
     (out / "long" / "seed_1").mkdir()
@@ -133,6 +136,44 @@ def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path):
     results = run_study(study, out)
     assert set(states(results).values()) == {"done"}
     assert results["long", 0].seconds == pytest.approx(interrupted.seconds + 1.0)
+
+
+def test_a_run_that_was_killed_with_its_study_is_stopped_and_one_that_lives_is_running(tmp_path):
+    study, out = study_of(tmp_path, long=IS_INTERRUPTED), tmp_path / "out"
+    code = (
+        "import sys; from retinanet_ext.ablation import jobs, runner, study\n"
+        f"jobs.WORKER = (sys.executable, {str(STUB)!r})\n"
+        f"runner.run_study(study.load_study({str(tmp_path / 'trial.yaml')!r}), {str(out)!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    folder = out / "long" / "seed_0"
+    while not ((folder / "pid").exists() and (folder / "pid").read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    (folder / "metrics.json").write_text('{"iteration": 19}\n')
+    process.kill()
+    process.wait()
+    # The run has outlived its study.
+    assert [run.state for run in read_study_folder(out)[1]] == ["running", "missing"]
+    os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+    while is_locked(folder):  # until the system has ended the process
+        time.sleep(0.05)
+    run, _ = read_study_folder(out)[1]
+    assert (run.state, run.reason, run.iterations) == ("stopped", "no process runs it", 20)
+    assert unfinished_runs([run], "bbox/AP") == ["arm long, seed 0: stopped (no process runs it)"]
+    assert states(run_study(with_changes(study, seeds=[0]), out)) == {"long/0": "done"}
+
+
+def test_before_runs_had_locks_the_lock_of_the_study_tells(tmp_path):
+    study, out = study_of(tmp_path, a=FINE), tmp_path / "out"
+    run_study(study, out)
+    for seed in study.seeds:
+        write_status(out / "a" / f"seed_{seed}", Status("running"))
+    (out / "a" / "seed_1" / ".lock").unlink()
+    with open(out / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert [run.state for run in read_study_folder(out)[1]] == ["stopped", "running"]
+    assert [run.state for run in read_study_folder(out)[1]] == ["stopped", "stopped"]
 
 
 def test_seconds_of_a_start_that_was_killed_with_its_study_count(tmp_path):

@@ -3,13 +3,13 @@
 import csv
 import json
 import re
-import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from retinanet_ext.ablation.comparison import compare_arms, short_keys
 from retinanet_ext.ablation.results import read_study_folder
@@ -81,10 +81,39 @@ def test_other_sections(folder):
     assert "- fl5, seed 1: diverged after 100 iterations: loss_cls is nan" in text
     assert "5 arms, seeds 0, 1, 2: 11 done, 4 diverged" in text
     assert "started 2026-01-01 to 2026-01-03" in text and "git cccccccccccc" in text and "lite, torch 2.15.0" in text
-    command = re.search(r"```bash\n(.*)\n```", text).group(1)
-    assert shlex.split(command)[:4] == ["retinanet-ext", "ablate", "run", "fake"]
-    # Only text overrides, as the command line gives them; the study's file holds the other override.
-    assert command.endswith("--config-file configs/base.yaml --seeds 0 1 2 MODEL.DEVICE cpu")
+    # Nothing says where the study's file is, and which overrides it has.
+    assert "```bash" not in text and "does not record how the study fake was called" in text
+
+
+def test_settings_and_processor(tmp_path):
+    solver = {"MAX_ITER": 400, "IMS_PER_BATCH": 8, "BASE_LR": 0.02, "LR_SCHEDULER_NAME": "WarmupCosineLR"}
+    extra = {
+        "DATASETS": {"TRAIN": ["a_train", "b_train"], "TEST": ["a_val"]}, "MODEL.DEVICE": "cpu",
+        "SOLVER": {**solver, "STEPS": [300], "WARMUP_ITERS": 50}, "INPUT": {"MIN_SIZE_TRAIN": [192]},
+    }  # fmt: skip
+    study = make_study({"a": {}, "b": {}})
+    metrics = dict.fromkeys("ab", (1.0, 2.0, 3.0))
+    folder = write_study(tmp_path, study, metrics, extra=extra, processor="Xeon 9")
+    write_run(folder, "b", 0, 1.0, processor="Xeon 9", extra=extra | {"SOLVER": extra["SOLVER"] | {"BASE_LR": 0.04}})
+    text = write_report(folder, allow_mixed=True)["report.md"].read_text()
+    for line in (
+        "- Data: training a_train, b_train, test a_val",
+        "- Batch: 8 images, shorter side 192 pixels",
+        "- Schedule: 400 iterations, WarmupCosineLR, steps 300, warm-up 50",
+        "- Learning rate: 0.02; 0.04",
+        "- Machine: CPU (Xeon 9, Linux)",
+    ):
+        assert line in text
+
+
+def test_table_by_seed_and_latex(folder):
+    written = write_report(folder)
+    table = table_of(written["report.md"].read_text(), "AP by seed")
+    assert table["fl"] == {"arm": "fl", "seed 0": "43.00", "seed 1": "44.00", "seed 2": "46.00"}
+    assert table["fl5"] == {"arm": "fl5", "seed 0": "39.00", "seed 1": "diverged", "seed 2": "41.00"}
+    latex = written["tables.tex"].read_text()
+    assert r"fl5 & 39.00 & diverged & 41.00 \\" in latex
+    assert r"no\_prior & 0 (3 diverged)" in latex and latex.count(r"\begin{tabular}") == 5
 
 
 def test_csv_files(folder):
@@ -148,6 +177,16 @@ def test_curves_of_ap_are_drawn_where_it_was_measured_on_the_way(folder):
     assert "progress.svg" in write_report(folder)
 
 
+def test_the_caption_names_only_curves_that_are_drawn(folder):
+    lines = [{"iteration": 50, "bbox/AP": 20.0}, {"iteration": 100, "bbox/AP": 40.0}]
+    write_run(folder, "fl", 0, 43.0, curve=lines)  # no run of the baseline was evaluated on the way
+    text = write_report(folder)["report.md"].read_text()
+    assert "![AP during training, a line for each seed](progress.svg)" in text
+    write_run(folder, "ce", 0, 40.0, gamma=0.0, curve=lines)
+    text = write_report(folder)["report.md"].read_text()
+    assert "![AP during training, a line for each seed; grey: ce](progress.svg)" in text
+
+
 def test_the_same_results_give_the_same_files(folder, tmp_path):
     one, other = write_report(folder, tmp_path / "one"), write_report(folder, tmp_path / "other")
     assert [path.read_bytes() for path in one.values()] == [path.read_bytes() for path in other.values()]
@@ -185,6 +224,27 @@ def test_runs_that_are_not_alike_are_refused_and_named(folder, change, message):
         write_report(folder, allow_missing=True)
     text = write_report(folder, allow_mixed=True)["report.md"].read_text()
     assert text.index(message) < text.index("## What was run")
+
+
+def test_keys_that_only_one_engine_has_are_no_difference(folder):
+    def add_keys(run, **keys):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump({**config, **keys}))
+
+    add_keys(write_run(folder, "hinge", 1, 1.0, engine="detectron2"), KEYPOINT_ON=False, TEST={"AUG": 1})
+    add_keys(folder / "hinge" / "seed_0", TEST={"AUG": 2})
+    add_keys(write_run(folder, "fl", 0, 43.0, engine="detectron2"), KEYPOINT_ON=False)
+    written = write_report(folder, allow_mixed=True)
+    text = written["report.md"].read_text()
+    warned = [line for line in text.splitlines() if line.startswith("> - ")]
+    assert warned == [
+        "> - arm fl, seed 0: engine is detectron2, but lite in most runs",
+        "> - arm hinge, seed 1: engine is detectron2, but lite in most runs",
+        "> - arm hinge, seed 1: TEST.AUG is 1, but 2 with seed 0",
+        "> - arm hinge, seed 2: TEST.AUG is absent, but 2 with seed 0",
+    ]
+    # The same holds for the difference between two arms.
+    assert table_of(text, "AP of each arm")["fl"]["config changes from the baseline"] == "FOCAL_LOSS_GAMMA 2"
 
 
 def test_what_a_failed_run_was_made_with_does_not_matter(folder):

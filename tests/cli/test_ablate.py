@@ -11,7 +11,7 @@ import yaml
 
 from retinanet_ext.ablation import jobs
 from retinanet_ext.ablation.study import built_in_studies, load_study
-from retinanet_ext.cli.main import main
+from retinanet_ext.cli.main import build_parser, main
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import default_argument_parser
 
@@ -93,16 +93,17 @@ def test_overrides_may_stand_anywhere(study, words, capsys):
 
 
 @pytest.mark.parametrize("name", ["table_1c", "table_1d", "table_1e"])
-def test_a_dry_run_prints_commands_that_can_be_pasted(name, tmp_path, capsys):
+def test_a_dry_run_prints_commands_that_can_be_pasted_anywhere(name, tmp_path, capsys, monkeypatch):
     output = tmp_path / "with space"
     command = ["ablate", "run", name, "--seeds", "2", "--output", str(output), "--dry-run", "INPUT.RANDOM_FLIP", "none"]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     study = load_study(name)
     assert len(lines) == len(study.arms) and not output.exists()
+    monkeypatch.chdir(tmp_path)
     for line, arm in zip(lines, study.arms):
         words = shlex.split(line)
-        assert words[:2] == ["python", "train_net.py"]
+        assert words[:2] == ["retinanet-ext", "train"]
         args = default_argument_parser().parse_args(words[2:])
         assert args.num_gpus == 8 and not args.resume
         cfg = load_config(args.config_file, args.opts, datasets=False)
@@ -113,6 +114,23 @@ def test_a_dry_run_prints_commands_that_can_be_pasted(name, tmp_path, capsys):
             for part in key.split("."):
                 found = found[part]
             assert (list(found) if isinstance(found, tuple) else found) == value
+
+
+def test_a_dry_run_of_a_study_of_ones_own_names_absolute_paths(study, shapes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(shapes.parent)
+    item = {"NAME": "mine", "FORMAT": "coco", "JSON": "tiny_shapes/annotations/shapes_train.json"}
+    item["IMAGES"] = "tiny_shapes/train"
+    elsewhere = {**item, "NAME": "theirs", "JSON": "not/here.json", "IMAGES": "/not/here"}
+    assert main(["ablate", "run", study, "--dry-run", "DATASETS.CUSTOM", repr([item, elsewhere])]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[0])
+    monkeypatch.chdir(tmp_path / "..")
+    args = build_parser().parse_args(words[1:])
+    cfg = load_config(args.config_file, args.opts, datasets=False)
+    assert Path(args.config_file) == tmp_path / "base.yaml"
+    assert Path(cfg.OUTPUT_DIR) == shapes.parent / "output" / "ablations" / "mine" / "fine" / "seed_0"
+    mine, theirs = cfg.DATASETS.CUSTOM
+    assert (Path(mine["JSON"]), Path(mine["IMAGES"])) == (shapes / "annotations/shapes_train.json", shapes / "train")
+    assert theirs == elsewhere
 
 
 @pytest.mark.parametrize(

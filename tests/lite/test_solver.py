@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -116,3 +118,25 @@ def test_unknown_clip_type_is_refused(clip_type):
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip_type
     with pytest.raises(ValueError, match=f"CLIP_TYPE is '{clip_type}'; legal values: value, norm$"):
         build_optimizer(cfg, _Net())
+
+
+def test_the_optimizer_is_torchs_sgd():
+    """Momentum, decay, hooks, closure and saved state as in torch.optim.SGD, and no graph through the parameters."""
+    cfg = _cfg(MOMENTUM=0.9, NESTEROV=True, WEIGHT_DECAY=0.1, BASE_LR=0.1)
+    model = nn.Linear(3, 2)
+    twin = copy.deepcopy(model)
+    ours = build_optimizer(cfg, model)
+    groups = get_default_optimizer_params(twin, base_lr=0.1, weight_decay=0.1)
+    torchs = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1)
+    inputs = torch.randn(4, 3)
+    for step in range(4):
+        for net, optimizer in ((model, ours), (twin, torchs)):
+            optimizer.zero_grad()
+            net(inputs).square().sum().backward()
+            optimizer.step()
+        assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
+        assert model.weight.is_leaf and model.weight.requires_grad
+        if step == 1:
+            torchs.load_state_dict(copy.deepcopy(ours.state_dict()))
+            ours.load_state_dict(copy.deepcopy(torchs.state_dict()))
+    assert ours.step(lambda: torch.tensor(3.0)) == 3.0

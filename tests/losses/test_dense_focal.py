@@ -210,7 +210,7 @@ def test_under_torch_compile(generator, device):
 def test_the_operator_keeps_its_promises(dtype, want_gradient, generator, device):
     logits, labels = random_input((2, 30, 4), generator, device, dtype=dtype)
     torch.library.opcheck(
-        one_pass._margin_loss,
+        one_pass._margin_loss_operator,
         (logits.detach(), labels, torch.tensor([0.25], device=device), "focal", [2.0], want_gradient),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from retinanet_ext.d2 import EventStorage, comm, default_argument_parser, get_event_storage
+from retinanet_ext.d2 import ENGINE, EventStorage, comm, default_argument_parser, get_event_storage
 from retinanet_ext.training.launch import ProcessGroup, first_slurm_host, launch, process_group_from_environment
 from retinanet_ext.training.step import TrainStep
 
@@ -168,3 +168,26 @@ assert count() == before, (before, count())
     environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     environment["OMP_NUM_THREADS"] = "1"  # setting another number would start PyTorch's own threads
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.skipif(ENGINE != "lite", reason="Detectron2's optimizer imports the compiler")
+def test_training_imports_neither_the_compiler_of_torch_nor_matplotlib(shapes, tmp_path):
+    """Their imports took more than half of the time to the first step."""
+    code = (
+        "import sys; from retinanet_ext.training.launch import launch, main\n"
+        "from retinanet_ext.d2 import default_argument_parser\n"
+        "launch(main, default_argument_parser().parse_args())\n"
+        "print(sorted({'torch._dynamo', 'sympy', 'torchvision', 'matplotlib'} & set(sys.modules)))"
+    )
+    form = "{{NAME: tiny_{1}, FORMAT: coco, JSON: {0}/annotations/shapes_{1}.json, IMAGES: {0}/{1}}}"
+    data = [form.format(shapes, part) for part in ("train", "val")]
+    (tmp_path / "tiny.yaml").write_text(
+        "_BASE_: quick/retinanet.yaml\n"
+        f"DATASETS: {{CUSTOM: [{', '.join(data)}], TRAIN: ['tiny_train'], TEST: ['tiny_val']}}\n"
+        "INPUT: {MIN_SIZE_TRAIN: [96], MIN_SIZE_TEST: 96}\n"
+        "SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2, AMP: {ENABLED: True}}\n"
+    )
+    command = [sys.executable, "-c", code, "--config-file", str(tmp_path / "tiny.yaml"), "OUTPUT_DIR", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
