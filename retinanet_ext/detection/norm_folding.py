@@ -52,7 +52,11 @@ class _FoldedConv2d(Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale, shift = scale_and_shift(self.norm)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        x = _ScaledConvolution.apply(x, self.weight, scale, shift, geometry)
+        if torch.jit.is_tracing():
+            # A trace can be saved, and its operations counted, only if they are operators of PyTorch.
+            x = F.conv2d(x, _scaled(self.weight, scale, x.dtype), shift.to(x.dtype), *geometry)
+        else:
+            x = _ScaledConvolution.apply(x, self.weight, scale, shift, geometry)
         return x if self.activation is None else self.activation(x)
 
 

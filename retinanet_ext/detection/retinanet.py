@@ -350,7 +350,7 @@ class FocalRetinaNet(nn.Module):
         """Per level ``(N, A*D, H, W) -> (N, H*W*A, D)``: a view if the outputs are channels-last in memory."""
         num_anchors = self.anchor_generator.num_cell_anchors
         return [
-            output.permute(0, 2, 3, 1).reshape(len(output), -1, output.shape[1] // anchors)
+            output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, output.shape[1] // anchors)
             for output, anchors in zip(outputs, num_anchors)
         ]
 
