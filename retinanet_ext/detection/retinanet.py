@@ -28,12 +28,12 @@ from retinanet_ext.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DenseFoca
 from retinanet_ext.losses.box_losses import make_box_loss
 from retinanet_ext.ops import Box2BoxTransform
 
+from .convolutions import avoid_wrong_gradients_of_narrow_maps, fold_frozen_norms
 from .decoding import decode_batch
 from .gradient_checkpointing import recompute_in_backward
 from .head import DENSE_HEAD_REGISTRY
 from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
 from .micro_batches import check_targets_fit, expected_maps
-from .norm_folding import fold_frozen_norms
 from .normalizer import NORMALIZERS
 from .targets import check_ground_truth, label_anchors
 from .training_picture import draw_training_picture
@@ -100,6 +100,7 @@ class FocalRetinaNet(nn.Module):
         """
         super().__init__()
         fold_frozen_norms(backbone)
+        avoid_wrong_gradients_of_narrow_maps(backbone)
         self.backbone = backbone
         self.head = head
         if head_in_features is None:

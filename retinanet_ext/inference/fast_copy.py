@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from retinanet_ext.d2 import CfgNode
-from retinanet_ext.detection.norm_folding import fuse_norms
+from retinanet_ext.detection.convolutions import fuse_norms
 from retinanet_ext.detection.retinanet import FocalRetinaNet
 from retinanet_ext.machine.processes import bare_model
 
