@@ -10,7 +10,7 @@ In reading order:
 - ``normalizer.py``: what the summed losses are divided by
 - ``decoding.py``: from raw outputs to detections: the method, and its fast form
 - ``micro_batches.py``: what must be known about a micro-batch before it runs
-- ``norm_folding.py``: frozen batch norms folded into convolutions
+- ``convolutions.py``: frozen batch norms folded into convolutions; a defect of PyTorch avoided
 - ``gradient_checkpointing.py``: training with less memory and more time
 - ``class_metadata.py``: class names where Detectron2's tools look for them
 - ``training_picture.py``: a picture of ground truth and predictions during training

@@ -42,11 +42,12 @@ class ATSSMatcher:
 
     @classmethod
     def from_config(cls, cfg):
-        sizes, ratios = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+        generator = cfg.MODEL.ANCHOR_GENERATOR
+        num_sizes, num_ratios = _lengths_by_level(generator.SIZES), _lengths_by_level(generator.ASPECT_RATIOS)
         # A single list of sizes or ratios applies to all levels.
-        ratios = list(ratios) * len(sizes) if len(ratios) == 1 else ratios
-        sizes = list(sizes) * len(ratios) if len(sizes) == 1 else sizes
-        per_position = [len(level_sizes) * len(level_ratios) for level_sizes, level_ratios in zip(sizes, ratios)]
+        num_levels = max(len(num_sizes), len(num_ratios))
+        num_sizes, num_ratios = (n * num_levels if len(n) == 1 else n for n in (num_sizes, num_ratios))
+        per_position = [size * ratio for size, ratio in zip(num_sizes, num_ratios, strict=True)]
         return {
             "topk": cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK,
             "anchors_per_position": per_position if len(set(per_position)) > 1 else per_position[0],
@@ -86,6 +87,12 @@ class ATSSMatcher:
             found.append(nearest + offset)
             offset += len(anchors)
         return torch.cat(found, dim=1)
+
+
+def _lengths_by_level(values: Sequence) -> list[int]:
+    """Lengths of the lists of ``values``; a flat list of numbers is a single list."""
+    lists = values if isinstance(values[0], Sequence) else [values]
+    return [len(level) for level in lists]
 
 
 def _ious_and_claims(candidates: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

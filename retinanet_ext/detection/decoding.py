@@ -3,7 +3,7 @@
 The file goes from the method to what runs:
 
 1. :func:`decode_image` is the method step by step, for one image: a reference. Inference does not call it; tests
-   compare the fast form with it.
+   compare the fast form with it. Only ``torch.jit.trace`` records it, because every step is a tensor operation.
 2. :func:`decode_batch` is what inference runs. It finds the same for a whole batch, and waits for the device a fixed
    number of times.
 
@@ -75,8 +75,9 @@ def decode_level(
     """
     scores = logits.float().sigmoid().flatten()
     candidates = torch.nonzero(scores > score_thresh).squeeze(1)
-    scores, order = scores[candidates].topk(min(topk, len(candidates)))
-    candidates = candidates[order]
+    # Sorted and cut, because a trace would keep the number of candidates that `topk` needs as a constant.
+    scores, order = scores[candidates].sort(descending=True)
+    scores, candidates = scores[:topk], candidates[order[:topk]]
     num_classes = logits.shape[1]
     anchor_index = torch.div(candidates, num_classes, rounding_mode="floor")
     boxes = decode(deltas[anchor_index], anchors[anchor_index])
@@ -103,8 +104,8 @@ def decode_batch(
 
     Args:
         logits, deltas, anchors: per level ``(N, R_l, K)``, ``(N, R_l, 4)``, ``(R_l, 4)``; anchors xyxy in pixels.
-            Half-precision logits are compared as they are; scores are float32. An anchor with a NaN logit may yield
-            no detection.
+            Half-precision logits are compared as they are; scores are float32. A NaN logit is never a candidate; the
+            batch is then decoded a second time, without the NaNs.
         decode: ``(deltas (M, 4), anchors (M, 4)) -> boxes (M, 4)``.
         score_thresh: only scores above it count.
         topk: at most this many candidates are taken from each level of an image.
@@ -114,19 +115,28 @@ def decode_batch(
     Returns:
         For each of the N images its detections, by descending score; boxes are not clipped to the image.
     """
+    limits = {"score_thresh": score_thresh, "topk": topk, "nms_thresh": nms_thresh, "max_detections": max_detections}
+    if torch.jit.is_tracing():
+        images = range(logits[0].shape[0])
+        return [decode_image([x[i] for x in logits], [x[i] for x in deltas], anchors, decode, **limits) for i in images]
     levels = [_best_entries(*level, score_thresh, topk) for level in zip(logits, deltas, anchors)]
-    scores, classes, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*levels))
+    *entries, has_nan = zip(*levels)
+    scores, classes, level_deltas, level_anchors = (torch.cat(parts, dim=1) for parts in entries)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     total, num_classes = scores.shape[1], logits[0].shape[2]
     image = torch.arange(len(scores), device=scores.device)[:, None]
     for count in (min(total, CANDIDATES_PER_DETECTION * max_detections), total):
         first = order[:, :count]
-        boxes = decode(deltas[image, first].flatten(0, 1), anchors[image, first].flatten(0, 1)).view(*first.shape, 4)
-        candidates = (boxes, scores[:, :count], classes[image, first])
+        rows = (level_deltas[image, first].flatten(0, 1), level_anchors[image, first].flatten(0, 1))
+        candidates = (decode(*rows).view(*first.shape, 4), scores[:, :count], classes[image, first])
         kept = _not_suppressed(*candidates, num_classes, score_thresh, nms_thresh)
         num_kept = kept.sum(dim=1)
         lacking = (num_kept < max_detections) & (scores[:, count:] > score_thresh).any(dim=1)
-        *numbers, lacks_any = torch.cat([num_kept.clamp(max=max_detections), lacking.any()[None]]).tolist()
+        flags = torch.stack([lacking.any(), torch.stack(has_nan).any()])
+        *numbers, lacks_any, has_any_nan = torch.cat([num_kept.clamp(max=max_detections), flags]).tolist()
+        if has_any_nan:
+            logits = [level.masked_fill(level.isnan(), -torch.inf) for level in logits]
+            return decode_batch(logits, deltas, anchors, decode, **limits)
         if not lacks_any:
             break
     index = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :max_detections]
@@ -136,14 +146,15 @@ def decode_batch(
 
 def _best_entries(
     logits: torch.Tensor, deltas: torch.Tensor, anchors: torch.Tensor, score_thresh: float, topk: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The ``topk`` best scores of each image on one level (all, if there are fewer), by descending score.
 
     All of them belong to the ``topk`` anchors whose best class has the greatest logits, because no more anchors than
     that can hold one each. So a single pass reads all logits, and only small tensors are sorted.
 
     Returns:
-        Scores ``(N, C)`` float32, classes ``(N, C)`` int64, deltas ``(N, C, 4)`` and anchors ``(N, C, 4)``.
+        Scores ``(N, C)`` float32, classes ``(N, C)`` int64, deltas ``(N, C, 4)``, anchors ``(N, C, 4)``; and whether a
+        logit is NaN, scalar bool: NaN counts as the greatest number, so the rest is then of no use.
     """
     num_images, num_anchors, num_classes = logits.shape
     first_row = torch.arange(0, num_images * num_anchors, num_anchors, device=logits.device)[:, None]
@@ -152,7 +163,8 @@ def _best_entries(
     anchor_logits = _rows(logits.flatten(0, 1), first_row + anchor).flatten(1)
     scores, entry = _best_scores(anchor_logits, score_thresh, topk)
     anchor = anchor.gather(1, torch.div(entry, num_classes, rounding_mode="floor"))
-    return scores, entry % num_classes, _rows(deltas.flatten(0, 1), first_row + anchor), _rows(anchors, anchor)
+    deltas, anchors = _rows(deltas.flatten(0, 1), first_row + anchor), _rows(anchors, anchor)
+    return scores, entry % num_classes, deltas, anchors, best.isnan().any()
 
 
 def _rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -28,12 +28,12 @@ from retinanet_ext.losses.box_losses import make_box_loss
 from retinanet_ext.ops import Box2BoxTransform
 
 from .class_metadata import publish_class_names
+from .convolutions import avoid_wrong_gradients_of_narrow_maps, fold_frozen_norms
 from .decoding import decode_batch
 from .gradient_checkpointing import recompute_in_backward
 from .head import DENSE_HEAD_REGISTRY
 from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
 from .micro_batches import check_targets_fit, expected_maps
-from .norm_folding import fold_frozen_norms
 from .normalizer import NORMALIZERS
 from .targets import check_ground_truth, label_anchors
 from .training_picture import draw_training_picture, is_time_for_a_picture
@@ -100,6 +100,7 @@ class FocalRetinaNet(nn.Module):
         """
         super().__init__()
         fold_frozen_norms(backbone)
+        avoid_wrong_gradients_of_narrow_maps(backbone)
         self.backbone = backbone
         self.head = head
         if head_in_features is None:
@@ -355,7 +356,7 @@ class FocalRetinaNet(nn.Module):
         """Per level ``(N, A*D, H, W) -> (N, H*W*A, D)``: a view if the outputs are channels-last in memory."""
         num_anchors = self.anchor_generator.num_cell_anchors
         return [
-            output.permute(0, 2, 3, 1).reshape(len(output), -1, output.shape[1] // anchors)
+            output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, output.shape[1] // anchors)
             for output, anchors in zip(outputs, num_anchors)
         ]
 

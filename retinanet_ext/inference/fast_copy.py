@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from retinanet_ext.d2 import CfgNode, FrozenBatchNorm2d
+from retinanet_ext.detection.convolutions import fuse_norms
 from retinanet_ext.detection.head import PerLevelBatchNorm
-from retinanet_ext.detection.norm_folding import fuse_norms
 from retinanet_ext.detection.retinanet import FocalRetinaNet
 from retinanet_ext.machine.processes import bare_model
 

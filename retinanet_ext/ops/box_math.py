@@ -137,9 +137,15 @@ class Box2BoxTransform:
         return torch.cat([new_center - half_wh, new_center + half_wh], dim=1)
 
 
-@functools.cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor ``(len(values),)``, made once: making a tensor from Python numbers waits for the device."""
+    if torch.jit.is_tracing():  # each trace makes its own, else the first one differs from those after it
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _cached_constant(values, dtype, device)
+
+
+@functools.cache
+def _cached_constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # training could not use a tensor made in inference mode
         return torch.tensor(values, dtype=dtype, device=device)
 

@@ -28,10 +28,12 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor,
     Returns:
         Indices of the kept boxes, ``(P,)`` int64, by descending score; of equal scores the earlier box first.
     """
-    if len(boxes) == 0:
+    # A trace must not depend on the number of boxes: it also runs where there are more, or none.
+    is_tracing = torch.jit.is_tracing()
+    if not is_tracing and len(boxes) == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     boxes, scores = _moved_apart(boxes, groups), scores.double()
-    if boxes.device.type != "cpu":
+    if boxes.device.type != "cpu" or is_tracing:
         return _nms(boxes, scores, iou_threshold)
     ordered_groups, order = groups.sort(stable=True)
     sizes = _sizes_of_calls(torch.unique_consecutive(ordered_groups, return_counts=True)[1].tolist())
@@ -51,7 +53,9 @@ def _nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> tor
 def _moved_apart(boxes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """The boxes in float64, with the groups moved so far apart that they cannot overlap."""
     boxes = boxes.double().nan_to_num(nan=0.0).clamp(-LARGEST_COORDINATE, LARGEST_COORDINATE)
-    stride = boxes.amax() - boxes.amin() + 1
+    # In a trace there may be no boxes, which have no extent.
+    extent = torch.cat([boxes, boxes.new_zeros(1, 4)]) if torch.jit.is_tracing() else boxes
+    stride = extent.amax() - extent.amin() + 1
     return boxes + (groups * stride)[:, None]
 
 

@@ -80,6 +80,28 @@ def test_a_config_names_it_and_trains_with_it(generator):
     assert all(loss > 0 for loss in losses.values())
 
 
+FIVE_SIZES = "[[32], [64], [128], [256], [512]]"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratios", "expected"),
+    [
+        ("[[32, 64]]", "[[0.5, 1.0, 2.0]]", 6),
+        ("[32, 64]", "[[0.5, 1.0, 2.0]]", 6),
+        ("[32, 64, 128, 256, 512]", "[1.0]", 5),  # five sizes on every level, not one size on each
+        ("[32]", "[0.5, 1.0]", 2),
+        (FIVE_SIZES, "[0.5, 1.0]", 2),
+        ("[32, 64]", "[[1.0], [1.0], [1.0], [1.0], [1.0]]", 2),
+        (FIVE_SIZES, "[[0.5, 1.0]]", 2),
+    ],
+)
+def test_anchors_per_position_are_those_of_the_anchor_generator(generator, sizes, ratios, expected):
+    opts = ["MODEL.ANCHOR_GENERATOR.SIZES", sizes, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", ratios]
+    model = Trainer.build_model(small_config("MODEL.RETINANET.MATCHER.NAME", "ATSSMatcher", *opts))
+    assert set(model.anchor_generator.num_cell_anchors) == {model.anchor_matcher.anchors_per_position} == {expected}
+    assert len(model(batch(generator, (64, 96)))) == 2
+
+
 def test_a_topk_below_one_is_refused():
     with pytest.raises(ValueError, match="ATSS.TOPK is 0; it must be at least 1"):
         ATSSMatcher(topk=0)

@@ -164,6 +164,45 @@ def test_nan_is_not_found(on_device):
     assert len(found[0].scores) == 0 and len(found[1].scores) > 0
 
 
+def test_nan_hides_no_other_score(on_device):
+    logits = torch.tensor([[[torch.nan], [3.0], [-9.0]]])
+    anchors = torch.tensor([[0.0, 0.0, 9.0, 9.0], [20.0, 0.0, 29.0, 9.0], [40.0, 0.0, 49.0, 9.0]])
+    found = on_device([logits], [torch.zeros(1, 3, 4)], [anchors])[0]
+    assert found.scores.tolist() == pytest.approx([0.952574])  # 1 / (1 + e^-3)
+    assert found.boxes.tolist() == [[20.0, 0.0, 29.0, 9.0]]
+    # The other class of the same anchor.
+    found = on_device([torch.tensor([[[torch.nan, 3.0, -9.0]]])], [torch.zeros(1, 1, 4)], [anchors[:1]])[0]
+    assert found.scores.tolist() == pytest.approx([0.952574]) and found.classes.tolist() == [1]
+
+
+@pytest.mark.parametrize("topk", [5, 40, 1000])
+@pytest.mark.parametrize("share", [0.01, 0.3])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_wild_logits_equal_each_image(generator, on_device, value, share, topk):
+    inputs = predictions(generator)
+    for level in inputs[0][:2]:
+        level[torch.rand(level.shape, generator=generator) < share] = value
+    found, expected = on_device(*inputs, topk=topk), by_image(*inputs, topk=topk)
+    if value == torch.inf:  # entries of equal scores, of which the choice is free
+        assert [len(x.scores) for x in found] == [len(x.scores) for x in expected] or topk < 1000
+        assert all(x.scores[0] == 1 for x in found)
+    else:
+        assert_equal(found, expected)
+    assert all(len(x.scores) > 5 for x in found)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_wild_deltas_equal_each_image(generator, on_device, value):
+    inputs = predictions(generator)
+    for level in inputs[1]:
+        level[torch.rand(level.shape, generator=generator) < 0.05] = value
+    for ours, theirs in zip(on_device(*inputs), by_image(*inputs)):
+        torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-6, atol=0)
+        torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-5, atol=1e-4, equal_nan=True)
+        assert torch.equal(ours.classes, theirs.classes) and len(ours.scores) > 20
+        assert not ours.boxes.isfinite().all()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("num_images", [1, 4])
 def test_waits_for_the_device_as_often_as_stated(generator, num_images):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from retinanet_ext.d2 import Conv2d, FrozenBatchNorm2d, build_model
-from retinanet_ext.detection.norm_folding import fold_frozen_norms, fuse_norms
+from retinanet_ext.detection.convolutions import fold_frozen_norms, fuse_norms
 from tests.builders import batch, small_config
 
 

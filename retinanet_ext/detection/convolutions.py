@@ -1,7 +1,8 @@
-"""Batch norms with fixed statistics, folded into the convolutions before them.
+"""Convolutions that a model changes in place: frozen batch norms are folded, and a defect of PyTorch is avoided.
 
-Such a norm is ``y = x * scale + shift`` for each channel, so ``norm(conv(x, w)) = conv(x, w * scale) + shift``: a pass
-over the weights replaces a pass over the whole map, and in training also a pass over the map's gradient.
+A batch norm with fixed statistics is ``y = x * scale + shift`` for each channel, so ``norm(conv(x, w)) =
+conv(x, w * scale) + shift``: a pass over the weights replaces a pass over the whole map, and in training also a pass
+over the map's gradient.
 """
 
 import torch
@@ -53,7 +54,11 @@ class _FoldedConv2d(Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale, shift = scale_and_shift(self.norm)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        x = _ScaledConvolution.apply(x, self.weight, scale, shift, geometry)
+        if torch.jit.is_tracing():
+            # A trace can be saved, and its operations counted, only if they are operators of PyTorch.
+            x = F.conv2d(x, _scaled(self.weight, scale, x.dtype), shift.to(x.dtype), *geometry)
+        else:
+            x = _ScaledConvolution.apply(x, self.weight, scale, shift, geometry)
         return x if self.activation is None else self.activation(x)
 
 
@@ -93,3 +98,30 @@ class _ScaledConvolution(torch.autograd.Function):
 
 def _scaled(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (weight * scale.view(-1, 1, 1, 1)).to(dtype)
+
+
+def avoid_wrong_gradients_of_narrow_maps(module: nn.Module) -> None:
+    """Change, in place, every plain 3x3 convolution of ``module`` with stride 2 and padding 1.
+
+    In training on a CPU, it then computes maps that are one column wide from the weight's middle column alone.
+    Parameters and their names stay the same, and so do results and gradients.
+
+    In bfloat16 on a CPU with AVX-512, PyTorch's gradient of such a weight is wrong for such maps: the first and the
+    last column of the weight, which see only padding, keep what was in their memory before instead of zeros (torch
+    2.15). Images up to 64 pixels wide meet this in P6 and P7. See docs/engines.md.
+    """
+    for conv in module.modules():
+        # Subclasses are left alone: they may compute something else.
+        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros":
+            geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+            if geometry == ((3, 3), (2, 2), (1, 1), (1, 1), 1):
+                conv.__class__ = _NarrowMapConv2d
+
+
+class _NarrowMapConv2d(nn.Conv2d):
+    """The class that :func:`avoid_wrong_gradients_of_narrow_maps` gives to an existing convolution."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight.requires_grad and x.device.type == "cpu" and x.shape[-1] == 1 and not torch.jit.is_tracing():
+            return F.conv2d(x, self.weight[..., 1:2], self.bias, stride=(2, 1), padding=(1, 0))
+        return super().forward(x)
