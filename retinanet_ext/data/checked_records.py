@@ -147,7 +147,7 @@ def _register_derived(name: str, checked: _CheckedDataset, metadata: dict) -> st
     derived = name + CHECKED_SUFFIX
     registered = DatasetCatalog.data.get(derived)
     metadata = {**_without_files(MetadataCatalog.get(name).as_dict()), **metadata}
-    json_file = metadata.get("json_file", None)
+    json_file = metadata.get("json_file")
     # Bound methods compare equal if they are bound to the same object. Detectron2's evaluator may have set a json_file.
     if registered == checked.records and json_file in (None, MetadataCatalog.get(derived).get("json_file", None)):
         return derived
