@@ -155,6 +155,15 @@ def test_dropped_annotations_are_not_evaluated(register, tmp_path):
     assert len(converted["images"]) == 2 and len(converted["annotations"]) == 1
 
 
+def test_an_unregistered_dataset_says_what_to_do(register):
+    """The usual cause: the config was read by merge_from_file, which does not register DATASETS.CUSTOM."""
+    register([GOOD], name="cells_train")
+    with pytest.raises(KeyError) as caught:
+        load_checked_dicts(config(), ["cells_trian"], filter_empty=False)
+    for part in ("'cells_trian' is not registered", "Did you mean cells_train", "retinanet_ext.load_config", "CUSTOM"):
+        assert part in str(caught.value)
+
+
 def test_missing_built_in_data_say_where_they_are_looked_for(tmp_path):
     # Like COCO's names without the files: the error comes from Python itself.
     DatasetCatalog.register("coco_like", (tmp_path / "coco" / "gone.json").read_text)

@@ -20,6 +20,7 @@ IMAGE_CHECKS = ("auto", "header", "decode", "none")
 
 # With "auto", a dataset of up to this many images is decoded: a minute on 2 cores for photos of 640x480.
 MAX_DECODED = 20_000
+_HOW_READ = {"decode": "files read whole", "header": "only the headers of the files read", "none": "files not read"}
 _SHOWN = 10
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Report:
     dataset_name: str
     num_images: int
     num_annotations: int
+    check_images: str
     problems: list[Problem] = field(default_factory=list)
     dropped_images: int = 0
     dropped_annotations: int = 0  # in images that were kept
@@ -126,7 +128,7 @@ def check_dataset_dicts(
         if found and not (index in bad_images and on_bad_image == "drop"):
             bad_annotations[index] = found
 
-    report = Report(dataset_name, len(dicts), sum(len(d.get("annotations", ())) for d in dicts))
+    report = Report(dataset_name, len(dicts), sum(len(d.get("annotations", ())) for d in dicts), check_images)
     report.problems = [*bad_images.values(), *(p for found in bad_annotations.values() for p in found.values())]
     _raise_if_refused(report, on_bad_annotation, on_bad_image)
     clean = []
@@ -263,8 +265,8 @@ def _repaired(record, bad, size, num_classes, clip, report):
 def _log(report):
     if not report.problems:
         logger.info(
-            "Dataset %r: %d images with %d annotations checked, no problems.",
-            report.dataset_name, report.num_images, report.num_annotations,
+            "Dataset %r: %d images (%s) with %d annotations checked, no problems.",
+            report.dataset_name, report.num_images, _HOW_READ[report.check_images], report.num_annotations,
         )  # fmt: skip
         return
     counts = ", ".join(f"{count} x {kind}" for kind, count in report.counts().items())

@@ -307,6 +307,15 @@ def test_auto_decodes_small_sets_only(record, monkeypatch):
         check_dataset_dicts([good, bad], "pets", NAMES, check_images="auto")
 
 
+@pytest.mark.parametrize(
+    ("check", "how"), [("decode", "files read whole"), ("header", "only the headers"), ("none", "files not read")]
+)
+def test_the_log_says_how_far_the_images_were_read(record, check, how, caplog):
+    with caplog.at_level("INFO"):
+        check_dataset_dicts([record(annotation())], "pets", NAMES, check_images=check)
+    assert f"Dataset 'pets': 1 images ({how}" in caplog.text and "no problems" in caplog.text
+
+
 def test_a_long_check_shows_its_progress(record, monkeypatch, caplog):
     monkeypatch.setattr(image_probe, "PROGRESS_SECONDS", 0.0)
     with caplog.at_level("INFO"):
