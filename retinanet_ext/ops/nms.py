@@ -109,7 +109,7 @@ def nms_in_blocks(boxes: torch.Tensor, iou_threshold: float, block: int) -> Iter
 
 
 def _overlaps_any(boxes: torch.Tensor, others: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Whether the IoU of each of ``boxes`` ``(M, 4)`` with any of ``others`` ``(P, 4)`` is above the threshold: ``(M,)``.
+    """Which of ``boxes`` ``(M, 4)`` have an IoU above the threshold with any of ``others`` ``(P, 4)``: ``(M,)`` bool.
 
     Boxes alike in scale, shape and position form runs, and only pairs of runs whose extents allow such an IoU are
     compared.
