@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from retinanet_ext.ops import batched_nms
+from retinanet_ext.ops import nms_in_blocks
 
 from .focal import dense_focal_loss
 from .loss_interface import CLS_LOSS_REGISTRY, DensePredictions, DenseTargets, upcast
 
 IGNORED = -1
+# Anchors in a step of NMS, or 16 * batch if that is more. One step decides most images.
+ANCHORS_PER_STEP = 2048
 
 
 class OHEMLoss(nn.Module):
@@ -64,9 +66,9 @@ class OHEMLoss(nn.Module):
     def hard_anchors(self, logits: torch.Tensor, labels: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
         """Indices of the anchors that are kept in one image, ``(B,)`` int64, B <= ``batch``, by descending loss.
 
-        NMS runs on the hardest anchors, and again with four times as many only if the selection is incomplete: in
-        greedy NMS a lower score never affects a higher one. With ``negatives_per_positive`` above 0 and easy foreground
-        anchors, this may reach all anchors.
+        NMS takes the hardest anchors first and stops once the selection is complete: in greedy NMS a lower score never
+        affects a higher one. With ``negatives_per_positive`` above 0 and easy foreground anchors, it may have to see
+        all anchors, each once; :func:`nms_in_blocks` bounds its memory.
 
         Args:
             logits: ``(R, K)``. Their cross entropies take a float32 tensor ``(R, K)``.
@@ -76,16 +78,14 @@ class OHEMLoss(nn.Module):
         order = _by_descending_loss(logits, labels)
         is_foreground = labels[order] < logits.shape[1]
         last_foreground = int(is_foreground.nonzero().max()) if is_foreground.any() else -1
-        count = 16 * self.batch
-        while True:
-            first = order[:count]
-            # NMS gets ranks instead of losses, so that equal losses keep their order.
-            score = torch.arange(len(first), 0, -1, device=first.device)
-            kept = batched_nms(anchors[first], score, torch.zeros_like(first), self.nms_thresh)
-            hard, is_complete = self._select(kept, is_foreground, all_foreground_seen=count > last_foreground)
-            if is_complete or count >= len(order):
-                return first[hard]
-            count *= 4
+        kept = hard = order[:0]
+        block = max(ANCHORS_PER_STEP, 16 * self.batch)
+        for num_seen, survivors in nms_in_blocks(anchors[order], self.nms_thresh, block):
+            kept = torch.cat([kept, survivors])
+            hard, is_complete = self._select(kept, is_foreground, all_foreground_seen=num_seen > last_foreground)
+            if is_complete:
+                break
+        return order[hard]
 
     def _select(self, kept: torch.Tensor, is_foreground: torch.Tensor, all_foreground_seen: bool):
         """The ranks to train on, from the ascending ranks that NMS kept; and whether they are final: more candidates

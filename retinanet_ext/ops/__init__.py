@@ -6,13 +6,13 @@ Boxes are ``(x1, y1, x2, y2)`` in continuous pixel coordinates: a box from pixel
 In reading order:
 
 - ``box_math.py``: areas, overlaps, and boxes as offsets from anchors
-- ``nms.py``: class-wise non-maximum suppression
+- ``nms.py``: non-maximum suppression: class-wise, and of many boxes in blocks
 """
 
 from .box_math import Box2BoxTransform, box_areas, pairwise_iou
-from .nms import batched_nms
+from .nms import batched_nms, nms_in_blocks
 
-__all__ = ["Box2BoxTransform", "batched_nms", "box_areas", "dense_focal_loss", "pairwise_iou"]
+__all__ = ["Box2BoxTransform", "batched_nms", "box_areas", "dense_focal_loss", "nms_in_blocks", "pairwise_iou"]
 
 
 def __getattr__(name: str):

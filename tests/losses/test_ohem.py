@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
 from retinanet_ext.losses import CLS_LOSS_REGISTRY, DensePredictions, DenseTargets, OHEMLoss
-from retinanet_ext.ops import pairwise_iou
+from retinanet_ext.ops import nms, pairwise_iou
 from tests.builders import small_config
 
 
@@ -63,6 +64,59 @@ def test_the_anchors_kept_are_those_of_the_definition(generator, ratio, nms_thre
         torch.autograd.grad(by_hand, logits),
     )
     torch.testing.assert_close(gradient, gradient_by_hand, rtol=1e-4, atol=1e-6)
+
+
+def grid_of_anchors(height, width):
+    """9 anchors at every position of strides 8 to 128."""
+    levels = []
+    for stride in (8, 16, 32, 64, 128):
+        y, x = torch.meshgrid(torch.arange(0, height, stride), torch.arange(0, width, stride), indexing="ij")
+        scales, ratios = 4 * stride * 2 ** (torch.arange(3) / 3), torch.tensor([0.7, 1.0, 1.4])
+        sides = torch.stack([torch.outer(scales, ratios), torch.outer(scales, 1 / ratios)], dim=2).view(9, 2)
+        centers = torch.stack([x, y], dim=2).view(-1, 1, 2)
+        levels.append(torch.cat([centers - sides / 2, centers + sides / 2], dim=2).view(-1, 4))
+    return torch.cat(levels)
+
+
+@pytest.mark.parametrize("background", ["random", "equal", "rising from left to right"])
+def test_easy_foreground_gets_the_definition_with_bounded_work(generator, background, monkeypatch):
+    """Foreground that is easier than all background is reached by NMS only after all anchors."""
+    anchors = grid_of_anchors(200, 320)
+    labels = torch.full((len(anchors),), 2)
+    foreground = torch.randperm(len(anchors), generator=generator)[:300]
+    labels[foreground] = 0
+    logits = torch.full((len(anchors), 2), -3.0)
+    if background == "random":
+        logits += torch.randn(logits.shape, generator=generator)
+    elif background == "rising from left to right":
+        logits += anchors[:, :1] / 200
+    logits[foreground] = torch.tensor([12.0, -12.0])
+
+    # The definition: NMS by another library over all anchors at once, in the order of their losses.
+    order = anchor_losses(logits, labels).argsort(descending=True, stable=True)
+    ranks = torch.arange(len(order), 0, -1).double()
+    survivors = order[torchvision.ops.nms(anchors[order].double(), ranks, 0.5)]
+    positives = survivors[labels[survivors] == 0][:32]
+    expected = torch.cat([positives, survivors[labels[survivors] == 2][: 3 * max(1, len(positives))]])
+
+    monkeypatch.setattr(nms, "LARGEST_BLOCK", 4096)
+    nms_of_a_block, iou_of_columns, calls, ious = nms._nms, nms.iou_of_columns, [], []
+
+    def count_anchors(boxes, *rest):
+        calls.append(len(boxes))
+        return nms_of_a_block(boxes, *rest)
+
+    def count_ious(*columns):
+        ious.append(iou_of_columns(*columns).numel())
+        return iou_of_columns(*columns)
+
+    monkeypatch.setattr(nms, "_nms", count_anchors)
+    monkeypatch.setattr(nms, "iou_of_columns", count_ious)
+    hard = OHEMLoss(negatives_per_positive=3).hard_anchors(logits, labels, anchors)
+    assert sorted(hard.tolist()) == sorted(expected.tolist())
+    # NMS gets no anchor twice, and never all of them; few of all IoUs are computed between the steps.
+    assert sum(calls) <= len(anchors) and max(calls) <= 4096 < len(anchors) / 2
+    assert sum(ious) < 0.05 * len(anchors) ** 2
 
 
 @pytest.fixture

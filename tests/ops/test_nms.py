@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 
-from retinanet_ext.ops import batched_nms, nms, pairwise_iou
+from retinanet_ext.ops import batched_nms, nms, nms_in_blocks, pairwise_iou
 
 
 def random_boxes(generator, count, size=60.0):
@@ -74,3 +74,38 @@ def test_half_precision_boxes_are_compared_exactly(device):
 def test_no_boxes(device):
     kept = batched_nms(*(torch.zeros(shape, device=device) for shape in [(0, 4), (0,)]), torch.zeros(0), 0.5)
     assert kept.shape == (0,) and kept.dtype == torch.int64
+
+
+def all_blocks(boxes, threshold, block):
+    steps = list(nms_in_blocks(boxes, threshold, block))
+    assert steps[-1][0] == len(boxes)
+    return torch.cat([index for _, index in steps]).tolist()
+
+
+# Blocks of one box, of some, growing ones, and a single one; runs that pairs and extents fill in parts.
+@pytest.mark.parametrize(("block", "largest"), [(1, 1), (7, 7), (3, 50), (10**6, 16)])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_blocks_equal_the_definition(generator, device, monkeypatch, block, largest, threshold, coarse):
+    for name, value in {"LARGEST_BLOCK": largest, "RUN": 4, "PAIRS_OF_RUNS": 5, "EXTENT_PAIRS": 12}.items():
+        monkeypatch.setattr(nms, name, value)
+    boxes = random_boxes(generator, 150) - 40
+    if coarse:  # equal boxes, IoUs equal to the threshold, boxes without area
+        boxes = boxes.div(20).round() * 20
+    expected = by_definition(boxes, torch.arange(150, 0, -1), torch.zeros(150), threshold)
+    assert all_blocks(boxes.to(device), threshold, block) == expected
+
+
+def test_blocks_of_boxes_of_all_scales_equal_one_call(generator, device):
+    corner = torch.rand(5000, 2, generator=generator) * 300
+    side = 2 ** (torch.rand(5000, 2, generator=generator) * 7)
+    boxes = torch.cat([corner, corner + side], dim=1)
+    for threshold in (0.1, 0.5):
+        expected = torchvision.ops.nms(boxes.double(), torch.arange(5000, 0, -1).double(), threshold)
+        assert all_blocks(boxes.to(device), threshold, 300) == expected.tolist()
+
+
+def test_wild_boxes_in_blocks(device):
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, torch.nan, 5], [0, 0, torch.inf, torch.inf], [0, 0, 10, 9]])
+    assert all_blocks(boxes.to(device), 0.5, 1) == [0, 1, 2]
+    assert list(nms_in_blocks(boxes[:0].to(device), 0.5, 1)) == []
