@@ -1,4 +1,4 @@
-"""``retinanet-ext ablate``: list, run, report and join studies of several configs."""
+"""``retinanet-ext ablate``: list, run and report studies of several configs, and their trend."""
 
 import argparse
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .usage import UsageError, VerbParser, usage_errors
 
-HELP = "List, run and report ablation studies: the arms of a YAML file, each with every seed."
+HELP = "List, run and report ablation studies: the arms of a YAML file, each with every seed; and their trend."
 _INTERRUPTED = 130  # the exit code of shells after Ctrl-C
 
 logger = logging.getLogger(__name__)

@@ -163,3 +163,20 @@ def test_an_integer_is_good_enough_for_a_float(tmp_path):
     assert cfg.SOLVER.MAX_ITER == 7 and isinstance(cfg.SOLVER.MAX_ITER, int)
     with pytest.raises(ValueError, match="FOCAL_LOSS_GAMMA"):
         load_config(None, ["MODEL.RETINANET.FOCAL_LOSS_GAMMA", "much"], datasets=False)
+
+
+def test_an_override_of_the_box_loss_that_would_be_ignored_is_refused():
+    key = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE is 'smooth_l1', but .*BOX_LOSS.NAME is 'giou'"):
+        load_config("quick/retinanet.yaml", [key, "smooth_l1"])
+    for name in ("", "smooth_l1"):
+        options = [key, "smooth_l1", "MODEL.RETINANET.BOX_LOSS.NAME", name]
+        cfg = load_config("quick/retinanet.yaml", options, datasets=False)
+        assert name == cfg.MODEL.RETINANET.BOX_LOSS.NAME
+
+
+def test_a_config_that_was_dumped_with_the_default_of_the_other_box_loss_key_loads_again(tmp_path):
+    cfg = load_config("quick/retinanet.yaml", datasets=False)
+    assert (cfg.MODEL.RETINANET.BOX_LOSS.NAME, cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE) == ("giou", "smooth_l1")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert load_config(str(tmp_path / "config.yaml"), datasets=False) == cfg
