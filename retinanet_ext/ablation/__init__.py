@@ -18,4 +18,6 @@ In reading order:
 - ``repeat_command.py``: the command that runs a study again
 - ``report_sections.py``: the sections of the report
 - ``study_report.py``: the report as Markdown, HTML and CSV
+- ``trend.py``: the arms under several levels of imbalance
+- ``trend_report.py``: the report of a trend
 """

@@ -1,16 +1,21 @@
 """The arms of a study side by side: what was measured, what differs between their configs, and what was not run."""
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.report.formats import shortened
 
 from .results import OUTCOMES, Run
 from .statistics import Summary, paired_difference, summarize
 from .status import DONE
 from .study import Arm, Study
+from .unread_keys import is_checked, keys_read_by_model
+
+logger = logging.getLogger(__name__)
 
 ABSENT = "absent"
 """Shown in place of the value of a key that a config does not have."""
@@ -26,7 +31,8 @@ class ArmResult:
         difference: this arm minus the baseline, over the common seeds; None for the baseline itself.
         paper: the paper's value of the metric; None if the paper states none.
         paper_difference: `paper` minus the paper's value of the baseline; None for the baseline or if one is missing.
-        changes: full key -> (the baseline's value, this arm's value), for keys in which the two configs differ.
+        changes: full key -> (the baseline's value, this arm's value), for keys in which the two configs differ and that
+            the model of this arm reads.
     """
 
     arm: Arm
@@ -162,7 +168,23 @@ def _ends(key: str) -> list[str]:
 def _changes(baseline: Sequence[Run], runs: Sequence[Run]) -> dict[str, tuple[Any, Any]]:
     """Differences between the first config of each arm; `differing_runs` checks that the seeds of an arm agree."""
     old, new = (next((run for run in group if run.config is not None), None) for group in (baseline, runs))
-    return {} if old is None or new is None else config_differences(old, new)
+    if old is None or new is None:
+        return {}
+    changes = config_differences(old, new)
+    read = _keys_read(new) if any(map(is_checked, changes)) else None
+    return {key: pair for key, pair in changes.items() if read is None or not is_checked(key) or key in read}
+
+
+def _keys_read(run: Run) -> set[str] | None:
+    """Keys that the model of a run reads; None if this version of the package cannot build it."""
+    try:
+        return keys_read_by_model(load_config(str(run.folder / "config.yaml"), datasets=False))
+    except Exception as error:  # any exception: the run may have been made by other code
+        logger.warning(
+            "Arm %s: its config differences are listed in full, because its model cannot be built here: %s",
+            run.arm, error,
+        )  # fmt: skip
+        return None
 
 
 def config_differences(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:

@@ -232,11 +232,14 @@ def _settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
         lists = (value if isinstance(value, (list, tuple)) else [value] for value in values)
         return distinct(", ".join(map(str, entries)) for entries in lists)
 
+    schedulers = found("SOLVER.LR_SCHEDULER_NAME")
+    # A cosine has no steps, although its config has the default ones.
+    steps = "" if schedulers == "WarmupCosineLR" else f"steps {found('SOLVER.STEPS')}, "
     facts = [
         ("Data", f"training {found('DATASETS.TRAIN')}, test {found('DATASETS.TEST')}"),
         ("Batch", f"{found('SOLVER.IMS_PER_BATCH')} images, shorter side {found('INPUT.MIN_SIZE_TRAIN')} pixels"),
-        ("Schedule", f"{found('SOLVER.MAX_ITER')} iterations, {found('SOLVER.LR_SCHEDULER_NAME')}, "
-                     f"steps {found('SOLVER.STEPS')}, warm-up {found('SOLVER.WARMUP_ITERS')}"),
+        ("Schedule", f"{found('SOLVER.MAX_ITER')} iterations, {schedulers}, {steps}"
+                     f"warm-up {found('SOLVER.WARMUP_ITERS')}"),
         ("Learning rate", found("SOLVER.BASE_LR")),
         ("Device", found("MODEL.DEVICE")),
     ]  # fmt: skip

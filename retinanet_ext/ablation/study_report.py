@@ -52,7 +52,7 @@ def write_report(
     if not any(run.state in OUTCOMES for run in runs):
         raise ValueError(f"{directory}: none of the {len(runs)} runs has ended, so there is nothing to report")
     missing, mixed = unfinished_runs(runs, study.metric), differing_runs(runs)
-    _refuse(directory, missing if not allow_missing else [], mixed if not allow_mixed else [])
+    refuse_runs(directory, missing if not allow_missing else [], mixed if not allow_mixed else [])
     report = Report(study, runs, compare_arms(study, runs), missing, mixed)
     blocks = report.blocks()
     drawings = {block.name: for_file(block.svg) for block in blocks if isinstance(block, Figure)}
@@ -111,7 +111,7 @@ def runs_csv(runs: Sequence[Run]) -> str:
             + [last.machine if last else ""]
             + [run.metrics.get(name) for name in metrics]
         )
-    return _csv([*header, "machine", *metrics], rows)
+    return write_csv([*header, "machine", *metrics], rows)
 
 
 def arms_csv(study: Study, runs: Sequence[Run], results: Sequence[ArmResult]) -> str:
@@ -133,10 +133,11 @@ def arms_csv(study: Study, runs: Sequence[Run], results: Sequence[ArmResult]) ->
             other = summarize(values_of(result.runs, name).values())
             row += [other.mean, other.std, result.arm.paper.get(name.rpartition("/")[2])]
         rows.append(row)
-    return _csv(header, rows)
+    return write_csv(header, rows)
 
 
-def _refuse(directory: str | Path, missing: Sequence[str], mixed: Sequence[str]) -> None:
+def refuse_runs(directory: str | Path, missing: Sequence[str], mixed: Sequence[str]) -> None:
+    """Raise a ValueError that lists the lines of `missing` and `mixed`, if any."""
     problems = []
     if missing:
         problems.append(
@@ -152,7 +153,8 @@ def _refuse(directory: str | Path, missing: Sequence[str], mixed: Sequence[str])
         raise ValueError(f"{directory}: " + "\n".join(problems))
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+def write_csv(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """The text of a CSV file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

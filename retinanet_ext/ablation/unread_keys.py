@@ -75,7 +75,7 @@ def check_overrides_are_read(study: Study) -> None:
         cfg = arm_config(study, arm, datasets=False)
         with errors_name_arm(study, arm):
             read = keys_read_by_model(cfg)
-        unread = [key for key in arm.overrides if _is_checked(key) and key not in read]
+        unread = [key for key in arm.overrides if is_checked(key) and key not in read]
         if unread:
             raise ValueError(
                 f"study {study.name}, arm {arm.name!r}: nothing reads {', '.join(unread)} in the model of this arm, so "
@@ -83,7 +83,7 @@ def check_overrides_are_read(study: Study) -> None:
                 "MATCHER.NAME and so on)"
             )
         unread_by_all -= read
-    unread = [key for key in study.overrides if key in unread_by_all and _is_checked(key)]
+    unread = [key for key in study.overrides if key in unread_by_all and is_checked(key)]
     if unread:
         raise ValueError(
             f"study {study.name}: nothing reads {', '.join(unread)} in the model of any arm, so the override changes "
@@ -91,5 +91,6 @@ def check_overrides_are_read(study: Study) -> None:
         )
 
 
-def _is_checked(key: str) -> bool:
+def is_checked(key: str) -> bool:
+    """Whether only the model could read the key."""
     return key.startswith("MODEL.") and key not in _READ_ELSEWHERE

@@ -1,4 +1,4 @@
-"""``retinanet-ext ablate``: list, run and report studies of several configs."""
+"""``retinanet-ext ablate``: list, run and report studies of several configs, and their trend."""
 
 import argparse
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .usage import UsageError, VerbParser, usage_errors
 
-HELP = "List, run and report ablation studies: the arms of a YAML file, each with every seed."
+HELP = "List, run and report ablation studies: the arms of a YAML file, each with every seed; and their trend."
 _INTERRUPTED = 130  # the exit code of shells after Ctrl-C
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report = actions.add_parser("report", help="compare the arms of a study that was run")
     report.add_argument("directory", metavar="DIR", help="output folder of the study")
     report.add_argument("--output", metavar="DIR", help="folder for the report; default: the study's folder")
-    report.add_argument("--allow-missing", action="store_true", help="report even if runs are missing")
-    report.add_argument("--allow-mixed", action="store_true", help="report even if runs differ in code or config")
+    trend = actions.add_parser("trend", help="compare the arms of several studies by the imbalance of their data")
+    trend.add_argument("directories", nargs="+", metavar="DIR", help="output folders of studies of the same arms")
+    trend.add_argument("--output", required=True, metavar="DIR", help="folder for the report")
+    trend.add_argument("--baseline", metavar="ARM", help="arm to compare with; default: that of the first study")
+    for parser in (report, trend):
+        parser.add_argument("--allow-missing", action="store_true", help="report even if runs are missing")
+        parser.add_argument("--allow-mixed", action="store_true", help="report even if runs differ in code or config")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +57,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"list": _list, "run": _run, "report": _report}[args.action](args)
+    return {"list": _list, "run": _run, "report": _report, "trend": _trend}[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -112,6 +117,19 @@ def _report(args: argparse.Namespace) -> int:
         files = write_report(
             args.directory, args.output, allow_missing=args.allow_missing, allow_mixed=args.allow_mixed
         )
+    for kind, path in files.items():
+        logger.info("%s: %s", kind, path)
+    return 0
+
+
+def _trend(args: argparse.Namespace) -> int:
+    from retinanet_ext.ablation.trend_report import write_trend_report
+
+    with usage_errors():
+        files = write_trend_report(
+            args.directories, args.output, reference=args.baseline,
+            allow_missing=args.allow_missing, allow_mixed=args.allow_mixed,
+        )  # fmt: skip
     for kind, path in files.items():
         logger.info("%s: %s", kind, path)
     return 0

@@ -61,6 +61,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     with _names_source("the overrides"):
         cfg.merge_from_list(_with_integers_as_floats(opts, cfg))
     mentioned += opts[::2]
+    _refuse_ignored_box_loss(cfg, opts[::2])
     check_values(cfg)
     if datasets:
         _adapt_to_data(cfg, mentioned)
@@ -112,6 +113,17 @@ def _refuse_unknown(keys: Iterable[str], legal: set[str], where: str) -> None:
     messages = [unknown_key_message(key, sorted(legal)) for key in keys if key not in legal]
     if messages:
         raise KeyError(f"{where}: {'; '.join(messages)}")
+
+
+def _refuse_ignored_box_loss(cfg: CN, overridden: Sequence[str]) -> None:
+    """The model cannot tell smooth_l1, the default of BBOX_REG_LOSS_TYPE, from an override that asks for it."""
+    name, asked = cfg.MODEL.RETINANET.BOX_LOSS.NAME, cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE
+    key = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
+    if key in overridden and name and name != asked:
+        raise ValueError(
+            f"the overrides: {key} is {asked!r}, but MODEL.RETINANET.BOX_LOSS.NAME is {name!r}, which comes first; "
+            "override BOX_LOSS.NAME instead"
+        )
 
 
 def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ In reading order:
 - ``document.py``: the blocks of a report, and their Markdown
 - ``formats.py``: how numbers, times and config values are written
 - ``svg_plots.py``: the drawings
+- ``trend_plot.py``: the drawing of a trend
 - ``html_page.py``: the page, which is self-contained
 - ``latex.py``: the tables as LaTeX
 """

@@ -44,6 +44,16 @@ def interval(summary: Spread, digits: int) -> str:
     return " to ".join(number(end, digits) for end in summary.interval)
 
 
+def mean_and_interval(summary: Spread, digits: int) -> str:
+    """A mean with its interval; with n if there is none."""
+    if not summary.n:
+        return NOTHING
+    mean = number(summary.mean, digits)
+    if summary.interval is None:
+        return f"{mean} [n = {summary.n}]"
+    return f"{mean} [{', '.join(number(end, digits) for end in summary.interval)}]"
+
+
 def difference(summary: Spread | None, digits: int) -> str:
     """A difference between arms with its interval; with n if one seed gives no interval."""
     if summary is None or not summary.n:

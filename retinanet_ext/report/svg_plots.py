@@ -18,7 +18,7 @@ _PAGE_COLORS = {INK: "var(--ink)", QUIET: "var(--quiet)", OURS: "var(--ours)", P
 
 _WIDTH = 4.8  # inches; at 72 points an inch about the width of a phone
 _ROW = 0.46  # inches per arm
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "retinanet_ext",
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET, "xtick.color": INK, "ytick.color": INK,
     "axes.facecolor": "none", "figure.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
@@ -50,7 +50,7 @@ class Row:
 def draw_means(rows: Sequence[Row], name: str) -> str:
     """Means with intervals and seeds on the left; the paper's values, with their own axis, on the right."""
     has_paper = any(row.paper is not None for row in rows)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = _row_figure(rows)
         ours, paper = (
             (*figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1)),) if has_paper else (_single_axes(figure), None)
@@ -62,7 +62,7 @@ def draw_means(rows: Sequence[Row], name: str) -> str:
             for y, value in enumerate(values):
                 _mark(paper, y, value, limits, "D", PAPER)
             _finish_rows(paper, [(value,) for value in values], limits, f"{name} in the paper")
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def draw_differences(rows: Sequence[Row], name: str, baseline: str, nothing: float = 0.0) -> str:
@@ -71,12 +71,12 @@ def draw_differences(rows: Sequence[Row], name: str, baseline: str, nothing: flo
     Args:
         nothing: the difference of an arm that learned nothing, see `zoom_limits`.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = _row_figure(rows)
         axes = _single_axes(figure)
         axes.vlines([0] * len(rows), *_band(range(len(rows))), color=INK, linewidth=0.9, zorder=1)
         _draw_ours(axes, rows, f"{name}, difference to {baseline}", paper=True, nothing=nothing)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def draw_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], reference: str | None, log: bool) -> str:
@@ -88,7 +88,7 @@ def draw_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], ref
             such arm, and a separate axis for each panel.
         log: make the axis of values logarithmic.
     """
-    with matplotlib.rc_context({**_STYLE, "font.size": 7.5}):
+    with matplotlib.rc_context({**STYLE, "font.size": 7.5}):
         count = math.ceil(len(curves) / 2)
         figure = Figure(figsize=(_WIDTH, 1.25 * count + 0.3), layout="constrained")
         panels = figure.subplots(count, 2, sharex=True, sharey=reference is not None, squeeze=False).ravel()
@@ -111,7 +111,7 @@ def draw_curves(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], ref
         for panel in panels[max(0, len(curves) - 2) : len(curves)]:
             panel.set_xlabel("iteration")
             panel.tick_params(labelbottom=True)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def zoom_limits(
@@ -160,7 +160,8 @@ def _recolor(svg, colors):
     return svg
 
 
-def _svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG, with the placeholder colours."""
     text = io.StringIO()
     # No date: the same results give the same file.
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

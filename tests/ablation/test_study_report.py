@@ -13,6 +13,7 @@ import yaml
 
 from retinanet_ext.ablation.comparison import compare_arms, short_keys
 from retinanet_ext.ablation.results import read_study_folder
+from retinanet_ext.ablation.study import arm_config, load_study
 from retinanet_ext.ablation.study_report import write_report
 from retinanet_ext.report.svg_plots import zoom_limits
 from tests.ablation.fake_study import make_study, write_run, write_study
@@ -85,8 +86,25 @@ def test_other_sections(folder):
     assert "```bash" not in text and "does not record how the study fake was called" in text
 
 
+def test_an_arm_lists_no_key_that_its_model_does_not_read(tmp_path):
+    loaded = load_study("shapes_losses")
+    names = ["ce-balanced", "focal-5", "hinge"]
+    arms = [arm for arm in loaded.arms if arm.name in names]
+    study = make_study(dict.fromkeys(names, {}))
+    folder = write_study(tmp_path, study, dict.fromkeys(names, (1.0, 2.0, 3.0)))
+    for arm in arms:
+        for seed in study.seeds:
+            config = arm_config(loaded, arm, datasets=False).dump()
+            (folder / arm.name / f"seed_{seed}" / "config.yaml").write_text(config)
+    table = table_of(write_report(folder)["report.md"].read_text(), "AP of each arm")
+    changes = {name: table[name]["config changes from the baseline"] for name in names[1:]}
+    # The hinge arm has the default alpha, where the baseline has 0.75; but the hinge loss has no alpha.
+    assert changes["hinge"] == "CLS_LOSS.NAME hinge"
+    assert set(changes["focal-5"].split(", ")) == {"CLS_LOSS.NAME focal", "FOCAL_LOSS_ALPHA 0.25", "FOCAL_LOSS_GAMMA 5"}
+
+
 def test_settings_and_processor(tmp_path):
-    solver = {"MAX_ITER": 400, "IMS_PER_BATCH": 8, "BASE_LR": 0.02, "LR_SCHEDULER_NAME": "WarmupCosineLR"}
+    solver = {"MAX_ITER": 400, "IMS_PER_BATCH": 8, "BASE_LR": 0.02, "LR_SCHEDULER_NAME": "WarmupMultiStepLR"}
     extra = {
         "DATASETS": {"TRAIN": ["a_train", "b_train"], "TEST": ["a_val"]}, "MODEL.DEVICE": "cpu",
         "SOLVER": {**solver, "STEPS": [300], "WARMUP_ITERS": 50}, "INPUT": {"MIN_SIZE_TRAIN": [192]},
@@ -99,11 +117,14 @@ def test_settings_and_processor(tmp_path):
     for line in (
         "- Data: training a_train, b_train, test a_val",
         "- Batch: 8 images, shorter side 192 pixels",
-        "- Schedule: 400 iterations, WarmupCosineLR, steps 300, warm-up 50",
+        "- Schedule: 400 iterations, WarmupMultiStepLR, steps 300, warm-up 50",
         "- Learning rate: 0.02; 0.04",
         "- Machine: CPU (Xeon 9, Linux)",
     ):
         assert line in text
+    extra["SOLVER"]["LR_SCHEDULER_NAME"] = "WarmupCosineLR"  # has no steps
+    text = write_report(write_study(tmp_path, study, metrics, extra=extra))["report.md"].read_text()
+    assert "- Schedule: 400 iterations, WarmupCosineLR, warm-up 50" in text
 
 
 def test_table_by_seed_and_latex(folder):

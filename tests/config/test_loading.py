@@ -202,3 +202,21 @@ def test_a_config_with_keys_of_other_detectors_builds_the_same_model(tmp_path):
     cfg = load_config(write(tmp_path, text.format("", "GeneralizedRCNN")), SMALL, datasets=False)
     with pytest.raises(KeyError, match="MODEL.META_ARCHITECTURE is 'GeneralizedRCNN', .*FocalRetinaNet.*install Detec"):
         d2.build_model(cfg)
+
+
+def test_an_override_of_the_box_loss_that_would_be_ignored_is_refused():
+    key = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE is 'smooth_l1', but .*BOX_LOSS.NAME is 'giou'"):
+        load_config("quick/retinanet.yaml", [key, "smooth_l1"])
+    for name in ("", "smooth_l1"):
+        options = [key, "smooth_l1", "MODEL.RETINANET.BOX_LOSS.NAME", name]
+        cfg = load_config("quick/retinanet.yaml", options, datasets=False)
+        assert name == cfg.MODEL.RETINANET.BOX_LOSS.NAME
+
+
+def test_a_config_that_was_dumped_with_the_default_of_the_other_box_loss_key_loads_again(tmp_path):
+    cfg = load_config("quick/retinanet.yaml", datasets=False)
+    assert (cfg.MODEL.RETINANET.BOX_LOSS.NAME, cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE) == ("giou", "smooth_l1")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    loaded = load_config(str(tmp_path / "config.yaml"), datasets=False)
+    assert loaded.MODEL.RETINANET.BOX_LOSS == cfg.MODEL.RETINANET.BOX_LOSS
