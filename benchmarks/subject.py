@@ -157,7 +157,7 @@ class Subject:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 

@@ -59,6 +59,10 @@ class Subject:
     def dataset(self) -> str:
         return self.cfg.DATASETS.TEST[0]
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.cfg.MODEL.DEVICE)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -133,18 +137,18 @@ def time_in_turns(subjects: Sequence[Subject], inputs: Sequence[list[list[dict]]
     for number in range(-WARMUP, num_images):
         for turn in range(len(subjects)):
             k = (number + turn) % len(subjects)
-            start = _now()
+            start = _now(subjects[k].device)
             subjects[k].model(inputs[k][number % num_images])
-            elapsed = _now() - start
+            elapsed = _now(subjects[k].device) - start
             if number >= 0:
                 times[k].append(1000 * elapsed)
     return times
 
 
-def _now() -> float:
-    """Time in seconds, read after the devices have finished all work given to them."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def _now(device: torch.device) -> float:
+    """Time in seconds, read after ``device``, which need not be the current one, has finished all work given to it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

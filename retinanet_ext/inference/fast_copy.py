@@ -145,16 +145,18 @@ class CudaGraphs:
         Args:
             pixels: ``(N, C, H, W)`` on CUDA.
         """
-        if pixels.shape not in self._graphs:
-            # A size that occurs only once is not worth recording.
-            if pixels.shape not in self._seen or len(self._graphs) >= MAX_GRAPHS:
-                self._seen.add(pixels.shape)
-                return self.network(pixels)
-            self._record(pixels)
-        graph, static_pixels, outputs = self._graphs[pixels.shape]
-        static_pixels.copy_(pixels)
-        graph.replay()
-        return outputs
+        # Streams and graphs belong to the current device, which need not be that of the model.
+        with torch.cuda.device(pixels.device):
+            if pixels.shape not in self._graphs:
+                # A size that occurs only once is not worth recording.
+                if pixels.shape not in self._seen or len(self._graphs) >= MAX_GRAPHS:
+                    self._seen.add(pixels.shape)
+                    return self.network(pixels)
+                self._record(pixels)
+            graph, static_pixels, outputs = self._graphs[pixels.shape]
+            static_pixels.copy_(pixels)
+            graph.replay()
+            return outputs
 
     def _record(self, pixels: torch.Tensor) -> None:
         static_pixels = pixels.clone()
@@ -167,7 +169,10 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Thread-local: meanwhile the loader's thread may pin memory, and NCCL's may query events. In the default mode
+        # such a call in another thread ends the recording with an error. The stream is given, because the default one
+        # is on the device that was current at the first recording of the process.
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             outputs = self.network(static_pixels)
         self._graphs[pixels.shape] = graph, static_pixels, outputs
 

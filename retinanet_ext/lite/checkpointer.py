@@ -6,10 +6,8 @@ reads the other's files.
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import torch
@@ -18,6 +16,7 @@ from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import nn
 
 from retinanet_ext.checkpoint.checkpoint_file import read_checkpoint_together, together
+from retinanet_ext.machine.atomic_file import atomic_file
 
 from . import comm, pretrained_names
 
@@ -69,12 +68,12 @@ class DetectionCheckpointer(Checkpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with _atomic_file(path) as file:
+        with atomic_file(path) as file:
             torch.save(data, file)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with _atomic_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
+        with atomic_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -148,23 +147,6 @@ class DetectionCheckpointer(Checkpointer):
         # Old files hold anchors; they are not needed, because the config determines them.
         unexpected = [k for k in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in k]
         return incompatible._replace(unexpected_keys=unexpected)
-
-
-@contextmanager
-def _atomic_file(path: str) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name only once its whole content is on disk."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    unfinished = path + ".unfinished"
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(unfinished)
-        raise
 
 
 class _Detectron2Handler(PathHandler):

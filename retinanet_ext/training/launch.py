@@ -22,6 +22,7 @@ from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import (
+    ENGINE,
     CfgNode,
     comm,
     default_argument_parser,
@@ -196,9 +197,18 @@ def _join(group: ProcessGroup, address: str) -> None:
             "processes started?", group.rank, group.world_size, address,
         )  # fmt: skip
         raise
-    comm.create_local_process_group(group.local_size)
+    comm.create_local_process_group(_local_group_size(group))
     # A machine that cannot reach the others fails here, not in the middle of the first iteration.
     comm.synchronize()
+
+
+def _local_group_size(group: ProcessGroup) -> int:
+    """How many processes number the GPUs of this machine together: all of them, or only this one, if it sees one GPU.
+
+    Detectron2 takes a process's number in its local group for that of its GPU.
+    """
+    sees_only_its_own = torch.cuda.is_available() and torch.cuda.device_count() == 1
+    return 1 if ENGINE == "detectron2" and sees_only_its_own else group.local_size
 
 
 def _leave() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from retinanet_ext import d2
+from retinanet_ext.machine.atomic_file import atomic_file
 from retinanet_ext.machine.cpu import processor_name
 
 logger = logging.getLogger(__name__)
@@ -23,14 +24,16 @@ def write_run_record(cfg, num_processes: int) -> None:
     """Write ``run.json`` to the output folder: engine, versions, git state, seed, command.
 
     A run that is started again, to resume it or to repeat it, keeps the earlier records under ``earlier_starts``.
+
+    Raises:
+        ValueError: an earlier ``run.json`` cannot be read.
     """
     path = Path(cfg.OUTPUT_DIR) / "run.json"
     earlier = []
     if path.exists():
-        last = json.loads(path.read_text())
+        last = _read(path)
         earlier = [*last.pop("earlier_starts", []), last]
     logger.info("engine %s, seed %d, %d process(es)", d2.ENGINE, cfg.SEED, num_processes)
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     record = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [sys.executable, *sys.argv],
@@ -42,7 +45,7 @@ def write_run_record(cfg, num_processes: int) -> None:
         "machine": {
             "platform": platform.platform(),
             "processor": processor_name(),
-            "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+            "device": _device_name(torch.device(cfg.MODEL.DEVICE)),
         },
         "git": _git_state(Path(__file__).parent),
         "earlier_starts": earlier,
@@ -53,7 +56,7 @@ def write_run_record(cfg, num_processes: int) -> None:
 def write_results(output_dir: str, results: dict, add: bool = False) -> None:
     """Write metrics to ``results.json``; AP in 0-100, undefined values as null. With ``add``, keep earlier entries."""
     path = Path(output_dir) / "results.json"
-    earlier = json.loads(path.read_text()) if add and path.exists() else {}
+    earlier = _read(path) if add and path.exists() else {}
     _write(path, {**earlier, **_undefined_as_null(results)})
 
 
@@ -63,9 +66,25 @@ def _undefined_as_null(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found {type(content).__name__}")
+    except ValueError as error:  # of the decoder too
+        raise ValueError(f"{path} cannot be read: {error}. Repair it, or move it away; then start again") from error
+    return content
+
+
 def _write(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def _device_name(device: torch.device) -> str:
+    on_gpu = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
 
 
 def _package_versions() -> dict[str, str | None]:

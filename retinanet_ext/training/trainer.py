@@ -77,6 +77,15 @@ class Trainer(DefaultTrainer):
         check_inference_model(cfg, self.model)
         if comm.is_main_process():
             write_run_record(cfg, comm.get_world_size())
+            self._announce_single_checkpoint()
+
+    def _announce_single_checkpoint(self) -> None:
+        period = self.cfg.SOLVER.CHECKPOINT_PERIOD  # of the config as scaled to the number of processes
+        if period > self.max_iter:
+            logger.info(
+                "SOLVER.CHECKPOINT_PERIOD is %d, above SOLVER.MAX_ITER %d: only the final checkpoint will be written",
+                period, self.max_iter,
+            )  # fmt: skip
 
     def _use_our_step(self) -> None:
         """Run :class:`TrainStep`, as `lite`'s own trainer does, in place of Detectron2's own step."""

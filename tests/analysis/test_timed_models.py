@@ -1,5 +1,7 @@
 """Order of timing, statistics and the picture; the test of the command times real models."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -15,6 +17,20 @@ from retinanet_ext.analysis.timed_models import (
 )
 
 
+def config_on(device):
+    return SimpleNamespace(MODEL=SimpleNamespace(DEVICE=device))
+
+
+def test_the_clock_waits_for_the_device_of_the_model(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    time_in_turns([Subject("a", config_on("cuda:1"), lambda batch: None)], [["image"]])
+    assert waited == [torch.device("cuda:1")] * 2 * (WARMUP + 1)
+    time_in_turns([Subject("a", config_on("cpu"), lambda batch: None)], [["image"]])
+    assert len(waited) == 2 * (WARMUP + 1)
+
+
 def test_models_take_turns_and_see_the_same_images():
     calls = []
 
@@ -25,7 +41,7 @@ def test_models_take_turns_and_see_the_same_images():
 
         return run
 
-    subjects = [Subject(name, None, model(name)) for name in "abc"]
+    subjects = [Subject(name, config_on("cpu"), model(name)) for name in "abc"]
     times = time_in_turns(subjects, [[f"{name}{i}" for i in range(4)] for name in "abc"])
     assert [len(t) for t in times] == [4, 4, 4] and min(map(min, times)) >= 0
     rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]

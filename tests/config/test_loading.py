@@ -33,6 +33,14 @@ def test_every_config_is_safe_yaml_inside_this_folder(path):
         assert (REPO_ROOT / "configs") in (path.parent / base).resolve().parents
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO_ROOT / "configs")))
+def test_every_config_saves_before_its_end(path):
+    if path.name == "retinanet.yaml":
+        pytest.skip("a run of minutes")
+    solver = load_config(str(path), datasets=False).SOLVER
+    assert solver.CHECKPOINT_PERIOD <= solver.MAX_ITER / 2
+
+
 def new_keys() -> set[str]:
     plain, extended = d2.get_cfg(), d2.get_cfg()
     add_retinanet_ext_config(extended)

@@ -1,4 +1,6 @@
 import functools
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,6 +136,35 @@ def test_cuda_graphs_record_a_bounded_number_of_sizes(device):
             pixels = torch.full((1, 3, size, size), value, device=device)
             assert graphs(pixels)[0][0].eq(2 * value).all()
     assert len(graphs._graphs) == MAX_GRAPHS
+
+
+@contextmanager
+def noted(calls, *call):
+    calls.append(("enter", *call))
+    yield
+    calls.append(("leave", *call))
+
+
+def test_graphs_are_recorded_on_the_device_of_the_images_while_other_threads_use_cuda(monkeypatch):
+    # Without a GPU: what PyTorch is asked for. The current device may be another one, and a loader may pin memory.
+    calls = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: noted(calls, "device", device))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: noted(calls, "stream"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    graph = SimpleNamespace(replay=lambda: calls.append(("replay",)))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: noted(calls, "graph", *sorted(how.items())))
+    graphs = CudaGraphs(lambda pixels: ([pixels * 2],))
+    pixels = torch.ones(1, 3, 4, 4)
+    graphs(pixels)
+    calls.clear()
+    graphs(pixels)
+    how = (("capture_error_mode", "thread_local"), ("pool", "pool"), ("stream", stream))
+    inner = [("enter", "stream"), ("leave", "stream"), ("enter", "graph", *how), ("leave", "graph", *how), ("replay",)]
+    assert calls == [("enter", "device", pixels.device), *inner, ("leave", "device", pixels.device)]
 
 
 @pytest.mark.parametrize(

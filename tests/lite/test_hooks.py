@@ -162,6 +162,25 @@ def test_a_restart_that_chooses_by_another_metric_starts_afresh(tmp_path):
     assert _best_of(tmp_path, [1.0], start_iter=1, metric="bbox/AP50")[1] == [1]
 
 
+def test_a_damaged_record_of_the_best_value_is_named(tmp_path):
+    (tmp_path / "model_best.json").write_text('{"metric": "bbox/AP", "va')
+    with pytest.raises(ValueError, match="model_best.json cannot be read.*remove the file"):
+        _best_of(tmp_path, [1.0], start_iter=1)
+
+
+def test_a_full_disk_leaves_the_last_record(tmp_path, monkeypatch):
+    _best_of(tmp_path, [10.0])
+    record = (tmp_path / "model_best.json").read_text()
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(OSError):
+        _best_of(tmp_path, [20.0], start_iter=1)
+    assert (tmp_path / "model_best.json").read_text() == record
+
+
 def test_a_new_training_in_an_old_folder_starts_afresh(tmp_path):
     _best_of(tmp_path, [50.0])
     assert _best_of(tmp_path, [1.0])[1] == [0]

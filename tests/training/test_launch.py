@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retinanet_ext.d2 import ENGINE, EventStorage, comm, default_argument_parser, get_event_storage
+from retinanet_ext.training import launch as launch_module
 from retinanet_ext.training.launch import ProcessGroup, first_slurm_host, launch, process_group_from_environment
 from retinanet_ext.training.step import TrainStep
 
@@ -149,6 +150,22 @@ def test_two_processes_work_together_until_one_fails(tmp_path):
     assert "rank 1: loss = nan (all: " in first["error"] and "rank 0" not in first["error"]
     assert first["weight_before_error"] == second["weight_before_error"] == 1.0
     assert first["threads"] == second["threads"] >= 1
+
+
+@pytest.mark.parametrize(("visible", "gpu", "numbered_together"), [(1, 0, 1), (4, 3, 4)])
+def test_a_process_that_sees_one_gpu_uses_it_whatever_its_number(monkeypatch, visible, gpu, numbered_together):
+    # srun may show each of four processes a single GPU, which has number 0 in all of them.
+    done = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.update(gpu=device))
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setattr(comm, "create_local_process_group", lambda size: done.update(size=size))
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launch_module._join(ProcessGroup(rank=7, world_size=8, local_rank=3, local_size=4), "env://")
+    # Detectron2 gives DistributedDataParallel the process's number in the local group as that of its GPU.
+    assert done == {"gpu": gpu, "size": numbered_together if ENGINE == "detectron2" else 4}
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from retinanet_ext import d2
 from retinanet_ext.training.run_record import write_results, write_run_record
 
@@ -22,3 +24,28 @@ def test_every_start_is_kept(tmp_path):
     assert record["seed"] == 3 and record["engine"] == d2.ENGINE
     assert [earlier["seed"] for earlier in record["earlier_starts"]] == [1, 2]
     assert record["versions"]["torch"] and record["machine"]["device"].startswith("CPU")
+
+
+@pytest.mark.parametrize("text", ['{"seed": 1, "engi', "", "[1]"])
+def test_a_damaged_record_is_named(tmp_path, text):
+    cfg = d2.get_cfg()
+    cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = str(tmp_path), "cpu"
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="run.json cannot be read: .*move it away"):
+        write_run_record(cfg, num_processes=1)
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match="results.json cannot be read"):
+        write_results(str(tmp_path), {}, add=True)
+
+
+def test_a_full_disk_leaves_the_last_record(tmp_path, monkeypatch):
+    write_results(str(tmp_path), {"bbox": {"AP": 1.0}})
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(OSError):
+        write_results(str(tmp_path), {"bbox": {"AP": 2.0}})
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert json.loads((tmp_path / "results.json").read_text()) == {"bbox": {"AP": 1.0}}

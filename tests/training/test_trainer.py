@@ -128,6 +128,18 @@ def test_resuming_a_complete_run_says_so(shapes, tmp_path, caplog, monkeypatch):
     assert "that run is complete: raise SOLVER.MAX_ITER, now 1" in caplog.text
 
 
+@pytest.mark.parametrize(("period", "said"), [("3", True), ("2", False)])
+def test_a_period_beyond_the_end_is_announced(shapes, tmp_path, caplog, monkeypatch, period, said):
+    opts = ["SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PERIOD", period, "DATASETS.TEST", "()"]
+    cfg = shapes_config(shapes, tmp_path, *opts)
+    monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)
+    with caplog.at_level(logging.INFO):
+        Trainer(cfg).train()
+    announced = f"SOLVER.CHECKPOINT_PERIOD is {period}, above SOLVER.MAX_ITER 2: only the final checkpoint"
+    assert (announced in caplog.text) == said
+    assert (tmp_path / "model_0000001.pth").exists() != said
+
+
 @pytest.mark.parametrize(
     ("key", "wrong", "right"),
     [

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 
+from retinanet_ext.machine.atomic_file import atomic_file
+
 from .. import comm
 from ..checkpointer import DetectionCheckpointer
 from ..events import EventWriter
@@ -155,10 +157,17 @@ class BestCheckpointer(HookBase):
     def before_train(self) -> None:
         if self.trainer.start_iter == 0 or not os.path.exists(self._record_file):
             return
-        with open(self._record_file, encoding="utf-8") as file:
-            record = json.load(file)
-        if record["metric"] == self._metric:
-            self.best_metric, self.best_iter = record["value"], record["iteration"]
+        try:
+            with open(self._record_file, encoding="utf-8") as file:
+                record = json.load(file)
+            metric, value, iteration = record["metric"], record["value"], record["iteration"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._record_file} cannot be read: {type(error).__name__}: {error}. It holds the best value of "
+                f"{self._metric} so far; remove the file to choose the best model from now on"
+            ) from error
+        if metric == self._metric:
+            self.best_metric, self.best_iter = value, iteration
 
     def after_step(self) -> None:
         if _evaluates_after_this_step(self.trainer, self._period):
@@ -190,8 +199,8 @@ class BestCheckpointer(HookBase):
             return
         self.best_metric, self.best_iter = value, iteration
         self._checkpointer.save(self._file_prefix, iteration=iteration)
-        with open(self._record_file, "w", encoding="utf-8") as file:
-            json.dump({"metric": self._metric, "value": value, "iteration": iteration}, file)
+        with atomic_file(self._record_file) as file:
+            file.write(json.dumps({"metric": self._metric, "value": value, "iteration": iteration}).encode())
         logger.info("%s = %.5f at iteration %d is the best so far", self._metric, value, iteration)
 
 
