@@ -107,7 +107,8 @@ def configurable(init_func: Callable | None = None, *, from_config: Callable | N
         Part(cfg, a=1)          # the same with a overridden; parameters of from_config are passed to it instead
 
     Raises:
-        TypeError: something else is decorated, or the first parameter of `from_config` is not `cfg`.
+        TypeError: something else is decorated, `from_config` is not a classmethod, or its first parameter is not `cfg`.
+        AttributeError: a class, when it is called, has no `from_config`.
     """
     if init_func is None and inspect.isfunction(from_config):
         _check_from_config(from_config)
@@ -132,9 +133,10 @@ def _also_from_config(function: Callable, from_config: Callable | None) -> Calla
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         self_args, args = args[:num_self], args[num_self:]
-        has_config = isinstance(args[0] if args else kwargs.get("cfg"), _YacsCfgNode)
-        if has_config:
-            kwargs = _arguments(from_config or _method_from_config(self_args[0]), args, kwargs)
+        # Checked in every call, so that a class without a legal from_config does not fail at its first config only.
+        arguments_of = from_config or _method_from_config(self_args[0])
+        if isinstance(args[0] if args else kwargs.get("cfg"), _YacsCfgNode):
+            kwargs = _arguments(arguments_of, args, kwargs)
             args = ()
         return function(*self_args, *args, **kwargs)
 
@@ -146,7 +148,8 @@ def _also_from_config(function: Callable, from_config: Callable | None) -> Calla
 def _method_from_config(instance: Any) -> Callable:
     method = getattr(type(instance), "from_config", None)
     if not inspect.ismethod(method):
-        raise TypeError(f"{type(instance).__name__} needs a classmethod from_config(cls, cfg, ...)")
+        error = AttributeError if method is None else TypeError
+        raise error(f"{type(instance).__name__} needs a classmethod from_config(cls, cfg, ...)")
     _check_from_config(method)
     return method
 

@@ -8,6 +8,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 # This module refers to groups weakly, and torch keeps the groups in use. A strong reference would keep a group's
@@ -114,6 +115,20 @@ def gather(data: Any, dst: int = 0, group: "dist.ProcessGroup | None" = None) ->
     gathered = [None] * dist.get_world_size(group) if dist.get_rank() == dst else None
     dist.gather_object(data, gathered, dst=dst, group=group)
     return gathered or []
+
+
+def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
+    """The mean (or sum) over all processes of each scalar, on every process, for logs: without gradients.
+
+    The dict itself in a single process. All processes pass the same keys.
+    """
+    if get_world_size() == 1:
+        return input_dict
+    with torch.no_grad():
+        names = sorted(input_dict)
+        values = torch.stack([input_dict[name] for name in names])
+        dist.all_reduce(values)
+        return dict(zip(names, values / get_world_size() if average else values))
 
 
 def shared_random_seed() -> int:

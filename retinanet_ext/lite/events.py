@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections import defaultdict
 from datetime import timedelta
 
@@ -224,6 +225,7 @@ class CommonMetricPrinter(EventWriter):
         The lines go to the attribute ``logger``, which may be replaced.
         """
         self._max_iter, self._window_size = max_iter, window_size
+        self._last_line: tuple[int | None, float] = (None, 0.0)
         self.logger = logger
 
     def write(self) -> None:
@@ -234,7 +236,8 @@ class CommonMetricPrinter(EventWriter):
         words = [f"iter: {storage.iter}"]
         eta_seconds = self._eta_seconds(storage)
         if eta_seconds is not None:
-            storage.put_scalar("eta_seconds", eta_seconds, smoothing_hint=False)
+            if "time" in smoothed:
+                storage.put_scalar("eta_seconds", eta_seconds, smoothing_hint=False)
             words.insert(0, f"eta: {timedelta(seconds=int(eta_seconds))}")
         words += [f"{name}: {value:.4g}" for name, (value, _) in smoothed.items() if "loss" in name]
         words += [f"{name}: {value:.4g}" for name, (value, _) in smoothed.items() if "[metric]" in name]
@@ -248,7 +251,14 @@ class CommonMetricPrinter(EventWriter):
         self.logger.info("  ".join(words))
 
     def _eta_seconds(self, storage: EventStorage) -> float | None:
-        if self._max_iter is None or "time" not in storage.histories():
+        """From the iterations' times; in a loop that does not put them, from the time since the last line."""
+        if self._max_iter is None:
             return None
-        seconds_per_iteration = storage.history("time").median(10 * self._window_size)
+        (last_iter, last_time), self._last_line = self._last_line, (storage.iter, time.perf_counter())
+        if "time" in storage.histories():
+            seconds_per_iteration = storage.history("time").median(10 * self._window_size)
+        elif last_iter is not None and storage.iter > last_iter:
+            seconds_per_iteration = (self._last_line[1] - last_time) / (storage.iter - last_iter)
+        else:
+            return None
         return float(seconds_per_iteration * (self._max_iter - storage.iter - 1))

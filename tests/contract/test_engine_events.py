@@ -114,3 +114,22 @@ def test_scalars_in_the_log_line(caplog):
         return re.findall(r"(\S+): [\d.]+", caplog.messages[-1])
 
     assert names(lite_events) == names(d2_events) == ["iter", "total_loss", "val_loss", "[metric]recall"]
+
+
+def test_time_left_without_times(monkeypatch, caplog):
+    """A loop that puts no times: 3 seconds for the 10 iterations between two lines, 80 iterations left."""
+
+    def lines(events):
+        caplog.clear()
+        now = iter([100.0, 103.0, 103.0, 103.0, 103.0])
+        with monkeypatch.context() as patched, caplog.at_level("INFO", logger=events.__name__):
+            patched.setattr(events.time, "perf_counter", lambda: next(now))
+            with events.EventStorage() as storage:
+                printer = events.CommonMetricPrinter(max_iter=100)
+                for storage.iter in (9, 19):
+                    storage.put_scalars(total_loss=1.0)
+                    printer.write()
+                assert "eta_seconds" not in storage.histories()
+        return [re.findall(r"eta: [\d:]+", message) for message in caplog.messages]
+
+    assert lines(lite_events) == lines(d2_events) == [[], ["eta: 0:00:24"]]

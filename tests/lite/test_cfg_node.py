@@ -186,8 +186,15 @@ def test_configurable_misuse_is_explained():
         def __init__(self, a):
             pass
 
-    with pytest.raises(TypeError, match="classmethod from_config"):
-        NoFromConfig(get_cfg())
+    class NoClassMethod(NoFromConfig):
+        def from_config(self, cfg):
+            pass
+
+    for arguments in ((get_cfg(),), (1,)):  # also without a config
+        with pytest.raises(AttributeError, match="NoFromConfig needs a classmethod from_config"):
+            NoFromConfig(*arguments)
+        with pytest.raises(TypeError, match="NoClassMethod needs a classmethod from_config"):
+            NoClassMethod(*arguments)
     with pytest.raises(TypeError, match="@configurable on __init__"):
         configurable(lambda a: a)
     with pytest.raises(TypeError, match="must take `cfg`"):

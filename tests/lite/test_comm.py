@@ -17,6 +17,11 @@ def test_a_single_process_needs_no_group():
     comm.synchronize()
 
 
+def test_scalars_of_a_single_process_stay():
+    scalars = {"loss": torch.tensor(2.0)}
+    assert comm.reduce_dict(scalars) is scalars
+
+
 def _backend_per_device(rank, folder):
     # As on a machine with GPUs, but with gloo in place of NCCL.
     threads = len(os.listdir("/proc/self/task"))
@@ -24,6 +29,8 @@ def _backend_per_device(rank, folder):
     comm.create_local_process_group(2)
     total = torch.tensor(1.0 + rank)
     dist.all_reduce(total)
+    scalars = {"b": torch.tensor(1.0 + rank, requires_grad=True), "a": torch.tensor(10.0 * rank)}
+    assert comm.reduce_dict(scalars) == {"a": 5.0, "b": 1.5} and comm.reduce_dict(scalars, False) == {"a": 10, "b": 3}
     comm.synchronize()
     found = [comm.get_local_rank(), comm.all_gather(rank), comm.gather(rank), total.item()]
     dist.destroy_process_group()

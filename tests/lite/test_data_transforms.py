@@ -253,6 +253,14 @@ def test_transformed_annotation():
     assert set(new) == {"bbox", "bbox_mode", "category_id", "iscrowd"}
 
 
+def test_arguments_for_masks_and_keypoints_change_nothing():
+    annotation = _annotation(segmentation=[[6, 4, 18, 4, 18, 12]])
+    arguments = (annotation, [T.HFlipTransform(36)], (24, 36))
+    moved = detection_utils.transform_instance_annotations(*arguments, keypoint_hflip_indices=None)
+    instances = detection_utils.annotations_to_instances([moved], (24, 36), mask_format="polygon")
+    assert instances.gt_boxes.tensor.tolist() == [[18, 4, 30, 12]]
+
+
 def test_integer_boxes_keep_their_fraction():
     new = detection_utils.transform_instance_annotations(_annotation(), T.ResizeTransform(24, 36, 25, 37), (25, 37))
     np.testing.assert_allclose(new["bbox"], [6 * 37 / 36, 4 * 25 / 24, 18 * 37 / 36, 12 * 25 / 24])

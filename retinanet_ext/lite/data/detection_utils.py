@@ -141,7 +141,11 @@ def boxes_of_annotations(annotations: list[dict]) -> np.ndarray:
 
 
 def transform_instance_annotations(
-    annotation: dict, transforms: T.Transform | list[T.Transform], image_size: tuple[int, int]
+    annotation: dict,
+    transforms: T.Transform | list[T.Transform],
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: np.ndarray | None = None,
 ) -> dict:
     """Apply the transforms of an image to one of its annotations.
 
@@ -149,6 +153,7 @@ def transform_instance_annotations(
         annotation: one annotation of a record; not changed.
         transforms: the transforms that were applied to the image.
         image_size: (height, width) of the transformed image.
+        keypoint_hflip_indices: no effect, because keypoints are left out.
 
     Returns:
         A copy with ``bbox`` as absolute ``x0, y0, x1, y1`` (float64 ``(4,)``, clipped to the image) and a matching
@@ -166,12 +171,13 @@ def transform_instance_annotations(
     return new
 
 
-def annotations_to_instances(annos: list[dict], image_size: tuple[int, int]) -> Instances:
+def annotations_to_instances(annos: list[dict], image_size: tuple[int, int], mask_format: str = "") -> Instances:
     """Ground truth of one image.
 
     Args:
         annos: annotations with ``bbox``, ``bbox_mode`` and ``category_id``; may be empty.
         image_size: (height, width).
+        mask_format: no effect: this engine trains on boxes only.
 
     Returns:
         ``Instances`` with ``gt_boxes`` (``Boxes``, xyxy in pixels) and ``gt_classes`` (int64 ``(N,)``).
