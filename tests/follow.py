@@ -142,7 +142,12 @@ def follow_training(folder: Path, config: str = CONFIG, *opts: str) -> Trail:
     name = f"followed_{folder.name}"
     custom = [{"NAME": name, "FORMAT": "coco", "JSON": str(annotations), "IMAGES": str(images)}]
     data = ["DATASETS.CUSTOM", str(custom), "DATASETS.TRAIN", str((name,)), "OUTPUT_DIR", str(folder / "run")]
-    words = ["--config-file", str(ROOT / config), *SMALL, *data, *opts]
+    # Training starts only if the frozen layers come from a checkpoint; random weights will do here.
+    classes = ["MODEL.RETINANET.NUM_CLASSES", "5"]
+    model = FocalRetinaNet(load_config(str(ROOT / config), [*SMALL, *classes, *opts], datasets=False))
+    torch.save({"model": model.state_dict()}, folder / "weights.pth")
+    weights = ["MODEL.WEIGHTS", str(folder / "weights.pth")]
+    words = ["--config-file", str(ROOT / config), *SMALL, *data, *opts, *weights]
     watch = _Watch()
     _watched(watch, lambda: launch(train, default_argument_parser().parse_args(words)))
     return Trail(watch.step, watch.image, watch.hops, watch.functions)

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 
 import torch
@@ -16,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 class FirstProgress(hooks.HookBase):
-    """Says before the first step what will be done, and after the first steps how long it takes.
+    """Says before the first iteration what will be done, and soon afterwards how long it takes.
 
-    The progress line comes every 20 steps, which may be a minute on a CPU.
+    The progress line comes every 20 iterations, which may be minutes on a CPU. Until then a timer reports, so that
+    there is news even if one iteration takes long.
     """
 
-    # The first step takes longer than the others, because it sets up memory and kernels.
-    STEPS = (1, 4)
+    FIRST_SECONDS, NEXT_SECONDS, UNTIL_ITERATION = 8.0, 30.0, 20
 
     def __init__(self, *, images_per_batch: int, num_images: int | None, device: str):
         """
@@ -32,28 +33,39 @@ class FirstProgress(hooks.HookBase):
             device: where the model is.
         """
         self._images_per_batch, self._num_images, self._device = images_per_batch, num_images, device
+        self._timer: threading.Timer | None = None
 
     def before_train(self) -> None:
-        steps = self.trainer.max_iter - self.trainer.start_iter
-        images = steps * self._images_per_batch
+        iterations = self.trainer.max_iter - self.trainer.start_iter
+        images = iterations * self._images_per_batch
         epochs = f", {images / self._num_images:.1f} times each of {self._num_images}" if self._num_images else ""
         logger.info(
-            "Training on %s: %d iterations of %d images%s.", self._device, steps, self._images_per_batch, epochs
+            "Training on %s: %d iterations of %d images%s.", self._device, iterations, self._images_per_batch, epochs
         )
-        self._start = self._latest = time.perf_counter()
+        self._start = time.perf_counter()
+        self._wait(self.FIRST_SECONDS)
 
-    def after_step(self) -> None:
-        done = self.trainer.iter - self.trainer.start_iter + 1
-        if done > max(self.STEPS):
+    def after_train(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def report(self) -> None:
+        """Log how far the training is, and look again later."""
+        done, seconds = self.trainer.iter - self.trainer.start_iter, time.perf_counter() - self._start
+        if done >= self.UNTIL_ITERATION:
             return
-        now = time.perf_counter()
-        if done == self.STEPS[0]:
-            logger.info("iteration 1 done after %.1f s", now - self._start)
-            self._latest = now
-        elif done == self.STEPS[1]:
-            seconds = (now - self._latest) / (self.STEPS[1] - self.STEPS[0])
-            left = datetime.timedelta(seconds=round(seconds * (self.trainer.max_iter - self.trainer.iter - 1)))
-            logger.info("%.2f s an iteration: about %s left, evaluations not counted", seconds, left)
+        if done > 0:
+            left = seconds / done * (self.trainer.max_iter - self.trainer.iter)
+            left = f"about {datetime.timedelta(seconds=round(left))} left, evaluations not counted"
+        else:
+            left = "the first iteration, which takes longest, still runs"
+        logger.info("after %.0f s: %d iterations done, %s", seconds, done, left)
+        self._wait(self.NEXT_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self.report)
+        self._timer.daemon = True
+        self._timer.start()
 
 
 class ProgressWriter(EventWriter):

@@ -176,7 +176,7 @@ def test_unusable_ground_truth_is_refused(model, generator, instances, message):
         (["MODEL.RETINANET.MATCHER.LOW_QUALITY", "above"], ValueError, "above_low"),
         (["MODEL.RETINANET.PRIOR_PROB", "0.0"], ValueError, "PRIOR_PROB is 0.0"),
         (["MODEL.RETINANET.IN_FEATURES", "['p2', 'p3']"], ValueError, r"names \['p2'\]"),
-        (["MODEL.RETINANET.BOX_LOSS.NAME", "l1", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"], ValueError, "only one"),
+        (["MODEL.RETINANET.BOX_LOSS.NAME", "l1", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"], ValueError, "'l1'"),
     ],
 )
 def test_bad_settings(opts, error, message):

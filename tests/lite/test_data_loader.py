@@ -396,16 +396,6 @@ def test_further_arguments_that_do_not_exist_or_contradict_are_refused(records):
         _loader(records, prefetch_factor=2)
 
 
-def test_an_endless_dataset_in_the_catalog_is_refused():
-    class Endless(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return itertools.repeat({})
-
-    DatasetCatalog.register(NAME, Endless)
-    with pytest.raises(TypeError, match=f"{NAME!r} returned a Endless; it must return a list.*dataset=..."):
-        get_detection_dataset_dicts(NAME)
-
-
 def test_wrong_arguments_of_samplers():
     for sampler in (TrainingSampler, InferenceSampler):
         with pytest.raises(ValueError, match="size is 0"):

@@ -57,21 +57,39 @@ def test_nothing_after_the_last_iteration(iteration, caplog):
     assert not caplog.records
 
 
-def test_the_plan_and_the_time_of_the_first_steps_are_said(caplog, monkeypatch):
-    """A clock by hand: 5 s for the first step, 2 s for each further one."""
+class TimerByHand:
+    """Stands in for threading.Timer: the test calls ``function`` when it wants the time to be up."""
+
+    def __init__(self, seconds, function):
+        self.seconds, self.function, self.state = seconds, function, "new"
+
+    def start(self):
+        self.state = "running"
+
+    def cancel(self):
+        self.state = "cancelled"
+
+
+def test_the_plan_and_the_time_of_the_first_iterations_are_said(caplog, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("threading.Timer", TimerByHand)
     hook = FirstProgress(images_per_batch=4, num_images=80, device="cpu")
     hook.trainer = SimpleNamespace(start_iter=10, max_iter=110, iter=10)
     with caplog.at_level(logging.INFO, "retinanet_ext.training.progress_line"):
         hook.before_train()
-        for step in range(6):
-            now[0] += 5 if step == 0 else 2
-            hook.trainer.iter = 10 + step
-            hook.after_step()
+        assert hook._timer.seconds < 10
+        for seconds, iteration in ((8, 10), (30, 14), (30, 30)):
+            now[0] += seconds
+            hook.trainer.iter = iteration
+            hook._timer.function()
+        hook.after_train()
+    assert hook._timer.state == "cancelled"
     lines = list(dict.fromkeys(record.getMessage() for record in caplog.records))  # two handlers may catch a line
     assert lines == [
         "Training on cpu: 100 iterations of 4 images, 5.0 times each of 80.",
-        "iteration 1 done after 5.0 s",
-        "2.00 s an iteration: about 0:03:12 left, evaluations not counted",  # 96 iterations of 2 s
+        "after 8 s: 0 iterations done, the first iteration, which takes longest, still runs",
+        # 4 iterations in 38 s, so 96 more take 912 s.
+        "after 38 s: 4 iterations done, about 0:15:12 left, evaluations not counted",
+        # From iteration 20 on the progress line reports.
     ]
