@@ -59,7 +59,10 @@ def write_run(
         record["machine"]["processor"] = processor
     (run / "run.json").write_text(json.dumps(record))
     config = {
-        "MODEL": {"RETINANET": {"FOCAL_LOSS_GAMMA": gamma, "CLS_LOSS": {"NAME": "focal"}, "HEAD": {"NAME": "H"}}},
+        "MODEL": {
+            "META_ARCHITECTURE": "FocalRetinaNet",
+            "RETINANET": {"FOCAL_LOSS_GAMMA": gamma, "CLS_LOSS": {"NAME": "focal"}, "HEAD": {"NAME": "H"}},
+        },
         "OUTPUT_DIR": str(run), "SEED": seed,
     }  # fmt: skip
     (run / "config.yaml").write_text(yaml.safe_dump({**config, **(extra or {})}))

@@ -20,7 +20,7 @@ def test_a_frozen_backbone_without_weights_does_not_start(shapes, tmp_path):
 
 
 def test_a_frozen_backbone_with_weights_starts(shapes, tmp_path):
-    cfg = shapes_config(shapes, tmp_path / "run", *FROZEN)
+    cfg = shapes_config(shapes, tmp_path, *FROZEN)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "pretrained.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "pretrained.pth")
     Trainer(cfg).resume_or_load(resume=False)
