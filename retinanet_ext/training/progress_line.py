@@ -54,12 +54,14 @@ class FirstProgress(hooks.HookBase):
         done, seconds = self.trainer.iter - self.trainer.start_iter, time.perf_counter() - self._start
         if done >= self.UNTIL_ITERATION:
             return
-        if done > 0:
+        # The first iteration sets up memory and kernels, and takes a multiple of the others.
+        if done >= 3:
             left = seconds / done * (self.trainer.max_iter - self.trainer.iter)
             left = f"about {datetime.timedelta(seconds=round(left))} left, evaluations not counted"
         else:
-            left = "the first iteration, which takes longest, still runs"
-        logger.info("after %.0f s: %d iterations done, %s", seconds, done, left)
+            left = "too few to tell how long the rest will take, because the first takes longest"
+        planned = self.trainer.max_iter - self.trainer.start_iter
+        logger.info("after %.0f s: %d of %d iterations done, %s", seconds, done, planned, left)
         self._wait(self.NEXT_SECONDS)
 
     def _wait(self, seconds: float) -> None:

@@ -88,8 +88,9 @@ def test_the_plan_and_the_time_of_the_first_iterations_are_said(caplog, monkeypa
     lines = list(dict.fromkeys(record.getMessage() for record in caplog.records))  # two handlers may catch a line
     assert lines == [
         "Training on cpu: 100 iterations of 4 images, 5.0 times each of 80.",
-        "after 8 s: 0 iterations done, the first iteration, which takes longest, still runs",
+        "after 8 s: 0 of 100 iterations done, too few to tell how long the rest will take, because the first takes "
+        "longest",
         # 4 iterations in 38 s, so 96 more take 912 s.
-        "after 38 s: 4 iterations done, about 0:15:12 left, evaluations not counted",
+        "after 38 s: 4 of 100 iterations done, about 0:15:12 left, evaluations not counted",
         # From iteration 20 on the progress line reports.
     ]
