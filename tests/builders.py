@@ -70,6 +70,6 @@ def shapes_config(shapes, output_dir, *opts: str):
     overrides += ["DATASETS.CUSTOM", str(custom), "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
     overrides += ["DATASETS.TRAIN", str((custom[0]["NAME"],)), "DATASETS.TEST", str((custom[1]["NAME"],))]
     # float32, so that two ways of computing the same can be compared.
-    overrides += ["SOLVER.AMP.ENABLED", "False"]
+    overrides += ["SOLVER.AMP.ENABLED", "False", "SOLVER.BASE_LR", "0.02"]
     overrides += ["SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "0", "OUTPUT_DIR", str(output_dir)]
     return load_config("configs/quick/retinanet.yaml", [*overrides, *opts])

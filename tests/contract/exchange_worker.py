@@ -30,7 +30,8 @@ def config(data: Path, folder: Path):
     opts += ["DATASETS.TEST", "('exchange_val',)", "MODEL.FPN.OUT_CHANNELS", "32"]
     opts += ["INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128", "SOLVER.IMS_PER_BATCH", "4"]
     opts += ["SOLVER.MAX_ITER", "8", "SOLVER.WARMUP_ITERS", "0", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.001"]
-    opts += ["TEST.BEST_METRIC", "", "SOLVER.AMP.ENABLED", "False", "OUTPUT_DIR", str(folder)]
+    opts += ["TEST.BEST_METRIC", "", "SOLVER.AMP.ENABLED", "False", "SOLVER.BASE_LR", "0.02"]
+    opts += ["OUTPUT_DIR", str(folder)]
     return load_config("configs/quick/retinanet.yaml", opts)
 
 
