@@ -184,7 +184,8 @@ def test_learns_to_overfit_real_images(shared_data, tmp_path):
     opts += ["MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.RETINANET.NORM", "GN", "SEED", "1"]
     opts += ["MODEL.FPN.OUT_CHANNELS", "64", "INPUT.MIN_SIZE_TRAIN", "(192,)", "INPUT.MIN_SIZE_TEST", "192"]
     opts += ["INPUT.RANDOM_FLIP", "none", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.MAX_ITER", "150"]
-    opts += ["SOLVER.BASE_LR", "0.02", "SOLVER.WARMUP_ITERS", "20", "OUTPUT_DIR", str(tmp_path)]
+    opts += ["SOLVER.BASE_LR", "0.02", "SOLVER.WARMUP_ITERS", "20", "SOLVER.AMP.ENABLED", "False"]
+    opts += ["OUTPUT_DIR", str(tmp_path)]
     from retinanet_ext.config.loading import load_config
 
     cfg = load_config("configs/quick/retinanet.yaml", opts)
