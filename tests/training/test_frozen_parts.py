@@ -51,3 +51,20 @@ def test_old_checkpoints_hold_only_scale_and_shift():
     words = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.DEVICE", "cpu"]
     model = build_model(load_config("configs/Base-RetinaNet.yaml", words, datasets=False))
     refuse_unfilled_frozen_parts(model, [name for name in model.state_dict() if "running_" not in name])
+
+
+def test_a_model_of_80_classes_is_tuned_to_5(shapes, tmp_path, caplog):
+    cfg = shapes_config(shapes, tmp_path, *FROZEN)
+    other = cfg.clone()
+    other.MODEL.RETINANET.NUM_CLASSES = 80
+    source = build_model(other).state_dict()
+    torch.save({"model": source}, tmp_path / "coco.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "coco.pth")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    for name, value in trainer.model.state_dict().items():
+        if name.startswith("head.cls_score."):
+            assert value.shape[0] == 9 * 5 and source[name].shape[0] == 9 * 80
+            assert name in caplog.text
+        elif not name.startswith("loss_normalizer"):
+            assert torch.equal(value, source[name]), name
