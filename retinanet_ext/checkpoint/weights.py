@@ -88,10 +88,15 @@ def _load(model: nn.Module, path: str) -> LoadReport:
     except FileNotFoundError:
         raise
     except Exception as error:  # any type: it depends on where the file is damaged
-        raise ValueError(
-            f"weights {path} cannot be loaded: {type(error).__name__}: {error}\nMODEL.WEIGHTS must name a checkpoint "
-            "(.pth, .pt, .safetensors, .pkl): tensors by name, at the top level or under 'model', and no code."
-        ) from error
+        # The errors of a download are OSErrors.
+        if "://" in path and isinstance(error, OSError):
+            remedy = "Without a connection, bring the file by other means and set MODEL.WEIGHTS to its path."
+        else:
+            remedy = (
+                "MODEL.WEIGHTS must name a checkpoint (.pth, .pt, .safetensors, .pkl): tensors by name, at the top "
+                "level or under 'model', and no code."
+            )
+        raise ValueError(f"weights {path} cannot be loaded: {type(error).__name__}: {error}\n{remedy}") from error
     finally:
         hook.remove()
     incompatible = checkpointer.incompatible

@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -114,3 +115,12 @@ def test_weights_of_a_backbone_alone_find_their_place_on_either_engine(model, tm
     report = load_weights(model, f"{tmp_path}/backbone.pth?matching_heuristics=True")
     assert not report.unexpected
     assert all(value.eq(0.5).all() for value in model.backbone.bottom_up.state_dict().values())
+
+
+def test_a_download_that_fails_says_how_to_do_without(monkeypatch):
+    def fail(*_):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("retinanet_ext.checkpoint.weights.CheckedCheckpointer.load", fail)
+    with pytest.raises(ValueError, match="model.pkl cannot be loaded: URLError.*\n.*set MODEL.WEIGHTS to its path"):
+        load_weights(build_model(small_config()), "detectron2://model.pkl")
