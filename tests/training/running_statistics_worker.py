@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from retinanet_ext import d2
 from retinanet_ext.training import trainer as trainer_module
+from retinanet_ext.training.launch import _leave
 from retinanet_ext.training.trainer import Trainer
 from tests.builders import shapes_config
 
@@ -61,7 +62,8 @@ def main(rank: int, port: str, shapes: str, folder: str) -> None:
     record.trainer = trainer
     trainer.train()
     torch.save({"evaluated": Recording.evaluated, "local": before_saving}, f"{folder}/{rank}.pth")
-    dist.destroy_process_group()
+    # Threads of a group that something still refers to abort the process at its end.
+    _leave()
 
 
 if __name__ == "__main__":
