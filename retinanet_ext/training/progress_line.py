@@ -23,7 +23,7 @@ class FirstProgress(hooks.HookBase):
     there is news even if one iteration takes long.
     """
 
-    FIRST_SECONDS, NEXT_SECONDS, UNTIL_ITERATION = 8.0, 30.0, 20
+    FIRST_SECONDS, NEXT_SECONDS, UNTIL_ITERATION = 5.0, 30.0, 20
 
     def __init__(self, *, images_per_batch: int, num_images: int | None, device: str):
         """
