@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+from retinanet_ext.machine.cpu import processor_name
+
 WARMUP_ROUNDS = 2
 PROC_STATUS = Path("/proc/self/status")
 
@@ -125,7 +127,7 @@ def make_parser(description: str, repeats: int = 10) -> ArgumentParser:
 
 def print_header(settings: Namespace, **more: Any) -> dict[str, Any]:
     """Print and return what the figures depend on: date, machine, versions and settings."""
-    header = {"date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"), "CPU": cpu_model()}
+    header = {"date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"), "CPU": processor_name()}
     if settings.device == "cuda":
         header["GPU"] = torch.cuda.get_device_name()
     header |= {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision")}
@@ -145,13 +147,6 @@ def version(package: str) -> str:
 def has_detectron2() -> bool:
     spec = importlib.util.find_spec("detectron2")
     return spec is not None and spec.origin is not None  # a folder that only has that name has no origin
-
-
-def cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
 
 
 def write_cases(file: str | None, header: dict, tables: dict[str, Sequence[Case]]) -> None:

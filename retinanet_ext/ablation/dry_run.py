@@ -5,27 +5,29 @@ from typing import Any
 
 from retinanet_ext.config.yaml_files import shipped_configs
 from retinanet_ext.d2 import CfgNode
+from retinanet_ext.data.registration import PATH_KEYS
 
-from .study import Study, arm_config, arm_options, run_folder
+from .study import Arm, Study, arm_config, arm_options, run_folder
 
 # The paper's schedule, and so the base configs on COCO, assume this number of GPUs.
 _FULL_SCHEDULE_GPUS = 8
-_PATH_KEYS = ("JSON", "IMAGES", "ROOT")
 
 
 def full_schedule_commands(study: Study, output: Path) -> list[list[str]]:
     """For each run, the words of its `retinanet-ext train` command line; all arms of a seed before the next seed."""
-    commands = []
-    for seed in study.seeds:
-        for arm in study.arms:
-            cfg = arm_config(study, arm, datasets=False)
-            command = ["retinanet-ext", "train"]
-            if cfg.MODEL.DEVICE.startswith("cuda"):
-                command += ["--num-gpus", str(_FULL_SCHEDULE_GPUS)]
-            command += ["--config-file", config_name(study.base), *arm_options(study, arm), *_data_options(cfg)]
-            folder = run_folder(output.absolute(), arm.name, seed)
-            commands.append([*command, "SEED", str(seed), "OUTPUT_DIR", str(folder)])
-    return commands
+    of_arms = {arm.name: _arm_command(study, arm) for arm in study.arms}
+    return [
+        [*command, "SEED", str(seed), "OUTPUT_DIR", str(run_folder(output.absolute(), name, seed))]
+        for seed in study.seeds
+        for name, command in of_arms.items()
+    ]
+
+
+def _arm_command(study: Study, arm: Arm) -> list[str]:
+    cfg = arm_config(study, arm, datasets=False)
+    gpus = ["--num-gpus", str(_FULL_SCHEDULE_GPUS)] if cfg.MODEL.DEVICE.startswith("cuda") else []
+    data = ["--config-file", config_name(study.base), *arm_options(study, arm), *_data_options(cfg)]
+    return ["retinanet-ext", "train", *gpus, *data]
 
 
 def config_name(path: Path) -> str:
@@ -40,7 +42,8 @@ def _data_options(cfg: CfgNode) -> list[str]:
     """An override with the data sets' absolute paths; empty if no relative path exists in the working directory."""
     found = [dict(item) for item in cfg.DATASETS.CUSTOM]
     absolute = [
-        {key: _absolute(value) if key in _PATH_KEYS else value for key, value in item.items()} for item in found
+        {key: _absolute(value) if key in PATH_KEYS.get(item["FORMAT"], ()) else value for key, value in item.items()}
+        for item in found
     ]
     return ["DATASETS.CUSTOM", repr(absolute)] if absolute != found else []
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .status import FAILED, RUNNING, STOPPED, Status, read_status, run_lock, steps_done, write_atomically, write_status
+from retinanet_ext.machine.atomic_file import write_atomically
+
+from .status import FAILED, RUNNING, STOPPED, Status, read_status, run_lock, steps_done, write_status
 
 CONSOLE_FILE = "console.txt"
 WORKER = (sys.executable, "-m", "retinanet_ext.ablation.worker")

@@ -26,7 +26,8 @@ def repeat_command(study: Study, folder: Path) -> str | None:
     if set(names) != set(origin.arms):
         words += [word for name in names for word in ("--arm", name)]
     words += ["--seeds", *map(str, study.seeds)]
-    words += ["--output", f"output/ablations/{folder.name}"] if folder.name != study.name else []
+    name = folder.resolve().name  # also of "."
+    words += ["--output", f"output/ablations/{name}"] if name != study.name else []
     return shlex.join([*words, *(word for pair in origin.overrides.items() for word in pair)])
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import yaml
 
 from retinanet_ext.config.yaml_files import flat_items, read_config_file
+from retinanet_ext.machine.atomic_file import write_atomically
 from retinanet_ext.machine.devices import check_device
 
 from .jobs import Job
 from .local_jobs import local_runner
-from .status import DIVERGED, DONE, LOCK_FILE, RUNNING, STOPPED, Status, read_status, write_atomically
+from .status import DIVERGED, DONE, LOCK_FILE, RUNNING, STOPPED, Status, read_status
 from .study import STUDY_FILE, Arm, Study, arm_config, run_folder, study_from_dict, study_to_dict
 from .unread_keys import check_overrides_are_read
 

@@ -2,12 +2,13 @@
 
 import fcntl
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from retinanet_ext.machine.atomic_file import write_atomically
 
 STATUS_FILE = "status.json"
 LOCK_FILE = ".lock"
@@ -82,13 +83,6 @@ def is_locked(directory: Path) -> bool | None:
     except BlockingIOError:
         return True
     return False
-
-
-def write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def steps_done(directory: Path) -> int:

@@ -61,12 +61,15 @@ def read_trend(directories: Sequence[str | Path], reference: str | None = None) 
 
     Raises:
         FileNotFoundError, ValueError: a folder holds no study, see `read_study_folder`; fewer than two folders; a
-            folder given twice; studies of different metrics; a level without logged numbers of anchors; no arm in two
-            levels; or the reference is not among the arms.
+            folder given twice, or two of the same name; studies of different metrics; a level without logged numbers
+            of anchors; no arm in two levels; or the reference is not among the arms.
     """
     folders = [Path(directory).resolve() for directory in directories]
-    if len(folders) < 2 or len(set(folders)) < len(folders):
-        raise ValueError(f"a trend needs two or more different study folders, found {', '.join(map(str, directories))}")
+    if len(folders) < 2 or len({folder.name for folder in folders}) < len(folders):
+        raise ValueError(
+            "a trend needs two or more study folders of different names, because the names stand for the levels; found "
+            + ", ".join(map(str, directories))
+        )
     levels = [_read_level(directory) for directory in directories]
     metrics = {level.name: level.study.metric for level in levels}
     if len(set(metrics.values())) > 1:

@@ -15,7 +15,7 @@ from torch import nn
 from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.d2 import ENGINE, CfgNode, build_model
 from retinanet_ext.inference.fast_copy import inference_model
-from retinanet_ext.machine.cpu import keep_freed_memory
+from retinanet_ext.machine.cpu import keep_freed_memory, processor_name
 from retinanet_ext.machine.devices import check_device
 from retinanet_ext.training.trainer import Trainer
 
@@ -155,17 +155,9 @@ def _now(device: torch.device) -> float:
 def conditions(device: str) -> dict[str, str]:
     """What the times depend on besides the models: device, threads, engine, versions."""
     on_gpu = torch.device(device).type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else f"{_cpu_name()}, {torch.get_num_threads()} thread(s)"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{processor_name()}, {torch.get_num_threads()} thread(s)"
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {"device": name, "engine": ENGINE, **versions, **({"cuda": torch.version.cuda} if on_gpu else {})}
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def draw(rows: Sequence[Row], device: str, dataset: str) -> Figure:

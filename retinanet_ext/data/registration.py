@@ -39,7 +39,7 @@ from .yolo import IMAGES as YOLO_IMAGES
 from .yolo import load_yolo, yolo_class_names
 
 # Keys that start in the folder DETECTRON2_DATASETS or the working directory. Other paths are relative to ROOT.
-_PATHS = {"coco": ("JSON", "IMAGES"), "voc": ("ROOT",), "yolo": ("ROOT",)}
+PATH_KEYS = {"coco": ("JSON", "IMAGES"), "voc": ("ROOT",), "yolo": ("ROOT",)}
 _REQUIRED = {
     "coco": ("NAME", "FORMAT", "JSON", "IMAGES"),
     "voc": ("NAME", "FORMAT", "ROOT"),
@@ -127,7 +127,7 @@ def _checked_item(item, where):
         item["CLASSES"] = _checked_classes(item["CLASSES"], where)
     if "PART" in item:
         item["PART"] = checked_part(item["PART"], where)
-    for key in _PATHS[kind]:
+    for key in PATH_KEYS[kind]:
         item[key] = _paths_to_try(item[key])
     return item
 

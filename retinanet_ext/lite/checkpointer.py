@@ -16,7 +16,7 @@ from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import nn
 
 from retinanet_ext.checkpoint.checkpoint_file import read_checkpoint_together, together
-from retinanet_ext.machine.atomic_file import atomic_file
+from retinanet_ext.machine.atomic_file import atomic_file, write_atomically
 
 from . import comm, pretrained_names
 
@@ -73,8 +73,7 @@ class DetectionCheckpointer(Checkpointer):
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with atomic_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
-            file.write(last_filename_basename.encode())
+        write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a file into the model and the checkpointables; returns the remaining entries of the file.

@@ -22,3 +22,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         with suppress(OSError):
             os.unlink(unfinished)
         raise
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Write a whole text file; see `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(text.encode())

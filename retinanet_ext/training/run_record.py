@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from retinanet_ext import d2
-from retinanet_ext.machine.atomic_file import atomic_file
+from retinanet_ext.machine.atomic_file import write_atomically
 from retinanet_ext.machine.cpu import processor_name
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,7 @@ def _read(path: Path) -> dict:
 
 
 def _write(path: Path, content: dict) -> None:
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    with atomic_file(path) as file:
-        file.write(text.encode())
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _device_name(device: torch.device) -> str:

@@ -119,8 +119,10 @@ def test_levels_that_differ_in_more_than_the_data_are_refused(folders, tmp_path)
 
 
 def test_folders_that_make_no_trend(folders, tmp_path):
-    with pytest.raises(ValueError, match="two or more different study folders"):
+    with pytest.raises(ValueError, match="two or more study folders of different names"):
         read_trend([folders[0], folders[0]])
+    with pytest.raises(ValueError, match="two or more study folders of different names"):
+        read_trend([folders[0], write_level(tmp_path / "elsewhere", folders[0].name)])
     with pytest.raises(ValueError, match="reference arm 'alone' is not among the arms of two folders: fl, ce, ohem"):
         read_trend(folders, "alone")
     write_run(folders[0], "fl", 0, 1.0)

@@ -121,16 +121,19 @@ def test_a_dry_run_of_a_study_of_ones_own_names_absolute_paths(study, shapes, tm
     item = {"NAME": "mine", "FORMAT": "coco", "JSON": "tiny_shapes/annotations/shapes_train.json"}
     item["IMAGES"] = "tiny_shapes/train"
     elsewhere = {**item, "NAME": "theirs", "JSON": "not/here.json", "IMAGES": "/not/here"}
-    assert main(["ablate", "run", study, "--dry-run", "DATASETS.CUSTOM", repr([item, elsewhere])]) == 0
+    # Of a VOC item, IMAGES is a folder in ROOT, even if the working directory has one of that name.
+    voc = {"NAME": "voc", "FORMAT": "voc", "ROOT": "tiny_shapes", "SPLIT": "train", "IMAGES": "tiny_shapes"}
+    assert main(["ablate", "run", study, "--dry-run", "DATASETS.CUSTOM", repr([item, elsewhere, voc])]) == 0
     words = shlex.split(capsys.readouterr().out.splitlines()[0])
     monkeypatch.chdir(tmp_path / "..")
     args = build_parser().parse_args(words[1:])
     cfg = load_config(args.config_file, args.opts, datasets=False)
     assert Path(args.config_file) == tmp_path / "base.yaml"
     assert Path(cfg.OUTPUT_DIR) == shapes.parent / "output" / "ablations" / "mine" / "fine" / "seed_0"
-    mine, theirs = cfg.DATASETS.CUSTOM
+    mine, theirs, of_voc = cfg.DATASETS.CUSTOM
     assert (Path(mine["JSON"]), Path(mine["IMAGES"])) == (shapes / "annotations/shapes_train.json", shapes / "train")
     assert theirs == elsewhere
+    assert of_voc == {**voc, "ROOT": str(shapes)}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 
-from retinanet_ext.machine.atomic_file import atomic_file
+from retinanet_ext.machine.atomic_file import write_atomically
 
 from .. import comm
 from ..checkpointer import DetectionCheckpointer
@@ -199,8 +199,8 @@ class BestCheckpointer(HookBase):
             return
         self.best_metric, self.best_iter = value, iteration
         self._checkpointer.save(self._file_prefix, iteration=iteration)
-        with atomic_file(self._record_file) as file:
-            file.write(json.dumps({"metric": self._metric, "value": value, "iteration": iteration}).encode())
+        record = {"metric": self._metric, "value": value, "iteration": iteration}
+        write_atomically(self._record_file, json.dumps(record))
         logger.info("%s = %.5f at iteration %d is the best so far", self._metric, value, iteration)
 
 
