@@ -62,14 +62,15 @@ class Report:
     dropped_annotations: int = 0  # in images that were kept
     clipped_annotations: int = 0
     repaired_annotations: int = 0  # by other means than clipping
+    completed_images: int = 0  # with objects that had no keypoints
     left_out: list[object] = field(default_factory=list)  # image ids of the dropped records
     changes: list[tuple[object, dict, dict | None]] = field(default_factory=list)
     """Image id, annotation, and what replaces it (None: nothing), for annotations of images that were kept."""
 
     @property
     def changed(self) -> bool:
-        """Whether anything was dropped, clipped or repaired."""
-        return bool(self.dropped_images or self.changes)
+        """Whether anything was dropped, clipped, repaired or completed."""
+        return bool(self.dropped_images or self.changes or self.completed_images)
 
     def counts(self) -> dict[str, int]:
         """Number of problems of each kind, the most frequent first."""
@@ -154,7 +155,9 @@ def check_dataset_dicts(
         if index in bad_annotations:
             clip = on_bad_annotation == "clip"
             record = _repaired(record, bad_annotations[index], sizes[index], num_classes, clip, tasks, report)
-        clean.append(with_keypoints(record, tasks.num_keypoints) if tasks.num_keypoints else record)
+        completed = with_keypoints(record, tasks.num_keypoints) if tasks.num_keypoints else record
+        report.completed_images += completed is not record
+        clean.append(completed)
     _log(report, task_summary(clean, tasks))
     if not clean:
         raise ValueError(f"Dataset {dataset_name!r} is empty after all of its {len(dicts)} images were dropped.")
