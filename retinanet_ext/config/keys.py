@@ -17,8 +17,8 @@ def _add_data_keys(cfg: CN) -> None:
     # `retinanet_ext.load_config` registers them, not `merge_from_file`.
     cfg.DATASETS.CUSTOM = []
     # Annotations that cannot be trained on (box without area or beyond the image, unknown category, iscrowd other than
-    # 0 and 1, malformed polygon or line): "error" reports them and stops; "drop" removes them, or repairs what is
-    # clear; "clip" also cuts boxes at the image border.
+    # 0 and 1, malformed polygon or line, and if these are trained faulty masks and keypoints): "error" reports them and
+    # stops; "drop" removes them, or repairs what is clear; "clip" also cuts boxes at the image border.
     cfg.DATASETS.ON_BAD_ANNOTATION = "error"
     # Images whose file is missing, unreadable, deeper than 8 bits or not of the annotated size: "error" reports them
     # and stops; "drop" removes them, from training and from evaluation.

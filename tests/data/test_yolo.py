@@ -36,6 +36,8 @@ def test_boxes_and_polygons_by_hand(tmp_path):
     (first, box), (second, around) = boxes(a)
     assert (first, second) == (1, 0)
     assert box == pytest.approx([15, 12, 25, 18]) and around == pytest.approx([4, 3, 20, 27])
+    (polygon,) = a["annotations"][1]["segmentation"]
+    assert polygon == pytest.approx([4, 6, 20, 3, 12, 27]) and "segmentation" not in a["annotations"][0]
     assert a["annotations"][1]["line"] == 3 and a["annotations"][0]["bbox_mode"] == BoxMode.XYXY_ABS
     assert (a["image_id"], a["width"], a["height"]) == ("a.jpg", 40, 30)
     assert b["annotations"] == [] and c["annotations"] == [] and c["image_id"] == "sub/c.jpg"
@@ -151,3 +153,15 @@ def test_an_unreadable_image_is_left_to_the_check(tmp_path):
         load_checked_dicts(config(tmp_path, CLASSES=NAMES), ["pets"], filter_empty=False)
     cfg = config(tmp_path, "DATASETS.ON_BAD_IMAGE", "drop", CLASSES=NAMES)
     assert [r["image_id"] for r in load_checked_dicts(cfg, ["pets"], filter_empty=False)] == ["a.jpg"]
+
+
+def test_masks_are_the_polygons_of_the_lines(tmp_path):
+    """A line with a box is an object without a mask, which the check names by its line."""
+    write(tmp_path, {"a": "0 0.1 0.2 0.5 0.1 0.3 0.9\n1 0.5 0.5 0.25 0.2\n"})
+    cfg = config(tmp_path, CLASSES=NAMES)
+    cfg.MODEL.MASK_ON = True
+    with pytest.raises(ValueError, match=r"object without a mask: .*a.jpg .*annotation 1 \(line 2 of .*a.txt\)"):
+        load_checked_dicts(cfg, ["pets"], filter_empty=False)
+    cfg.DATASETS.ON_BAD_ANNOTATION = "drop"
+    (record,) = load_checked_dicts(cfg, ["pets"], filter_empty=False)
+    assert [a["line"] for a in record["annotations"]] == [1]
