@@ -41,6 +41,7 @@ ALLOWED = {
     "checkpoint": {"d2"},
     "config": {"d2", "data", "detection"},
     "detection": {"d2"},
+    "instance": {"d2", "detection"},
     "inference": {"d2", "checkpoint", "config", "data", "detection"},
     "training": {"d2", "checkpoint", "config", "data", "inference"},
 }
