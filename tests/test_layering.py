@@ -18,6 +18,7 @@ ENGINE_FREE = {
     "losses",
     "machine",
     "config.yaml_files",
+    "config.class_count",
     "checkpoint.array_pickle",
     "checkpoint.checkpoint_file",
     "data.coco_file",

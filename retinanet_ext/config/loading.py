@@ -12,6 +12,7 @@ from retinanet_ext.data.doctor.class_ids import (
     config_class_names,
     resolve_num_classes,
 )
+from retinanet_ext.data.keypoint_skeleton import dataset_skeleton
 from retinanet_ext.data.registration import register_custom_datasets
 
 from .keys import add_retinanet_ext_config
@@ -131,3 +132,7 @@ def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:
     cfg.MODEL.RETINANET.NUM_CLASSES = resolve_num_classes(cfg, NUM_CLASSES_KEY in mentioned)
     cfg.MODEL.CLASS_NAMES = config_class_names(cfg) or cfg.MODEL.CLASS_NAMES
     cfg.MODEL.CLASS_IDS = config_category_ids(cfg) or cfg.MODEL.CLASS_IDS
+    if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TRAIN:
+        names, lines = dataset_skeleton(cfg.DATASETS.TRAIN[0])
+        cfg.MODEL.KEYPOINT_NAMES = names or cfg.MODEL.KEYPOINT_NAMES
+        cfg.MODEL.KEYPOINT_LINES = lines or cfg.MODEL.KEYPOINT_LINES
