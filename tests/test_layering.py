@@ -18,6 +18,7 @@ ENGINE_FREE = {
     "losses",
     "machine",
     "config.yaml_files",
+    "config.class_count",
     "checkpoint.array_pickle",
     "checkpoint.checkpoint_file",
     "data.coco_file",
@@ -41,6 +42,7 @@ ALLOWED = {
     "checkpoint": {"d2"},
     "config": {"d2", "data", "detection"},
     "detection": {"d2"},
+    "instance": {"d2", "detection"},
     "inference": {"d2", "checkpoint", "config", "data", "detection"},
     "training": {"d2", "checkpoint", "config", "data", "inference"},
 }
@@ -134,8 +136,9 @@ def test_both_engines_give_the_seam_the_same_names():
 # Not used by the package: users of Detectron2 call these in mappers, trainers and notebooks of their own.
 PROMISED_BY_LITE = {"transform_instance_annotations", "annotations_to_instances", "draw_dataset_dict"}
 PROMISED_BY_LITE |= {"DefaultPredictor", "CallbackHook", "inside_box", "get_centers"}
+PROMISED_BY_LITE |= {"draw_binary_mask", "draw_polygon", "draw_and_connect_keypoints"}
 PROMISED_BY_LITE |= {"RandomApply", "RandomRotation", "ColorTransform", "reduce_dict"}
-PROMISED_BY_LITE |= {"RandomBrightness", "RandomContrast", "RandomSaturation", "draw_box", "draw_text"}
+PROMISED_BY_LITE |= {"RandomBrightness", "RandomContrast", "RandomSaturation", "draw_box"}
 # Called by the libraries whose classes they override.
 OVERRIDES = {"extra_repr", "get_lr"}
 

@@ -9,7 +9,7 @@ from retinanet_ext.d2 import CfgNode, build_model
 from .study import Study, arm_config, errors_name_arm
 
 # Read outside the model, by training or evaluation.
-_READ_ELSEWHERE = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CLASS_NAMES")
+_READ_ELSEWHERE = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CLASS_NAMES", "MODEL.KEYPOINT_NAMES", "MODEL.KEYPOINT_LINES")
 
 
 class _RecordingNode(CfgNode):

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for pictures and JSON")
     parser.add_argument(
         "--score-threshold", type=float, metavar="S",
-        help="0 to 1; default: MODEL.RETINANET.SCORE_THRESH_TEST if given among the overrides, else 0.5",
+        help="0 to 1; default: the SCORE_THRESH_TEST of the model if given among the overrides, else 0.5",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images per forward pass (default: 4)")
     parser.add_argument(
@@ -79,7 +79,7 @@ def _check_arguments(args, output, sources):
 
 def _report(job) -> None:
     logger.info("%d detections in %d images and frames; results in %s.", job.detections, job.done, job.output)
-    threshold = getattr(job.predictor.model, "test_score_thresh", None)
+    threshold = job.score_threshold()
     if job.done and not job.detections and threshold is not None:
         best, count = job.best_score()
         logger.warning(

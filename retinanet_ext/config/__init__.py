@@ -5,5 +5,6 @@ In reading order:
 - ``keys.py``: the keys that this package adds, each with its default and its meaning
 - ``loading.py``: `load_config`: builds a config from defaults, a file, overrides and the training data
 - ``legal_values.py``: keys that take one of a few values
+- ``class_count.py``: which keys hold the number of classes and the thresholds of a model
 - ``yaml_files.py``: YAML with inheritance and without code, for both engines
 """

@@ -34,6 +34,10 @@ def _add_model_keys(cfg: CN) -> None:
     # Category ids of the classes in the training data, in class-id order, for files of detections. They are filled in
     # from COCO-format data; if empty, such files number the classes from 1.
     cfg.MODEL.CLASS_IDS = []
+    # With MODEL.KEYPOINT_ON: names of the keypoints, and the lines of a skeleton, each [name, name, [red, green, blue]]
+    # with colours in 0 to 255. They are filled in from the training data, so that pictures of a saved run show them.
+    cfg.MODEL.KEYPOINT_NAMES = []
+    cfg.MODEL.KEYPOINT_LINES = []
     # Name of the head in DENSE_HEAD_REGISTRY.
     cfg.MODEL.RETINANET.HEAD = CN()
     cfg.MODEL.RETINANET.HEAD.NAME = "RetinaNetHead"

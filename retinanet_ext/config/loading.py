@@ -9,6 +9,7 @@ from retinanet_ext.d2 import CfgNode as CN
 from retinanet_ext.data.doctor.class_ids import config_category_ids, config_class_names, fill_num_classes
 from retinanet_ext.data.doctor.keypoint_numbers import check_oks_sigmas, refuse_formats_without, resolve_num_keypoints
 from retinanet_ext.data.doctor.tasks import NUM_KEYPOINTS_KEY
+from retinanet_ext.data.keypoint_skeleton import dataset_skeleton
 from retinanet_ext.data.registration import register_custom_datasets
 
 from .keys import add_retinanet_ext_config
@@ -136,3 +137,7 @@ def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:
         cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = count
     cfg.MODEL.CLASS_NAMES = config_class_names(cfg) or cfg.MODEL.CLASS_NAMES
     cfg.MODEL.CLASS_IDS = config_category_ids(cfg) or cfg.MODEL.CLASS_IDS
+    if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TRAIN:
+        names, lines = dataset_skeleton(cfg.DATASETS.TRAIN[0])
+        cfg.MODEL.KEYPOINT_NAMES = names or cfg.MODEL.KEYPOINT_NAMES
+        cfg.MODEL.KEYPOINT_LINES = lines or cfg.MODEL.KEYPOINT_LINES

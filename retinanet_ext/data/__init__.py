@@ -3,6 +3,7 @@
 In reading order:
 
 - ``registration.py``: registers the data sets that the config lists in `DATASETS.CUSTOM`
+- ``keypoint_skeleton.py``: names of keypoints, and the lines between them
 - ``coco_file.py``: reads and checks a COCO annotation file
 - ``coco_records.py``: turns a COCO annotation file into records that keep its faults for the checks
 - ``registered_coco.py``: the same for files that others registered

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from retinanet_ext.config.class_count import num_classes
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
 from .coco_file import read_coco_file
@@ -53,7 +54,7 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
     and their settings) change, or another function is registered under its name.
 
     Args:
-        cfg: the config; class ids are checked against ``MODEL.RETINANET.NUM_CLASSES``.
+        cfg: the config; class ids are checked against the number of classes of its model.
         names: registered datasets.
         filter_empty: leave out images without objects (crowds do not count), and with MODEL.KEYPOINT_ON those with
             too few labelled keypoints, as Detectron2 does in training. Records without the key ``annotations`` stay.
@@ -179,7 +180,7 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
         cfg.DATASETS.ON_BAD_IMAGE,
         # An evaluation cannot put another image in the place of a damaged one, and reads all images anyway.
         "decode" if cfg.DATASETS.CHECK_IMAGES == "auto" and name in cfg.DATASETS.TEST else cfg.DATASETS.CHECK_IMAGES,
-        cfg.MODEL.RETINANET.NUM_CLASSES,
+        num_classes(cfg),
         tasks_of(cfg, name),
     )
     source = DatasetCatalog.data.get(name)

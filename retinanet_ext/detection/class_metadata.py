@@ -1,5 +1,6 @@
 """Class names of a model, where Detectron2's tools look for them."""
 
+from retinanet_ext.config.class_count import num_classes
 from retinanet_ext.d2 import CfgNode, MetadataCatalog
 
 
@@ -10,7 +11,7 @@ def publish_class_names(cfg: CfgNode) -> None:
     up there, also where the dataset is not registered.
     """
     names = cfg.MODEL.get("CLASS_NAMES", [])
-    if not names or not cfg.DATASETS.TRAIN or len(names) != cfg.MODEL.RETINANET.NUM_CLASSES:
+    if not names or not cfg.DATASETS.TRAIN or len(names) != num_classes(cfg):
         return
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     if metadata.get("thing_classes", None) is None:

@@ -25,16 +25,37 @@ def draw_training_picture(batched_input: dict, detections: Instances, input_form
     """Store a picture of one training image in ``storage``, from where the writers take it.
 
     Args:
-        batched_input: the image's dict with ``image`` ``(C, H, W)`` and ``instances``.
-        detections: best first, in pixels of the network's input.
+        batched_input: the image's dict with ``image`` ``(C, H, W)`` and ``instances``: boxes, and masks and keypoints
+            if the data have them.
+        detections: best first, in pixels of the network's input. Masks are probabilities ``(M, 1, S, S)`` of boxes, or
+            EncodedMasks or ``(M, H, W)`` of the image.
         input_format: channel order of the image.
         storage: the ``EventStorage``.
     """
     image = detection_utils.convert_image_to_rgb(batched_input["image"].permute(1, 2, 0), input_format)
-    detections = detector_postprocess(detections, *image.shape[:2])
+    detections = detections[:MAX_BOXES]
+    if not _has_pasted_masks(detections):
+        detections = detector_postprocess(detections, *image.shape[:2])
     halves = []
-    for boxes in (batched_input["instances"].gt_boxes, detections.pred_boxes[:MAX_BOXES]):
-        picture = Visualizer(image, None).overlay_instances(boxes=boxes.tensor.detach().cpu().numpy())
-        halves.append(picture.get_image())
+    for prefix, instances in (("gt", batched_input["instances"]), ("pred", detections)):
+        objects = {name: _on_cpu(instances, f"{prefix}_{name}") for name in ("boxes", "masks", "keypoints")}
+        halves.append(Visualizer(image, None).overlay_instances(**objects).get_image())
     name = f"top: ground truth; bottom: the {MAX_BOXES} highest scores"
     storage.put_image(name, np.vstack(halves).transpose(2, 0, 1))
+
+
+def _has_pasted_masks(detections: Instances) -> bool:
+    # Postprocessing pastes the masks of boxes, and would take those of the image for masks of boxes.
+    return detections.has("pred_masks") and getattr(detections.pred_masks, "ndim", 3) == 3
+
+
+def _on_cpu(instances: Instances, field: str):
+    """A field in a form that the visualizers of both engines draw; None if it does not exist."""
+    if not instances.has(field):
+        return None
+    values = instances.get(field)
+    if hasattr(values, "rles"):
+        return [{**rle, "size": list(rle["size"])} for rle in values.rles]
+    if hasattr(values, "polygons"):
+        return values
+    return getattr(values, "tensor", values).detach().cpu().numpy()

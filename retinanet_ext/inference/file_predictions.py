@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from retinanet_ext.d2 import detection_utils
+from retinanet_ext.d2 import ColorMode, detection_utils
 from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
 
 from .predictions_json import PredictionsFile
@@ -56,7 +56,6 @@ class FilePredictions:
 
     def run_images(self, sources: Sequence[Source]) -> None:
         """Predict image files; their detections go to one ``predictions.json``."""
-        results = self._new_results()
         waiting = deque()
 
         def readable(progress):
@@ -68,7 +67,10 @@ class FilePredictions:
                     waiting.append(source)
                     yield image
 
-        with ProgressReport(len(sources), "image") as progress:
+        with (
+            self._new_results(self.output / RESULTS_FILE) as results,
+            ProgressReport(len(sources), "image") as progress,
+        ):
             for result in self.predictor.predict(readable(progress)):
                 source = waiting.popleft()
                 self._count(result)
@@ -76,13 +78,12 @@ class FilePredictions:
                 if self.pictures:
                     result.save(source.picture(self.output))
                 progress.update()
-        results.save(self.output / RESULTS_FILE)
 
     def run_video(self, source: Source) -> None:
         """Predict the frames of a video; their detections go to a JSON file of its own."""
-        results = self._new_results()
         problems: list[str] = []
         with ExitStack() as stack:
+            results = stack.enter_context(self._new_results(source.results(self.output), keep_empty=False))
             capture = cv2.VideoCapture(str(source.path))
             stack.callback(capture.release)
             expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -96,25 +97,34 @@ class FilePredictions:
                     if writer is None:
                         writer = _video_writer(source.picture(self.output), fps, result.image.shape)
                         stack.callback(writer.release)
-                    writer.write(result.draw())
+                    # Colours of classes, because those of objects would change from frame to frame.
+                    writer.write(result.draw(ColorMode.SEGMENTATION))
                 progress.update()
-        count = len(results.content["images"])
+        count = results.images
         if count == 0:
             self.skip(source.path, problems[0] if problems else "no frame of this video can be decoded")
             return
         if count < expected:
             logger.warning("%s: %d of %d frames could be decoded.", source.path, count, expected)
-        results.save(source.results(self.output))
+
+    def score_threshold(self) -> float | None:
+        """The score below which the model leaves detections out; None if it does not say."""
+        scorer = self._scorer()
+        return None if scorer is None else scorer.test_score_thresh
+
+    def _scorer(self):
+        """The model, or the part of it that holds the threshold: in models with two stages the box predictor."""
+        return next((module for module in self.predictor.model.modules() if hasattr(module, "test_score_thresh")), None)
 
     def best_score(self) -> tuple[float, int]:
         """The best score in the first images, whatever the threshold, and the number of those images."""
-        model = self.predictor.model
-        threshold = model.test_score_thresh
-        model.test_score_thresh = 0.0
+        scorer = self._scorer()
+        threshold = scorer.test_score_thresh
+        scorer.test_score_thresh = 0.0
         try:
             results = list(self.predictor.predict(self._first_images))
         finally:
-            model.test_score_thresh = threshold
+            scorer.test_score_thresh = threshold
         return max((float(result.scores.max()) for result in results if len(result)), default=0.0), len(results)
 
     def _frames(self, capture, problems: list[str]) -> Iterator[np.ndarray]:
@@ -138,8 +148,8 @@ class FilePredictions:
             return source, error
         return source, image
 
-    def _new_results(self) -> PredictionsFile:
-        return PredictionsFile(self.predictor.class_names, self.predictor.category_ids)
+    def _new_results(self, path: Path, keep_empty: bool = True) -> PredictionsFile:
+        return PredictionsFile(path, self.predictor.class_names, self.predictor.category_ids, keep_empty)
 
     def _count(self, result: Result) -> None:
         self.done += 1

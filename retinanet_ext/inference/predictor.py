@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from retinanet_ext.checkpoint.weights import load_weights
-from retinanet_ext.d2 import CfgNode, T, build_model, detection_utils
+from retinanet_ext.config.class_count import num_classes, num_classes_key
+from retinanet_ext.d2 import CfgNode, MetadataCatalog, T, build_model, detection_utils
 from retinanet_ext.machine.cpu import keep_freed_memory
 
 from .fast_copy import inference_model
@@ -53,12 +54,16 @@ class Predictor:
         if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; Predictor takes BGR or RGB.")
         self.class_names, self.category_ids = class_names(cfg), category_ids(cfg)
+        self.keypoint_names, self.keypoint_lines = keypoint_names(cfg), keypoint_lines(cfg)
         if model is None:
             model = build_model(cfg)
             load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
         self.model = inference_model(cfg, model).eval()
+        if hasattr(self.model, "encode_masks"):
+            # Run lengths take kilobytes where masks of a large image take gigabytes.
+            self.model.encode_masks = True
         self.batch_size = batch_size
         self.workers = workers
         self.input_format = cfg.INPUT.FORMAT
@@ -97,8 +102,10 @@ class Predictor:
                 outputs = self.model([prepared.model_input for prepared in batch])
             for prepared, output in zip(batch, outputs):
                 instances = output["instances"].to("cpu")
-                names, ids = self.class_names, self.category_ids
-                yield Result.of(instances, prepared.image, names, ids, prepared.file_name)
+                yield Result.of(
+                    instances, prepared.image, self.class_names, self.category_ids, prepared.file_name,
+                    self.keypoint_names, self.keypoint_lines,
+                )  # fmt: skip
 
     def check_image(self, image: np.ndarray) -> None:
         """Refuse an image that :meth:`predict` cannot take, before a whole stream of images fails on it.
@@ -156,8 +163,7 @@ def class_names(cfg: CfgNode) -> list[str]:
     Raises:
         ValueError: there are names, but not one for each class.
     """
-    count = cfg.MODEL.RETINANET.NUM_CLASSES
-    return _one_for_each_class(cfg, "CLASS_NAMES") or [f"class {k}" for k in range(count)]
+    return _one_for_each_class(cfg, "CLASS_NAMES") or [f"class {k}" for k in range(num_classes(cfg))]
 
 
 def category_ids(cfg: CfgNode) -> list[int]:
@@ -166,14 +172,29 @@ def category_ids(cfg: CfgNode) -> list[int]:
     Raises:
         ValueError: there are ids, but not one for each class.
     """
-    return _one_for_each_class(cfg, "CLASS_IDS") or [k + 1 for k in range(cfg.MODEL.RETINANET.NUM_CLASSES)]
+    return _one_for_each_class(cfg, "CLASS_IDS") or [k + 1 for k in range(num_classes(cfg))]
+
+
+def keypoint_names(cfg: CfgNode) -> list[str]:
+    """``MODEL.KEYPOINT_NAMES``, else those that the training dataset is registered with; [] if there are none."""
+    return list(cfg.MODEL.KEYPOINT_NAMES or _from_training_data(cfg, "keypoint_names"))
+
+
+def keypoint_lines(cfg: CfgNode) -> list[list]:
+    """``MODEL.KEYPOINT_LINES``, else those that the training dataset is registered with: name, name, RGB of each."""
+    return list(cfg.MODEL.KEYPOINT_LINES or _from_training_data(cfg, "keypoint_connection_rules"))
+
+
+def _from_training_data(cfg, key):
+    name = next(iter(cfg.DATASETS.TRAIN), None)
+    return (MetadataCatalog.get(name).get(key, None) if name is not None and cfg.MODEL.KEYPOINT_ON else None) or []
 
 
 def _one_for_each_class(cfg, key):
-    values, count = list(cfg.MODEL[key]), cfg.MODEL.RETINANET.NUM_CLASSES
+    values, count = list(cfg.MODEL[key]), num_classes(cfg)
     if values and len(values) != count:
         raise ValueError(
-            f"MODEL.RETINANET.NUM_CLASSES is {count}, but MODEL.{key} has {len(values)}: "
+            f"{num_classes_key(cfg)} is {count}, but MODEL.{key} has {len(values)}: "
             f"{', '.join(map(str, values))}. Use the config.yaml that the training run wrote to its output folder."
         )
     return values

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_masks
 
-from retinanet_ext.d2 import Instances, Visualizer
+from retinanet_ext.d2 import ColorMode, Instances, Visualizer
+from retinanet_ext.ops.encoded_masks import EncodedMasks
 
 _JPEG_QUALITY = 95
 
@@ -15,8 +18,10 @@ class Result(Instances):
     """The detections in one image, best score first: Detectron2's ``Instances`` that know their image and classes.
 
     Fields, for N detections: ``pred_boxes`` (``Boxes``, XYXY in pixels of the image), ``scores`` ``(N,)`` float32 and
-    ``pred_classes`` ``(N,)`` int64, on the CPU. ``result[keep]`` is a result as well. ``result["instances"]`` is the
-    result itself, so that code made for the dict of Detectron2's own predictor takes it.
+    ``pred_classes`` ``(N,)`` int64, on the CPU; with masks ``pred_masks`` (``EncodedMasks``: run lengths, of which
+    ``.tensor`` is bool ``(N, H, W)``), with keypoints ``pred_keypoints`` ``(N, J, 3)``: x, y, score.
+    ``result[keep]`` is a result as well. ``result["instances"]`` is the result itself, so that code made for the dict
+    of Detectron2's own predictor takes it.
     """
 
     @classmethod
@@ -27,6 +32,8 @@ class Result(Instances):
         class_names: Sequence[str],
         category_ids: Sequence[int],
         file_name: str = "",
+        keypoint_names: Sequence[str] = (),
+        keypoint_lines: Sequence[Sequence] = (),
     ) -> "Result":
         """
         Args:
@@ -35,10 +42,15 @@ class Result(Instances):
             class_names: name of each class, in the order of ``pred_classes``.
             category_ids: id of each class in the training data.
             file_name: where the image came from; empty for an array.
+            keypoint_names: of the J keypoints; without, no lines are drawn.
+            keypoint_lines: name, name and RGB in 0 to 255 of each line of a skeleton.
         """
         result = cls(instances.image_size, **instances.get_fields())
+        if result.has("pred_masks"):
+            result.pred_masks = _encoded(result.pred_masks, instances.image_size)
         result._image, result._file_name = image, file_name
         result._class_names, result._category_ids = list(class_names), list(category_ids)
+        result._keypoint_names, result._keypoint_lines = list(keypoint_names), list(keypoint_lines)
         return result
 
     @property
@@ -73,12 +85,28 @@ class Result(Instances):
         return self._copy(super().to(*args, **kwargs))
 
     def _copy(self, instances: Instances) -> "Result":
-        return Result.of(instances, self._image, self._class_names, self._category_ids, self._file_name)
+        return Result.of(
+            instances, self._image, self._class_names, self._category_ids, self._file_name, self._keypoint_names,
+            self._keypoint_lines,
+        )  # fmt: skip
 
-    def draw(self) -> np.ndarray:
-        """The image with boxes, class names and scores: uint8 BGR ``(H, W, 3)``."""
-        canvas = Visualizer(self._image[:, :, ::-1], {"thing_classes": self._class_names})
-        return canvas.draw_instance_predictions(self).get_image()[:, :, ::-1]
+    def draw(self, mode: ColorMode = ColorMode.IMAGE) -> np.ndarray:
+        """The image with boxes, masks, skeletons, class names and scores: uint8 BGR ``(H, W, 3)``."""
+        picture = Instances(self.image_size, **self.get_fields())
+        if self.has("pred_masks"):
+            # Both visualizers decode the masks of a list one by one, and EncodedMasks all at once.
+            picture.remove("pred_masks")
+            picture.pred_masks = [{**rle, "size": list(rle["size"])} for rle in self.pred_masks.rles]
+        canvas = Visualizer(self._image[:, :, ::-1], self._metadata(), instance_mode=mode)
+        return canvas.draw_instance_predictions(picture).get_image()[:, :, ::-1]
+
+    def _metadata(self) -> "_Metadata":
+        shown = {"thing_classes": self._class_names}
+        count = self.pred_keypoints.shape[1] if self.has("pred_keypoints") else 0
+        if count and count == len(self._keypoint_names):
+            rules = [(a, b, tuple(color)) for a, b, color in self._keypoint_lines]
+            shown |= {"keypoint_names": self._keypoint_names, "keypoint_connection_rules": rules}
+        return _Metadata(**shown)
 
     def save(self, path: str | Path) -> None:
         """Write the picture of :meth:`draw`; the suffix says the format. The folder is made if it does not exist.
@@ -94,10 +122,14 @@ class Result(Instances):
 
     def to_coco(self, image_id: int | str = 1) -> list[dict]:
         """Records of COCO's results format: ``image_id``, ``category_id`` (that of the training data), ``bbox`` (XYWH
-        in pixels) and ``score``. COCO's own ``loadRes`` reads a list of them.
+        in pixels) and ``score``; with masks ``segmentation`` (compressed RLE, its counts as text), with keypoints
+        ``keypoints`` (x, y, score of each in turn; as in COCO's files, whole numbers are centres of pixels).
+
+        COCO's own ``loadRes`` reads a list of them. It takes the area from ``bbox``; leave that key out where masks are
+        evaluated by their size.
         """
         boxes = self.pred_boxes.tensor.tolist()
-        return [
+        records = [
             {
                 "image_id": image_id,
                 "category_id": self._category_ids[k],
@@ -106,9 +138,17 @@ class Result(Instances):
             }
             for (x0, y0, x1, y1), score, k in zip(boxes, self.scores.tolist(), self.pred_classes.tolist())
         ]
+        for record, rle in zip(records, self.pred_masks.rles if self.has("pred_masks") else ()):
+            record["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+        for record, points in zip(records, self.pred_keypoints if self.has("pred_keypoints") else ()):
+            # In COCO's files, 0 is the centre of the first pixel; here, it is the pixel's left edge.
+            record["keypoints"] = (points - points.new_tensor([0.5, 0.5, 0.0])).flatten().tolist()
+        return records
 
     def to_supervision(self):
-        """The detections as ``supervision.Detections``, with ``class_name`` in its data.
+        """The detections as ``supervision.Detections``, with ``class_name`` in its data, and masks decoded.
+
+        Keypoints are not part of it.
 
         Raises:
             ModuleNotFoundError: the package supervision is not installed.
@@ -121,5 +161,20 @@ class Result(Instances):
             xyxy=self.pred_boxes.tensor.numpy(),
             confidence=self.scores.numpy(),
             class_id=self.pred_classes.numpy(),
+            mask=self.pred_masks.tensor.numpy() if self.has("pred_masks") else None,
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+
+class _Metadata(SimpleNamespace):
+    """What a picture needs to know of a dataset, in the form of the engines' metadata."""
+
+    def get(self, name: str, default=None):
+        return getattr(self, name, default)
+
+
+def _encoded(masks, image_size: tuple[int, int]) -> EncodedMasks:
+    if isinstance(masks, EncodedMasks):
+        return masks
+    pixels = (np.asfortranarray(mask.cpu().numpy().astype(np.uint8)) for mask in masks)
+    return EncodedMasks([coco_masks.encode(mask) for mask in pixels], image_size)

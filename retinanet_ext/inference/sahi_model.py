@@ -4,8 +4,10 @@ import numpy as np
 from sahi.models.base import DetectionModel
 from sahi.prediction import ObjectPrediction
 from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list
+from sahi.utils.cv import get_coco_segmentation_from_bool_mask
 
 from .predictor import Predictor
+from .result import Result
 
 
 class SahiModel(DetectionModel):
@@ -16,8 +18,9 @@ class SahiModel(DetectionModel):
         model = SahiModel(retinanet_ext.load("output/quick"))
         result = get_sliced_prediction("photo.jpg", model, slice_height=512, slice_width=512)
 
-    Categories have the class names of the training data, and the class index, from 0, as their id. (SAHI's own model
-    type ``detectron2`` also takes our configs and checkpoints, on Detectron2 and after ``import
+    Categories have the class names of the training data, and the class index, from 0, as their id. Masks become
+    polygons, which is what SAHI keeps; a detection whose mask is too small for a polygon is left out, as by SAHI's own
+    models. (SAHI's model type ``detectron2`` also takes our configs and checkpoints, on Detectron2 and after ``import
     retinanet_ext.detection``.)
     """
 
@@ -55,15 +58,23 @@ class SahiModel(DetectionModel):
         boxes = result.pred_boxes.tensor.clone()
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
+        polygons = _polygons(result)
         predictions = [
             ObjectPrediction(
-                bbox=box, category_id=index, category_name=name, score=score, shift_amount=shift,
-                full_shape=shapes[0] if shapes else None,
+                bbox=box, category_id=index, category_name=name, score=score, segmentation=segmentation,
+                shift_amount=shift, full_shape=shapes[0] if shapes else [height, width],
             )
-            for box, index, name, score in zip(
-                boxes.tolist(), result.pred_classes.tolist(), result.names, result.scores.tolist()
+            for box, index, name, score, segmentation in zip(
+                boxes.tolist(), result.pred_classes.tolist(), result.names, result.scores.tolist(), polygons
             )
             # SAHI refuses boxes without area.
-            if box[2] > box[0] and box[3] > box[1] and score >= self.confidence_threshold
+            if box[2] > box[0] and box[3] > box[1] and score >= self.confidence_threshold and segmentation != []
         ]  # fmt: skip
         self._object_prediction_list_per_image = [predictions]
+
+
+def _polygons(result: Result) -> list[list[list[float]] | None]:
+    """For each detection its polygons, [] if its mask has none; None for detections without masks."""
+    if not result.has("pred_masks"):
+        return [None] * len(result)
+    return [get_coco_segmentation_from_bool_mask(mask.numpy()) for mask in result.pred_masks]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from retinanet_ext.config.class_count import score_threshold_key, set_score_threshold
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import CfgNode
 
@@ -13,7 +14,7 @@ from .predictor import Predictor
 
 WEIGHT_FILES = ("model_best.pth", "model_final.pth")
 DEFAULT_SCORE_THRESHOLD = 0.5
-_SCORE_KEY, _DEVICE_KEY, _WEIGHTS_KEY = "MODEL.RETINANET.SCORE_THRESH_TEST", "MODEL.DEVICE", "MODEL.WEIGHTS"
+_DEVICE_KEY, _WEIGHTS_KEY = "MODEL.DEVICE", "MODEL.WEIGHTS"
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ def load(
     _set_device(cfg, device, overrides)
     cfg.MODEL.WEIGHTS = find_weights(path, cfg, weights, overrides)
     if score_threshold is not None:
-        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_threshold
-    elif _SCORE_KEY not in overrides[::2]:
-        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = DEFAULT_SCORE_THRESHOLD
+        set_score_threshold(cfg, score_threshold)
+    elif score_threshold_key(cfg) not in overrides[::2]:
+        set_score_threshold(cfg, DEFAULT_SCORE_THRESHOLD)
     cfg.freeze()
     predictor = Predictor(cfg, batch_size=batch_size)
     names = ", ".join(predictor.class_names)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from retinanet_ext.config.class_count import nms_threshold
 from retinanet_ext.d2 import Boxes, DatasetMapperTTA, Instances
 from retinanet_ext.ops import batched_nms
 
@@ -11,22 +12,27 @@ class DenseDetectorWithTTA(nn.Module):
     """Runs a detector on resized and flipped copies of each image and merges the detections by NMS.
 
     Detectron2's own wrapper supports only two-stage detectors. The views come from its ``DatasetMapperTTA``, so
-    ``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP`` have the same meaning.
+    ``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP`` have the same meaning. Only boxes are merged: a model with masks
+    or keypoints is refused.
     """
 
     def __init__(self, cfg, model: nn.Module, tta_mapper=None, batch_size: int = 3):
         """
         Args:
-            cfg: ``TEST.AUG``, ``MODEL.RETINANET.NMS_THRESH_TEST`` and ``TEST.DETECTIONS_PER_IMAGE`` are read.
+            cfg: ``TEST.AUG``, the model's ``NMS_THRESH_TEST`` and ``TEST.DETECTIONS_PER_IMAGE`` are read.
             model: maps a list of input dicts to a list of ``{"instances": Instances}``.
             tta_mapper: makes the views of one input; default ``DatasetMapperTTA(cfg)``.
             batch_size: views per forward pass.
+
+        Raises:
+            ValueError: the model has masks or keypoints.
         """
         super().__init__()
+        check_has_boxes_only(cfg)
         self.model = model
         self.tta_mapper = tta_mapper or DatasetMapperTTA(cfg)
         self.batch_size = batch_size
-        self.nms_thresh = cfg.MODEL.RETINANET.NMS_THRESH_TEST
+        self.nms_thresh = nms_threshold(cfg)
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
 
     @torch.no_grad()
@@ -55,6 +61,28 @@ class DenseDetectorWithTTA(nn.Module):
             inputs = [{"image": view["image"]} for view in batch]
             for view, output in zip(batch, self.model(inputs)):
                 found = output["instances"]
+                refused = [name for name in ("pred_masks", "pred_keypoints") if found.has(name)]
+                if refused:
+                    raise ValueError(_refusal(f"the model returns {' and '.join(refused)}"))
                 boxes = view["transforms"].inverse().apply_box(found.pred_boxes.tensor.cpu().numpy())
                 boxes = torch.as_tensor(boxes, dtype=torch.float32, device=found.scores.device)
                 yield boxes, found.scores, found.pred_classes
+
+
+def check_has_boxes_only(cfg) -> None:
+    """Refuse a config whose model has masks or keypoints.
+
+    Raises:
+        ValueError: the message names the key that switches them on.
+    """
+    switches = [key for key in ("MASK_ON", "KEYPOINT_ON") if cfg.MODEL[key]]
+    # This model has no such branches, whatever the switches say.
+    if switches and cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
+        raise ValueError(_refusal(" and ".join(f"MODEL.{key} is True" for key in switches)))
+
+
+def _refusal(reason: str) -> str:
+    return (
+        f"test-time augmentation merges boxes only, but {reason}; set TEST.AUG.ENABLED False, or switch masks and "
+        "keypoints off"
+    )

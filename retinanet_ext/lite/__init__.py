@@ -22,7 +22,8 @@ In reading order:
 - ``checkpointer.py``: saves and loads checkpoints
 - ``pretrained_names.py``: renames weights of other projects
 - ``evaluation``: evaluators, and COCO's metrics
-- ``visualizer.py``: pictures of boxes
+- ``visualizer.py``: pictures of boxes, masks and keypoints
+- ``drawing``: the parts of such a picture
 - ``palette.py``: colours that tell classes apart
 - ``comm.py``: ranks of a job's processes, and exchanges between them
 - ``logger.py``: log lines

@@ -1,4 +1,4 @@
-"""Pictures of boxes with class names and scores.
+"""Pictures of boxes, masks and keypoints with class names and scores.
 
 Colours are RGB. Coordinates are continuous pixels of the given image; `scale` enlarges the picture, but does not apply
 to coordinates.
@@ -6,16 +6,27 @@ to coordinates.
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Sequence
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .drawing.drawing_colors import Color, as_bytes, as_fractions, luminance
+from .drawing.label_placing import Rectangle, draw_label, load_font
+from .drawing.mask_shapes import as_mask_list, mask_shape, without_small_parts
+from .drawing.object_extents import as_box_array, common_count, object_extents
+from .drawing.painting import grey_outside, paint_mask, paint_outlines, paint_points_and_lines
+from .drawing.picture import ColorMode, VisImage
+from .drawing.skeletons import (
+    KEYPOINT_THRESHOLD,
+    POINT_COLOR,
+    as_keypoint_array,
+    is_drawn,
+    keypoints_of_annotations,
+    skeleton_lines,
+)
 from .palette import generate_palette
 from .structures import Boxes, BoxMode, Instances
 
@@ -24,56 +35,24 @@ LINE_WIDTH, MIN_LINE_WIDTH = 1 / 250, 2
 FONT_SIZE, MIN_FONT_SIZE = 1 / 40, 11
 # Objects flatter than this many text lines get a smaller label, so that it does not hide them.
 SMALL_OBJECT_LINES, SMALL_FONT, MIN_SMALL_FONT = 2.0, 0.8, 9
+# Fraction of a skeleton's longer side that its lines are wide at most.
+SKELETON_LINE_WIDTH = 1 / 40
 SHADOW = (0, 0, 0)
 SHADOW_ALPHA = 90
 TEXT_BACKGROUND_ALPHA = 200
 # Part of a text's width that lies to the left of its position.
 ALIGNMENTS = {"left": 0.0, "center": 0.5, "right": 1.0}
-LABEL_ALPHA = 225
-# A label avoids objects of up to this many times its own area; it cannot hide a larger object.
-AVOIDED_OBJECT_AREA = 4
-# Overlapping labels are both unreadable: this many times worse than a label hiding an object.
-LABEL_OVERLAP_COST = 4
-
-
-# Left, top, right, bottom; right and bottom are exclusive.
-Rectangle = tuple[int, int, int, int]
-# RGB in 0 to 255.
-Color = tuple[int, int, int]
-
-
-class ColorMode(Enum):
-    """How the picture is coloured. Objects of one class have one colour in all modes."""
-
-    IMAGE = 0
-    """The image as it is."""
-    SEGMENTATION = 1
-    """The image as it is."""
-    IMAGE_BW = 2
-    """The image in grey outside of the boxes."""
-
-
-class VisImage:
-    """A finished picture."""
-
-    def __init__(self, image: Image.Image):
-        self._image = image
-
-    def get_image(self) -> np.ndarray:
-        """uint8 (H, W, 3), RGB."""
-        return np.array(self._image)
-
-    def save(self, filepath: str | os.PathLike) -> None:
-        """Writes the picture; the format follows the extension.
-
-        Raises:
-            ValueError: unknown extension.
-        """
-        self._image.save(filepath)
+MASK_ALPHA = 0.5
+# Where the background is grey, or colours say the class, the masks need less or more colour.
+MASK_ALPHAS = {ColorMode.IMAGE: MASK_ALPHA, ColorMode.SEGMENTATION: 0.8, ColorMode.IMAGE_BW: 0.3}
 
 
 class Visualizer:
-    """Draws boxes onto a copy of one image. Repeated calls draw onto the same picture."""
+    """Draws objects onto a copy of one image. Repeated calls draw onto the same picture.
+
+    Attributes:
+        keypoint_threshold: keypoints with a score or visibility up to this are not drawn.
+    """
 
     def __init__(
         self,
@@ -86,8 +65,8 @@ class Visualizer:
         """
         Args:
             img_rgb: (H, W, 3), RGB, in 0 to 255.
-            metadata: metadata of the dataset; `thing_classes` (names) and `thing_colors` (RGB in 0 to 255) are
-                used if present.
+            metadata: metadata of the dataset. Used if present: `thing_classes` (names), `thing_colors` (RGB in 0 to
+                255), `keypoint_names`, and `keypoint_connection_rules` (name, name, RGB in 0 to 255 of each line).
             scale: size of the picture relative to the image.
             font_size_scale: size of labels relative to the usual size.
 
@@ -106,6 +85,9 @@ class Visualizer:
         self._mode = instance_mode
         self._names: Sequence[str] = _from_metadata(metadata, "thing_classes")
         self._colors: Sequence[Sequence[int]] = _from_metadata(metadata, "thing_colors")
+        self._keypoint_names: Sequence[str] = _from_metadata(metadata, "keypoint_names")
+        self._keypoint_rules: Sequence[Sequence] = _from_metadata(metadata, "keypoint_connection_rules")
+        self.keypoint_threshold = KEYPOINT_THRESHOLD
         side = (size[0] * size[1]) ** 0.5
         self._line_width = max(round(side * LINE_WIDTH), MIN_LINE_WIDTH)
         self._font_size = max(round(max(side * FONT_SIZE, MIN_FONT_SIZE) * font_size_scale), 1)
@@ -115,66 +97,174 @@ class Visualizer:
         """Draws detections, labelled with class and score.
 
         Args:
-            predictions: with `pred_boxes`, and optionally `scores` and `pred_classes`; on any device.
+            predictions: N detections on any device. Each of these fields may be missing: `pred_boxes`, `scores`,
+                `pred_classes`, `pred_masks` (bool (N, H, W), or EncodedMasks) and `pred_keypoints` (N, J, 3).
         """
-        boxes = predictions.pred_boxes if predictions.has("pred_boxes") else None
+        boxes, masks, keypoints = (
+            predictions.get(name) if predictions.has(name) else None
+            for name in ("pred_boxes", "pred_masks", "pred_keypoints")
+        )
         labels = [""] * len(predictions)
         colors = None
         if predictions.has("pred_classes"):
             classes = predictions.pred_classes.tolist()
             labels = [self._class_name(class_id) for class_id in classes]
-            colors = self._class_colors(classes)
+            colors = self._object_colors(classes, masks is not None)
         if predictions.has("scores"):
             scores = predictions.scores.tolist()
             labels = [f"{label} {score:.0%}".strip() for label, score in zip(labels, scores, strict=True)]
-        return self.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors)
+        return self.overlay_instances(
+            boxes=boxes, labels=labels, masks=masks, keypoints=keypoints, assigned_colors=colors,
+            alpha=self._mask_alpha(),
+        )  # fmt: skip
 
     def draw_dataset_dict(self, dic: dict) -> VisImage:
-        """Draws the annotations of a dataset dict, labelled with their class."""
+        """Draws the annotations of a dataset dict, labelled with their class.
+
+        Each annotation may have a `bbox`, a `segmentation` (polygons or RLE) and `keypoints` (3 J numbers).
+        """
         annotations = dic.get("annotations", [])
-        boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        masks = [a.get("segmentation") or None for a in annotations]
+        has_masks = any(mask is not None for mask in masks)
+        classes = [a["category_id"] for a in annotations]
         labels = [self._class_name(a["category_id"]) + (" (crowd)" if a.get("iscrowd", 0) else "") for a in annotations]
-        colors = self._class_colors([a["category_id"] for a in annotations])
-        return self.overlay_instances(boxes=np.array(boxes), labels=labels, assigned_colors=colors)
+        boxes = [
+            BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) if "bbox" in a else [np.nan] * 4
+            for a in annotations
+        ]
+        return self.overlay_instances(
+            boxes=np.array(boxes), labels=labels, masks=masks if has_masks else None,
+            keypoints=keypoints_of_annotations(annotations), assigned_colors=self._object_colors(classes, has_masks),
+            alpha=self._mask_alpha(),
+        )  # fmt: skip
 
     def overlay_instances(
         self,
         *,
         boxes: Boxes | torch.Tensor | np.ndarray | None = None,
         labels: Sequence[str] | None = None,
-        masks: None = None,
-        keypoints: None = None,
+        masks: Any = None,
+        keypoints: Any = None,
         assigned_colors: Sequence | None = None,
+        alpha: float = MASK_ALPHA,
     ) -> VisImage:
-        """Draws boxes, large ones first, then the labels.
+        """Draws N objects: masks, boxes, keypoints, then labels; masks and boxes from the largest to the smallest.
 
-        Boxes wholly outside of the image, or with a NaN or infinite coordinate, are left out.
+        Boxes wholly outside of the image, or with a NaN or infinite coordinate, are left out, as are empty masks.
 
         Args:
             boxes: N boxes XYXY, shape (N, 4).
             labels: N texts; an empty one draws no label.
-            masks, keypoints: only None; this engine draws boxes.
+            masks: PolygonMasks, BitMasks or EncodedMasks; a bool array or tensor (N, H, W); or a list of N masks, each
+                an array (H, W), a COCO RLE dict, a list of polygons, or None. All in pixels of the image.
+            keypoints: Keypoints, a tensor or an array (N, J, 3): x, y, and score or visibility.
             assigned_colors: N colours: RGB with values in 0 to 1, or names of matplotlib. Default: the colours
                 of the palette, in order.
+            alpha: of the masks; 0 is transparent, 1 hides what lies below.
 
         Raises:
-            ValueError: the numbers of boxes, labels and colours differ, or a colour is illegal; masks or keypoints.
+            ValueError: numbers of objects that differ, an illegal colour, or a mask of another size than the image.
         """
-        if masks is not None or keypoints is not None:
-            raise ValueError("the lite engine draws boxes only; leave masks and keypoints out, or run on Detectron2")
-        corners = _as_array(boxes)
-        if assigned_colors is None:
-            assigned_colors = _as_fractions(generate_palette(len(corners)))
-        labels = [""] * len(corners) if labels is None else labels
-        if not len(corners) == len(labels) == len(assigned_colors):
-            raise ValueError(
-                f"found {len(corners)} boxes, {len(labels)} labels and {len(assigned_colors)} colours: "
-                "each box needs one of each"
-            )
-        colors = [_as_bytes(color) for color in assigned_colors]
-        visible = self._visible(corners)
-        self._draw(self._to_pixels(corners[visible]), [labels[i] for i in visible], [colors[i] for i in visible])
+        masks = None if masks is None else as_mask_list(masks)
+        points = None if keypoints is None else as_keypoint_array(keypoints)
+        corners = None if boxes is None else as_box_array(boxes)
+        given = {"boxes": corners, "masks": masks, "keypoints": points, "labels": labels, "colours": assigned_colors}
+        count = common_count({name: len(values) for name, values in given.items() if values is not None})
+        colors = as_fractions(generate_palette(count)) if assigned_colors is None else assigned_colors
+        colors = [as_bytes(color) for color in colors]
+        extents = object_extents(count, corners, masks, points, self._image_size, self.keypoint_threshold)
+        visible = self._visible(extents)
+        order = sorted(visible.tolist(), key=lambda i: -np.prod(extents[i, 2:] - extents[i, :2]))
+        shown = self._to_pixels(extents[visible])
+        rectangles = dict(zip(visible.tolist(), shown, strict=True))
+        if self._mode is ColorMode.IMAGE_BW:
+            shapes = (mask_shape(mask, self._image_size, self._canvas.size) for mask in masks or ())
+            self._canvas = grey_outside(self._canvas, shown if masks is None else [], shapes)
+        for index in order if masks is not None else ():
+            self._draw_mask(masks[index], colors[index], colors[index], alpha)
+        draw = ImageDraw.Draw(self._canvas, "RGBA")
+        for index in order if corners is not None else ():
+            if np.isfinite(corners[index]).all():
+                self._draw_box(draw, rectangles[index], colors[index])
+        for row in points if points is not None else ():
+            self._draw_keypoints(row)
+        self._draw_labels(rectangles, [""] * count if labels is None else labels, colors)
         return self.get_output()
+
+    def draw_binary_mask(
+        self,
+        binary_mask: np.ndarray | torch.Tensor,
+        color: Any = None,
+        *,
+        edge_color: Any = None,
+        text: str | None = None,
+        alpha: float = MASK_ALPHA,
+        area_threshold: float = 10,
+    ) -> VisImage:
+        """Draws one mask with its outline.
+
+        Args:
+            binary_mask: (H, W), bool or numbers, of which those other than 0 are the object.
+            color: RGB with values in 0 to 1, or a name of matplotlib; default: the first of the palette.
+            edge_color: of the outline; default: that of the mask.
+            text: written in the middle of the mask.
+            alpha: 0 is transparent, 1 hides what lies below.
+            area_threshold: connected parts of fewer pixels are not drawn.
+
+        Raises:
+            ValueError: a mask of another size than the image, or an illegal colour.
+        """
+        color = as_bytes(as_fractions(generate_palette(1))[0] if color is None else color)
+        mask = without_small_parts(binary_mask, self._image_size, area_threshold)
+        self._draw_mask(mask, color, color if edge_color is None else as_bytes(edge_color), alpha)
+        if text and mask.any():
+            middle = np.median(np.argwhere(mask), axis=0)[::-1]
+            self.draw_text(text, middle, color=as_fractions([color])[0])
+        return self.get_output()
+
+    def draw_polygon(
+        self, segment: np.ndarray | Sequence, color: Any, edge_color: Any = None, alpha: float = MASK_ALPHA
+    ) -> VisImage:
+        """Draws one filled polygon with its outline.
+
+        Args:
+            segment: (P, 2), x and y of at least three points.
+            color: RGB with values in 0 to 1, or a name of matplotlib.
+            edge_color: of the outline; default: that of the polygon.
+            alpha: 0 is transparent, 1 hides what lies below.
+
+        Raises:
+            ValueError: fewer than three points, or an illegal colour.
+        """
+        color = as_bytes(color)
+        self._draw_mask([segment], color, color if edge_color is None else as_bytes(edge_color), alpha)
+        return self.get_output()
+
+    def draw_and_connect_keypoints(self, keypoints: np.ndarray | torch.Tensor) -> VisImage:
+        """Draws the keypoints of one object whose score or visibility is above `keypoint_threshold`.
+
+        The metadata's `keypoint_names` and `keypoint_connection_rules` say which are joined. If they contain the nose,
+        shoulders and hips of a person, the middle of the shoulders is joined to the nose and the middle of the hips.
+
+        Args:
+            keypoints: (J, 3), x, y, and score or visibility.
+
+        Raises:
+            ValueError: another number of keypoints than of names.
+        """
+        self._draw_keypoints(as_keypoint_array(keypoints[None])[0])
+        return self.get_output()
+
+    def _draw_keypoints(self, keypoints: np.ndarray) -> None:
+        drawn = is_drawn(keypoints, self.keypoint_threshold)
+        lines = skeleton_lines(keypoints, drawn, self._keypoint_names, self._keypoint_rules)
+        if drawn.any():
+            scale = np.array(self._canvas.size) / self._image_size
+            lines = [(start * scale, end * scale, color) for start, end, color in lines]
+            points = keypoints[drawn, :2] * scale
+            # Thinner on small objects, whose points would hide each other.
+            width = min(self._line_width, max(round(np.ptp(points, axis=0).max() * SKELETON_LINE_WIDTH), 1))
+            paint_points_and_lines(self._canvas, points, POINT_COLOR, lines, width)
 
     def draw_box(
         self, box_coord: Sequence[float], alpha: float = 0.5, edge_color: Any = "g", line_style: str = "-"
@@ -192,10 +282,10 @@ class Visualizer:
         """
         if line_style != "-":
             raise ValueError(f"line_style is {line_style!r}; the lite engine draws solid lines only: '-'")
-        corners = _as_array(box_coord)
+        corners = as_box_array(box_coord)
         draw = ImageDraw.Draw(self._canvas, "RGBA")
         for rectangle in self._to_pixels(corners[self._visible(corners)]):
-            self._draw_box(draw, rectangle, _as_bytes(edge_color), alpha)
+            self._draw_box(draw, rectangle, as_bytes(edge_color), alpha)
         return self.get_output()
 
     def draw_text(
@@ -222,11 +312,11 @@ class Visualizer:
         """
         if horizontal_alignment not in ALIGNMENTS:
             raise ValueError(f"horizontal_alignment is {horizontal_alignment!r}; legal values: {', '.join(ALIGNMENTS)}")
-        font = _font(self._font_size if font_size is None else max(round(font_size), 1))
+        font = load_font(self._font_size if font_size is None else max(round(font_size), 1))
         pad = max(font.size // 5, 2)
-        color = _as_bytes(color)
+        color = as_bytes(color)
         _, _, width, height = ImageDraw.Draw(self._canvas).textbbox((0, 0), text, font=font)
-        background = (0, 0, 0) if _luminance(color) > 0.18 else (255, 255, 255)
+        background = (0, 0, 0) if luminance(color) > 0.18 else (255, 255, 255)
         label = Image.new(
             "RGBA", (round(width) + 2 * pad, round(height) + 2 * pad), (*background, TEXT_BACKGROUND_ALPHA)
         )
@@ -246,16 +336,21 @@ class Visualizer:
         inside = (corners[:, 2:] >= 0).all(axis=1) & (corners[:, :2] <= self._image_size).all(axis=1)
         return np.flatnonzero(inside & np.isfinite(corners).all(axis=1))
 
-    def _draw(self, rectangles: list[Rectangle], labels: list[str], colors: list[Color]) -> None:
-        if self._mode is ColorMode.IMAGE_BW:
-            self._grey_outside(rectangles)
-        draw = ImageDraw.Draw(self._canvas, "RGBA")
-        for index in sorted(range(len(rectangles)), key=lambda i: -_area(rectangles[i])):
-            self._draw_box(draw, rectangles[index], colors[index])
+    def _draw_mask(self, mask: Any, color: Color, edge_color: Color, alpha: float) -> None:
+        shape = mask_shape(mask, self._image_size, self._canvas.size)
+        if shape is not None:
+            paint_mask(self._canvas, shape, color, alpha)
+            paint_outlines(self._canvas, shape, edge_color, max(self._line_width // 2, 1))
+
+    def _draw_labels(self, rectangles: dict[int, Rectangle], labels: Sequence[str], colors: list[Color]) -> None:
+        sizes = (self._font_size, max(round(self._font_size * SMALL_FONT), self._min_small_font))
         placed: list[Rectangle] = []
-        for rectangle, label, color in zip(rectangles, labels, colors, strict=True):
-            if label:
-                placed.append(self._draw_label(draw, rectangle, label, color, rectangles, placed))
+        for index, rectangle in rectangles.items():
+            if labels[index]:
+                is_small = rectangle[3] - rectangle[1] < SMALL_OBJECT_LINES * self._font_size
+                font = load_font(sizes[is_small])
+                others = list(rectangles.values())
+                placed.append(draw_label(self._canvas, rectangle, labels[index], colors[index], font, others, placed))
 
     def get_output(self) -> VisImage:
         """The picture as it is now."""
@@ -264,10 +359,19 @@ class Visualizer:
     def _class_name(self, class_id: int) -> str:
         return self._names[class_id] if 0 <= class_id < len(self._names) else str(class_id)
 
+    def _mask_alpha(self) -> float:
+        # Palette colours need no strength to be recognised, since they say the class only within one picture.
+        by_palette = self._mode is ColorMode.SEGMENTATION and not self._colors
+        return MASK_ALPHA if by_palette else MASK_ALPHAS[self._mode]
+
+    def _object_colors(self, classes: Sequence[int], has_masks: bool) -> list[tuple[float, ...]] | None:
+        is_by_object = has_masks and self._mode is not ColorMode.SEGMENTATION
+        return None if is_by_object else self._class_colors(classes)
+
     def _class_colors(self, classes: Sequence[int]) -> list[tuple[float, ...]]:
         palette = generate_palette(max([0, *classes]) + 1)
         colors = [self._colors[c] if 0 <= c < len(self._colors) else palette[c] for c in classes]
-        return _as_fractions(colors)
+        return as_fractions(colors)
 
     def _to_pixels(self, corners: np.ndarray) -> list[Rectangle]:
         """Boxes (N, 4) of the image in whole pixels of the picture, clipped to it, each at least one pixel."""
@@ -277,12 +381,6 @@ class Visualizer:
         end = np.clip(scaled[:, 1], first + 1, size)
         return [tuple(row) for row in np.concatenate([first, end], axis=1).astype(int).tolist()]
 
-    def _grey_outside(self, rectangles: list[Rectangle]) -> None:
-        grey = self._canvas.convert("L").convert("RGB")
-        for rectangle in rectangles:
-            grey.paste(self._canvas.crop(rectangle), rectangle)
-        self._canvas = grey
-
     def _draw_box(self, draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, alpha: float = 1.0) -> None:
         left, top, right, bottom = rectangle
         # The thin shadow outside keeps the line visible on a background of the same colour.
@@ -290,104 +388,6 @@ class Visualizer:
         width = min(self._line_width, (min(right - left, bottom - top) + 1) // 2)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=(*color, round(alpha * 255)), width=width)
 
-    def _draw_label(
-        self,
-        draw: ImageDraw.ImageDraw,
-        rectangle: Rectangle,
-        label: str,
-        color: Color,
-        objects: list[Rectangle],
-        placed: list[Rectangle],
-    ) -> Rectangle:
-        """Draws a label where it hides least of the objects and of the labels in `placed`; returns its rectangle."""
-        height = rectangle[3] - rectangle[1]
-        is_small = height < SMALL_OBJECT_LINES * self._font_size
-        font = _font(max(round(self._font_size * SMALL_FONT), self._min_small_font) if is_small else self._font_size)
-        pad = max(font.size // 5, 2)
-        label = _shorten(label, font, self._canvas.width - 2 * pad)
-        ascent, descent = font.getmetrics()
-        box_size = (min(round(font.getlength(label)) + 2 * pad, self._canvas.width), ascent + descent + pad)
-        spot = _best_spot(rectangle, box_size, self._canvas.size, objects, placed)
-        draw.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=(*color, LABEL_ALPHA))
-        text_color = (0, 0, 0) if _luminance(color) > 0.36 else (255, 255, 255)
-        draw.text((spot[0] + pad, spot[1] + pad // 2), label, fill=text_color, font=font)
-        return spot
-
-
-def _best_spot(
-    rectangle: Rectangle,
-    size: tuple[int, int],
-    canvas: tuple[int, int],
-    objects: list[Rectangle],
-    placed: list[Rectangle],
-) -> Rectangle:
-    """The place that hides least: above the object, inside at the top, below, inside at the bottom; left or right."""
-    (x0, y0, x1, y1), (width, height) = rectangle, size
-    largest = AVOIDED_OBJECT_AREA * width * height
-    small = [other for other in objects if _area(other) <= largest]
-    best, least_hidden = None, None
-    for y in (y0 - height, y0, y1, y1 - height):
-        for x in (x0, x1 - width):
-            left = max(min(x, canvas[0] - width), 0)
-            top = max(min(y, canvas[1] - height), 0)
-            spot = (left, top, left + width, top + height)
-            hidden = sum(_overlap(spot, other) for other in small)
-            hidden += LABEL_OVERLAP_COST * sum(_overlap(spot, other) for other in placed)
-            if least_hidden is None or hidden < least_hidden:
-                best, least_hidden = spot, hidden
-    return best
-
-
-def _area(rectangle: Rectangle) -> int:
-    return (rectangle[2] - rectangle[0]) * (rectangle[3] - rectangle[1])
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> int:
-    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-
-
-def _shorten(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if font.getlength(label) <= width:
-        return label
-    while label and font.getlength(label + "…") > width:
-        label = label[:-1]
-    return label + "…" if label else ""
-
-
-@functools.lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib ships this font, so labels look the same on every machine.
-    import matplotlib  # here, because its import delays the start of every run
-
-    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(path, size)
-
-
-def _luminance(color: Color) -> float:
-    """Relative luminance in 0 to 1 (ITU-R BT.709 weights, gamma 2.2)."""
-    red, green, blue = ((value / 255) ** 2.2 for value in color)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
 
 def _from_metadata(metadata: Any, name: str) -> Sequence:
     return (metadata.get(name, None) if metadata is not None else None) or []
-
-
-def _as_array(boxes: Boxes | torch.Tensor | np.ndarray | None) -> np.ndarray:
-    if boxes is None:
-        return np.zeros((0, 4))
-    if isinstance(boxes, Boxes):
-        boxes = boxes.tensor
-    if isinstance(boxes, torch.Tensor):
-        boxes = boxes.detach().cpu().numpy()
-    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _as_fractions(colors: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
-    return [tuple(value / 255 for value in color) for color in colors]
-
-
-def _as_bytes(color: Any) -> Color:
-    from matplotlib.colors import to_rgb  # here, because its import delays the start of every run
-
-    return tuple(round(255 * value) for value in to_rgb(color))

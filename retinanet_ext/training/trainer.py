@@ -29,7 +29,7 @@ from retinanet_ext.d2 import (
 from retinanet_ext.data.checked_mapper import CheckedMapper
 from retinanet_ext.data.checked_records import data_counts, dataset_for_evaluation, load_checked_dicts
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
-from retinanet_ext.inference.tta import DenseDetectorWithTTA
+from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
 from retinanet_ext.machine.cpu import keep_freed_memory
 from retinanet_ext.machine.devices import check_device
 from retinanet_ext.registry import check_registered
@@ -73,8 +73,10 @@ class Trainer(DefaultTrainer):
             super().__init__(cfg)
         if ENGINE == "detectron2":
             self._use_our_step()
-        # An impossible TEST.DTYPE, COMPILE or CUDA_GRAPHS fails here, not at the first evaluation.
+        # An impossible TEST.DTYPE, COMPILE, CUDA_GRAPHS or AUG fails here, not at the first evaluation.
         check_inference_model(cfg, self.model)
+        if cfg.TEST.AUG.ENABLED:
+            check_has_boxes_only(cfg)
         if comm.is_main_process():
             write_run_record(cfg, comm.get_world_size())
             self._announce_single_checkpoint()

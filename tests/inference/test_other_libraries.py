@@ -30,7 +30,8 @@ class DotFinder(torch.nn.Module):
 
 @pytest.fixture
 def predictor():
-    words = ["MODEL.RETINANET.NUM_CLASSES", "2", "MODEL.CLASS_NAMES", "['cat', 'dot']", "MODEL.CLASS_IDS", "[17, 49]"]
+    words = ["MODEL.META_ARCHITECTURE", "FocalRetinaNet", "MODEL.RETINANET.NUM_CLASSES", "2"]
+    words += ["MODEL.CLASS_NAMES", "['cat', 'dot']", "MODEL.CLASS_IDS", "[17, 49]"]
     return Predictor(load_config(None, [*words, "INPUT.MIN_SIZE_TEST", "0", "MODEL.DEVICE", "cpu"]), DotFinder())
 
 

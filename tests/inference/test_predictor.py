@@ -28,6 +28,7 @@ class Recorder(torch.nn.Module):
 
 
 def make(batch_size=2, **settings):
+    settings = {"MODEL.META_ARCHITECTURE": "FocalRetinaNet", **settings}
     cfg = load_config(None, [word for pair in settings.items() for word in pair])
     return Predictor(cfg, Recorder(), batch_size=batch_size)
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Collection
 
+from retinanet_ext.config.class_count import num_classes_key
 from retinanet_ext.d2 import CfgNode, MetadataCatalog
 
 from ..registered_coco import is_registered_coco, set_registered_classes
 from ..registration import category_indices, check_is_registered, load_metadata
 
 NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
-ROI_NUM_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
-_TWO_STAGES = ("MaskRCNN", "GeneralizedRCNN", "PanopticFPN")
 
 
 def dataset_class_names(dataset_name: str) -> list[str]:
@@ -65,11 +64,6 @@ def config_category_ids(cfg: CfgNode) -> list[int]:
     return [ids[index] for index in range(len(names))] if set(ids) == set(range(len(names))) else []
 
 
-def num_classes_key(cfg: CfgNode) -> str:
-    """The key that the model named by MODEL.META_ARCHITECTURE takes its number of classes from."""
-    return ROI_NUM_CLASSES_KEY if cfg.MODEL.META_ARCHITECTURE in _TWO_STAGES else NUM_CLASSES_KEY
-
-
 def fill_num_classes(cfg: CfgNode, mentioned: Collection[str]) -> None:
     """Set the number of classes of the models of both kinds, with one stage and with two, to that of the datasets.
 
@@ -83,14 +77,10 @@ def fill_num_classes(cfg: CfgNode, mentioned: Collection[str]) -> None:
     """
     # The default of META_ARCHITECTURE has two stages. If the user did not choose it, the check must not depend on it.
     key = num_classes_key(cfg) if "MODEL.META_ARCHITECTURE" in mentioned else NUM_CLASSES_KEY
-    if key == ROI_NUM_CLASSES_KEY and "ROI_HEADS" not in cfg.MODEL:
-        key = NUM_CLASSES_KEY
     count = resolve_num_classes(cfg, key in mentioned, key)
     if not config_class_names(cfg):
         return
-    for section in ("RETINANET", "ROI_HEADS"):
-        if section in cfg.MODEL:
-            cfg.MODEL[section].NUM_CLASSES = count
+    cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
 
 
 def resolve_num_classes(cfg: CfgNode, num_classes_is_set: bool, key: str = NUM_CLASSES_KEY) -> int:
