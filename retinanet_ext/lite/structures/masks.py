@@ -100,9 +100,7 @@ class BitMasks:
         return self.tensor.flatten(1).any(dim=1)
 
     @staticmethod
-    def from_polygon_masks(
-        polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int
-    ) -> BitMasks:
+    def from_polygon_masks(polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int) -> BitMasks:
         """Draws the polygons of N objects; (height, width) is the size of the masks in pixels."""
         objects = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
         return BitMasks(torch.from_numpy(_rasterize(objects, height, width)))
