@@ -10,7 +10,7 @@ from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
 from .coco_file import read_coco_file
 from .doctor.record_checks import check_dataset_dicts
-from .empty_images import without_empty_images
+from .empty_images import without_empty_images, without_few_keypoints
 from .evaluation_file import Change, checked_content, write_atomically
 from .record_list import as_record_list
 from .registration import check_is_registered
@@ -43,7 +43,7 @@ _evaluation_files: dict[str, tuple[_CheckedDataset, str, str | None]] = {}
 _checked_datasets: dict[str, _CheckedDataset] = {}
 
 
-def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -> list[dict]:
+def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool, min_keypoints: int = 0) -> list[dict]:
     """Load the records of the datasets ``names`` and check them.
 
     The policies are ``DATASETS.ON_BAD_ANNOTATION``, ``ON_BAD_IMAGE`` and ``CHECK_IMAGES``. A dataset is read and
@@ -55,6 +55,7 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
         names: registered datasets.
         filter_empty: leave out images without objects (crowds do not count), as Detectron2 does in training. Records
             without the key ``annotations`` stay.
+        min_keypoints: leave out images with less labelled keypoints than this, as Detectron2 does in training.
 
     Raises:
         ValueError: ``names`` is empty, a problem falls under the policy ``error``, or no record is left.
@@ -62,12 +63,12 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
     if not names:
         raise ValueError("no dataset is named; give DATASETS.TRAIN or DATASETS.TEST the name of a registered dataset")
     records = [record for name in names for record in _checked_dataset(cfg, name).records()]
-    if not filter_empty:
-        return records
-    for name in set(names) - set(cfg.DATASETS.TEST):  # frees memory: a training set may be large, and is read only once
-        _checked_datasets.pop(name, None)
     # After the checks, because dropping bad annotations may leave an image without objects.
-    return without_empty_images(records, names)
+    if filter_empty:
+        for name in set(names) - set(cfg.DATASETS.TEST):  # frees memory: a training set may be large, and is read once
+            _checked_datasets.pop(name, None)
+        records = without_empty_images(records, names)
+    return without_few_keypoints(records, names, min_keypoints) if min_keypoints > 0 else records
 
 
 def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
