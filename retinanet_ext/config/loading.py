@@ -6,12 +6,9 @@ from contextlib import contextmanager
 
 from retinanet_ext.d2 import ENGINE, get_cfg
 from retinanet_ext.d2 import CfgNode as CN
-from retinanet_ext.data.doctor.class_ids import (
-    NUM_CLASSES_KEY,
-    config_category_ids,
-    config_class_names,
-    resolve_num_classes,
-)
+from retinanet_ext.data.doctor.class_ids import config_category_ids, config_class_names, fill_num_classes
+from retinanet_ext.data.doctor.keypoint_numbers import check_oks_sigmas, refuse_formats_without, resolve_num_keypoints
+from retinanet_ext.data.doctor.tasks import NUM_KEYPOINTS_KEY
 from retinanet_ext.data.registration import register_custom_datasets
 
 from .keys import add_retinanet_ext_config
@@ -26,8 +23,10 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         config_file: YAML with ``_BASE_`` inheritance, read by the safe loader: a path, or the name of a config that
             comes with this package, such as ``quick/retinanet.yaml``. None: defaults only.
         opts: alternating keys and values, as on the command line.
-        datasets: register ``DATASETS.CUSTOM``, and take ``MODEL.RETINANET.NUM_CLASSES`` (unless set in file or
-            opts) and ``MODEL.CLASS_NAMES``, ``CLASS_IDS`` from the data. Set to False for inference without the data.
+        datasets: register ``DATASETS.CUSTOM``, and take from the data ``NUM_CLASSES`` of ``MODEL.RETINANET`` and
+            ``MODEL.ROI_HEADS``, with keypoints also ``MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS``, and
+            ``MODEL.CLASS_NAMES``, ``CLASS_IDS``. A value in file or opts must agree with the data if the model reads
+            it. Set to False for inference without the data.
 
     Returns:
         The config, not frozen.
@@ -36,7 +35,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         FileNotFoundError: no such file.
         KeyError: a key does not exist; the message names the nearest keys.
         ValueError: a value has the wrong type or is not legal, or asks for a part that the engine does not have; the
-            classes disagree with the data.
+            classes or keypoints disagree with the data.
     """
     cfg = get_cfg()
     add_retinanet_ext_config(cfg)
@@ -65,6 +64,8 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     check_values(cfg)
     if datasets:
         _adapt_to_data(cfg, mentioned)
+    if cfg.MODEL.KEYPOINT_ON:
+        check_oks_sigmas(cfg)
     return cfg
 
 
@@ -128,6 +129,10 @@ def _refuse_ignored_box_loss(cfg: CN, overridden: Sequence[str]) -> None:
 
 def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:
     register_custom_datasets(cfg)
-    cfg.MODEL.RETINANET.NUM_CLASSES = resolve_num_classes(cfg, NUM_CLASSES_KEY in mentioned)
+    refuse_formats_without(cfg)
+    fill_num_classes(cfg, mentioned)
+    if cfg.MODEL.KEYPOINT_ON and "ROI_KEYPOINT_HEAD" in cfg.MODEL:
+        count = resolve_num_keypoints(cfg, NUM_KEYPOINTS_KEY in mentioned)
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = count
     cfg.MODEL.CLASS_NAMES = config_class_names(cfg) or cfg.MODEL.CLASS_NAMES
     cfg.MODEL.CLASS_IDS = config_category_ids(cfg) or cfg.MODEL.CLASS_IDS

@@ -10,10 +10,12 @@ from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
 from .coco_file import read_coco_file
 from .doctor.record_checks import check_dataset_dicts
-from .empty_images import without_empty_images, without_few_keypoints
+from .doctor.tasks import Tasks, tasks_of
+from .empty_images import with_keypoints_to_train, without_empty_images
 from .evaluation_file import Change, checked_content, write_atomically
 from .record_list import as_record_list
-from .registration import check_is_registered
+from .registered_coco import is_registered_coco, registered_coco_records
+from .registration import annotation_file, check_is_registered
 
 CHECKED_SUFFIX = "+checked"
 EVALUATION_FILE = "checked_annotations.json"
@@ -43,19 +45,18 @@ _evaluation_files: dict[str, tuple[_CheckedDataset, str, str | None]] = {}
 _checked_datasets: dict[str, _CheckedDataset] = {}
 
 
-def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool, min_keypoints: int = 0) -> list[dict]:
+def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -> list[dict]:
     """Load the records of the datasets ``names`` and check them.
 
     The policies are ``DATASETS.ON_BAD_ANNOTATION``, ``ON_BAD_IMAGE`` and ``CHECK_IMAGES``. A dataset is read and
-    checked once per process, and again only if these or the number of classes change, or another function is
-    registered under its name.
+    checked once per process, and again only if these, the number of classes or the tasks (MODEL.MASK_ON, KEYPOINT_ON
+    and their settings) change, or another function is registered under its name.
 
     Args:
         cfg: the config; class ids are checked against ``MODEL.RETINANET.NUM_CLASSES``.
         names: registered datasets.
-        filter_empty: leave out images without objects (crowds do not count), as Detectron2 does in training. Records
-            without the key ``annotations`` stay.
-        min_keypoints: leave out images with less labelled keypoints than this, as Detectron2 does in training.
+        filter_empty: leave out images without objects (crowds do not count), and with MODEL.KEYPOINT_ON those with
+            too few labelled keypoints, as Detectron2 does in training. Records without the key ``annotations`` stay.
 
     Raises:
         ValueError: ``names`` is empty, a problem falls under the policy ``error``, or no record is left.
@@ -63,12 +64,17 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool, m
     if not names:
         raise ValueError("no dataset is named; give DATASETS.TRAIN or DATASETS.TEST the name of a registered dataset")
     records = [record for name in names for record in _checked_dataset(cfg, name).records()]
+    if not filter_empty:
+        return records
+    for name in set(names) - set(cfg.DATASETS.TEST):  # frees memory: a training set may be large, and is read only once
+        _checked_datasets.pop(name, None)
     # After the checks, because dropping bad annotations may leave an image without objects.
-    if filter_empty:
-        for name in set(names) - set(cfg.DATASETS.TEST):  # frees memory: a training set may be large, and is read once
-            _checked_datasets.pop(name, None)
-        records = without_empty_images(records, names)
-    return without_few_keypoints(records, names, min_keypoints) if min_keypoints > 0 else records
+    records = without_empty_images(records, names)
+    return with_keypoints_to_train(records, names, _min_keypoints(cfg))
+
+
+def _min_keypoints(cfg):
+    return cfg.MODEL.get("ROI_KEYPOINT_HEAD", {}).get("MIN_KEYPOINTS_PER_IMAGE", 1) if cfg.MODEL.KEYPOINT_ON else 0
 
 
 def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
@@ -141,7 +147,8 @@ def _checked_file_content(checked: _CheckedDataset, name: str, json_file: str) -
         # Of the file's images, only those that the checks dropped. The records of some datasets are fewer on purpose.
         kept |= {image["id"] for image in content["images"]} - checked.left_out
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
-    return checked_content(content, kept, checked.changes, contiguous)
+    num_keypoints = next(s for s in checked.settings if isinstance(s, Tasks)).num_keypoints
+    return checked_content(content, kept, checked.changes, contiguous, num_keypoints)
 
 
 def _register_derived(name: str, checked: _CheckedDataset, metadata: dict) -> str:
@@ -173,20 +180,23 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
         # An evaluation cannot put another image in the place of a damaged one, and reads all images anyway.
         "decode" if cfg.DATASETS.CHECK_IMAGES == "auto" and name in cfg.DATASETS.TEST else cfg.DATASETS.CHECK_IMAGES,
         cfg.MODEL.RETINANET.NUM_CLASSES,
+        tasks_of(cfg, name),
     )
     source = DatasetCatalog.data.get(name)
     known = _checked_datasets.get(name)
     if known is not None and known.source is source and known.settings == settings:
         return known
-    on_bad_annotation, on_bad_image, check_images, num_classes = settings
+    on_bad_annotation, on_bad_image, check_images, num_classes, tasks = settings
     dicts, report = check_dataset_dicts(
-        _read(name),
+        _read(name, tasks),
         name,
         MetadataCatalog.get(name).get("thing_classes"),
         on_bad_annotation=on_bad_annotation,
         on_bad_image=on_bad_image,
         check_images=check_images,
         num_classes=num_classes,
+        tasks=tasks,
+        annotation_file=annotation_file(name),
     )
     _checked_datasets[name] = _CheckedDataset(
         source,
@@ -205,9 +215,11 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
     return _checked_datasets[name]
 
 
-def _read(name: str) -> list[dict]:
+def _read(name: str, tasks: Tasks) -> list[dict]:
     check_is_registered(name)
     try:
+        if tasks and is_registered_coco(name):
+            return registered_coco_records(name)
         return as_record_list(DatasetCatalog.get(name), name)
     except FileNotFoundError as error:
         if error.errno is None:  # raised by this package's readers, with a better message

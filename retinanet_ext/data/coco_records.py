@@ -1,5 +1,6 @@
 """Dataset records of a COCO annotation file that lose nothing of it, so that the checks see every fault."""
 
+import numbers
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -7,6 +8,8 @@ from collections.abc import Mapping
 import pycocotools.mask as mask_util
 
 from retinanet_ext.d2 import BoxMode
+
+from .doctor.run_lengths import checked_runs
 
 
 def coco_records(
@@ -26,8 +29,9 @@ def coco_records(
     Returns:
         Records with file_name, height, width, image_id, annotations. Each annotation has id, category_id,
         category_name, bbox ``[x, y, width, height]`` in pixels and bbox_mode, and if the file has them iscrowd,
-        segmentation, and keypoints. Half a pixel is added to the x and y of keypoints: COCO counts pixels, while
-        records measure from the edge of the image.
+        segmentation, keypoints and num_keypoints. Masks and keypoints that cannot be converted stay as they are. Half
+        a pixel is added to the x and y of keypoints: COCO counts pixels, while records measure from the edge of the
+        image.
     """
     grouped = defaultdict(list)
     for annotation in content["annotations"]:
@@ -46,7 +50,7 @@ def coco_records(
 
 def _converted(annotation, contiguous, category_names):
     category = annotation["category_id"]
-    new = {key: annotation[key] for key in ("id", "iscrowd") if key in annotation}
+    new = {key: annotation[key] for key in ("id", "iscrowd", "num_keypoints") if key in annotation}
     new["bbox"] = annotation.get("bbox")
     new["bbox_mode"] = BoxMode.XYWH_ABS
     new["category_id"] = contiguous.get(category, -1)
@@ -54,13 +58,23 @@ def _converted(annotation, contiguous, category_names):
     if annotation.get("segmentation"):
         new["segmentation"] = _compressed(annotation["segmentation"])
     if annotation.get("keypoints"):
-        new["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(annotation["keypoints"])]
+        new["keypoints"] = _from_the_edge(annotation["keypoints"])
     if annotation.get("ignore"):
         new["fault"] = ("flag that is not supported", f"ignore {annotation['ignore']!r}", "iscrowd, or no flag")
     return new
 
 
 def _compressed(segmentation):
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list) and "size" in segmentation:
-        return mask_util.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
+    if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list):
+        return segmentation
+    try:
+        checked_runs(segmentation)
+    except ValueError:
+        return segmentation
+    return mask_util.frPyObjects(segmentation, *segmentation["size"])
+
+
+def _from_the_edge(keypoints):
+    if not isinstance(keypoints, list) or not all(isinstance(v, numbers.Real) for v in keypoints):
+        return keypoints
+    return [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]

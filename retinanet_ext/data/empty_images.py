@@ -1,4 +1,4 @@
-"""Leave out images without objects or keypoints, as training does by default. Independent of the engine."""
+"""Leave out images without objects, as training does by default. Independent of the engine."""
 
 import logging
 from collections.abc import Sequence
@@ -33,38 +33,33 @@ def without_empty_images(records: list[dict], names: Sequence[str]) -> list[dict
     return kept
 
 
-def without_few_keypoints(records: list[dict], names: Sequence[str], minimum: int) -> list[dict]:
-    """Return the records with at least ``minimum`` labelled keypoints, counted over all their annotations.
+def with_keypoints_to_train(records: list[dict], names: Sequence[str], minimum: int) -> list[dict]:
+    """Return the records with at least `minimum` labelled keypoints, all of them if it is 0.
 
     Args:
-        records: dataset dicts; ``keypoints`` of an annotation are x, y, visibility, x, ...; visibility 0 means not
-            labelled.
+        records: dataset dicts; each object has flat `keypoints`, or none.
         names: dataset names, for the messages.
-        minimum: MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE; 0 keeps all records.
+        minimum: MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE.
 
     Raises:
         ValueError: no record is left.
     """
-    kept = [record for record in records if _labelled_keypoints(record) >= minimum]
+    if minimum <= 0:
+        return records
+    kept = [r for r in records if "annotations" not in r or _labelled(r["annotations"]) >= minimum]
     if len(kept) < len(records):
         logger.info(
-            "%d of %d images of %s have less than %d labelled keypoints and are not trained on; "
+            "%d of %d images of %s have fewer than %d labelled keypoints and are not trained on; "
             "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0 keeps them",
             len(records) - len(kept), len(records), ", ".join(names), minimum,
         )  # fmt: skip
     if not kept:
         raise ValueError(
-            f"no image of {', '.join(names)} has {minimum} labelled keypoints to train on; check that the annotations "
-            "have keypoints, or set MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0, or MODEL.KEYPOINT_ON False"
+            f"no image of {', '.join(names)} has {minimum} labelled keypoints; check the visibilities, or set "
+            "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0"
         )
     return kept
 
 
-def _labelled_keypoints(record: dict) -> int:
-    points = (annotation.get("keypoints") for annotation in record.get("annotations", ()))
-    return sum(int(visibility > 0) for values in points if values is not None for visibility in values[2::3])
-
-
-def fewest_keypoints(cfg) -> int:
-    """The number of labelled keypoints that an image of a config's training data needs; 0 without keypoints."""
-    return cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+def _labelled(annotations):
+    return sum(v > 0 for a in annotations for v in list(a.get("keypoints") or ())[2::3])

@@ -12,18 +12,24 @@ Change = tuple[Any, dict, dict | None]
 
 
 def checked_content(
-    content: dict, image_ids: Collection, changes: Sequence[Change], contiguous: Mapping[int, int]
+    content: dict,
+    image_ids: Collection,
+    changes: Sequence[Change],
+    contiguous: Mapping[int, int],
+    num_keypoints: int = 0,
 ) -> dict | None:
     """Return the content of a COCO file as the checks left it, or None if that is the content itself.
 
     Annotations without `area` get that of their box and those without `iscrowd` become single objects, because
-    pycocotools needs both. The file of a test set, without annotations, has only images to leave out.
+    pycocotools needs both. With keypoints, it needs `keypoints` and `num_keypoints` too. The file of a test
+    set, without annotations, has only images to leave out.
 
     Args:
         content: images and, except for test sets, annotations; not changed.
         image_ids: the ids of the images to evaluate.
         changes: annotations that were dropped or repaired.
         contiguous: category id -> class id.
+        num_keypoints: J if keypoints are evaluated.
     """
     images = [image for image in content["images"] if image["id"] in image_ids]
     if "annotations" not in content:
@@ -38,7 +44,7 @@ def checked_content(
         found = key if key in replaced else key[1:]
         new = annotation if found not in replaced else _repaired(annotation, replaced[found])
         if new is not None:
-            annotations.append(_completed(new))
+            annotations.append(_completed(new, num_keypoints))
     same = len(annotations) == len(content["annotations"]) and all(
         new is old for new, old in zip(annotations, content["annotations"], strict=True)
     )
@@ -69,8 +75,12 @@ def _repaired(annotation, record):
     new = dict(annotation)
     if "iscrowd" in record:
         new["iscrowd"] = record["iscrowd"]
-    if "segmentation" in new:
+    # Encoded masks are never repaired, and those of a record hold bytes, which JSON does not.
+    if "segmentation" in new and not isinstance(record.get("segmentation"), dict):
         new["segmentation"] = record.get("segmentation", [])
+    if record.get("keypoints") and "keypoints" in new:
+        new["keypoints"] = _as_in_the_file(record["keypoints"])
+        new["num_keypoints"] = sum(v > 0 for v in new["keypoints"][2::3])
     if record["bbox_mode"] == BoxMode.XYXY_ABS:  # the box was clipped; before, it was XYWH
         x0, y0, x1, y1 = record["bbox"]
         new["bbox"] = [x0, y0, x1 - x0, y1 - y0]
@@ -79,7 +89,16 @@ def _repaired(annotation, record):
     return new
 
 
-def _completed(annotation):
+def _as_in_the_file(keypoints):
+    """Pixel indices, which are 0.5 less than the coordinates of a record; 0, 0 for keypoints that are not labelled."""
+    points = [keypoints[i : i + 3] for i in range(0, len(keypoints), 3)]
+    return [value for x, y, v in points for value in ((x - 0.5, y - 0.5, v) if v else (0, 0, 0))]
+
+
+def _completed(annotation, num_keypoints):
+    if num_keypoints and annotation.get("num_keypoints") is None:
+        keypoints = annotation.get("keypoints") or [0] * (3 * num_keypoints)
+        annotation = {**annotation, "keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
     if ("area" in annotation and "iscrowd" in annotation) or not annotation.get("bbox"):
         return annotation
     return {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}

@@ -91,6 +91,22 @@ def category_indices(name: str) -> dict[int, int]:
     return {index: index for index in range(len(_yolo_names(item)))} if item["FORMAT"] == "yolo" else {}
 
 
+def custom_format(name: str) -> str | None:
+    """FORMAT of a dataset of DATASETS.CUSTOM; None for a dataset that was registered otherwise."""
+    item = MetadataCatalog.get(name).get("custom_source", None)
+    return item["FORMAT"] if item else None
+
+
+def annotation_file(name: str) -> str | None:
+    """Path of the COCO file that a registered dataset is read from; None if it has no such file on this machine."""
+    metadata = MetadataCatalog.get(name)
+    item = metadata.get("custom_source", None)
+    if item is not None and item["FORMAT"] == "coco":
+        return _existing(item["JSON"], item, "JSON")
+    path = metadata.get("json_file", None)
+    return path if item is None and path and os.path.isfile(path) else None
+
+
 def load_metadata(name: str) -> None:
     """Set the metadata that a registered dataset has when it is read, above all ``thing_classes``.
 

@@ -161,6 +161,7 @@ def _read_line(line, number, width, height, class_names):
     else:
         xs, ys = values[0::2], values[1::2]
         box = [min(xs), min(ys), max(xs), max(ys)]
+        new["segmentation"] = [[v * (width, height)[i % 2] for i, v in enumerate(values)]]
     if 0 <= new["category_id"] < len(class_names):
         new["category_name"] = class_names[new["category_id"]]
     new["bbox"] = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]

@@ -28,7 +28,6 @@ from retinanet_ext.d2 import (
 )
 from retinanet_ext.data.checked_mapper import CheckedMapper
 from retinanet_ext.data.checked_records import data_counts, dataset_for_evaluation, load_checked_dicts
-from retinanet_ext.data.empty_images import fewest_keypoints
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA
 from retinanet_ext.machine.cpu import keep_freed_memory
@@ -167,9 +166,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        dicts = load_checked_dicts(
-            cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, fewest_keypoints(cfg)
-        )
+        dicts = load_checked_dicts(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = CheckedMapper(DatasetMapper(cfg, is_train=True), cfg.DATASETS.ON_BAD_IMAGE)
         loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
         # The progress line needs this for the epoch; the engines' loaders do not know it.

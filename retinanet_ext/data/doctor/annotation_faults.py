@@ -10,15 +10,17 @@ from collections.abc import Sequence
 
 from retinanet_ext.d2 import BoxMode
 
+from .keypoint_faults import KEYPOINT_FAULTS, keypoint_fault, repaired_keypoints
+from .mask_faults import DIFFERS, MIN_POLYGON_COORDINATES, POLYGON, is_good_polygon, mask_box_fault, mask_fault
+from .tasks import BOXES, Tasks
+
 BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 # Pixels. Rounding and the VOC offset move boxes by up to a pixel, which is not a mistake.
 BOX_TOLERANCE = 1.0
-MIN_POLYGON_COORDINATES = 6  # x and y of a triangle
 OUTSIDE = "box outside the image"
 CROWD_FLAG = "iscrowd is not 0 or 1"
-POLYGON = "malformed polygon"
-# Kinds that the policies `drop` and `clip` repair where the meaning is clear.
-REPAIRABLE = (CROWD_FLAG, POLYGON)
+# Kinds that are logged, and otherwise left as they are.
+WARNINGS = (DIFFERS,)
 _CROWD_FLAGS = {None: 0, "0": 0, "1": 1}
 
 Fault = tuple[str, str, str]
@@ -26,36 +28,48 @@ Fault = tuple[str, str, str]
 
 
 def annotation_fault(
-    annotation: dict, size: tuple[int, int] | None, num_classes: int, class_names: Sequence[str] | None
+    annotation: dict,
+    size: tuple[int, int] | None,
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    tasks: Tasks = BOXES,
 ) -> Fault | None:
-    """The first fault of an annotation, or None.
+    """The first fault of an annotation, or None. Kinds in :data:`WARNINGS` come last.
 
     Args:
         annotation: its `bbox_mode` is one of :data:`BOX_MODES`.
         size: (width, height) of the image; None if unknown.
         num_classes: legal category ids are 0 to `num_classes` - 1.
         class_names: for the message.
+        tasks: masks and keypoints are examined only if they are trained.
     """
-    return (
+    fault = (
         annotation.get("fault")
         or _category_fault(annotation, num_classes, class_names)
         or _box_fault(annotation, size)
         or _crowd_fault(annotation)
-        or _polygon_fault(annotation)
+        or (mask_fault(annotation, size) if tasks.masks else _polygon_fault(annotation))
     )
+    if fault is None and tasks.num_keypoints:
+        fault = keypoint_fault(annotation, size, tasks.num_keypoints)
+    if fault is None and tasks.masks:
+        fault = mask_box_fault(annotation, _xyxy(annotation), size)
+    return fault
 
 
 def repaired_annotation(
-    annotation: dict, size: tuple[int, int] | None, num_classes: int, clip: bool
+    annotation: dict, size: tuple[int, int] | None, num_classes: int, clip: bool, tasks: Tasks = BOXES
 ) -> dict | None:
     """A copy without faults, or None if that is not possible.
 
-    An `iscrowd` of null, "0" or "1" becomes a number, malformed polygons are removed, and with `clip` a box is cut at
-    the border of the image. Arguments as for :func:`annotation_fault`.
+    An `iscrowd` of null, "0" or "1" becomes a number, malformed polygons are removed, faulty keypoints are marked as
+    not labelled, and with `clip` a box is cut at the border of the image. Arguments as for :func:`annotation_fault`.
     """
     annotation = dict(annotation)
-    while (fault := annotation_fault(annotation, size, num_classes, None)) is not None:
+    while (fault := annotation_fault(annotation, size, num_classes, None, tasks)) is not None:
         kind = fault[0]
+        if kind in WARNINGS:
+            break
         if kind == OUTSIDE and clip:
             annotation["bbox"], annotation["bbox_mode"] = _clipped(annotation, size), BoxMode.XYXY_ABS
         elif kind == CROWD_FLAG and isinstance(annotation["iscrowd"], (str, type(None))):
@@ -64,7 +78,9 @@ def repaired_annotation(
                 return None
             annotation["iscrowd"] = flag
         elif kind == POLYGON:
-            _keep_good_polygons(annotation)
+            _keep_good_polygons(annotation, is_good_polygon if tasks.masks else _is_polygon)
+        elif kind in KEYPOINT_FAULTS:
+            annotation = repaired_keypoints(annotation, size, tasks.num_keypoints)
         else:
             return None
     return annotation
@@ -146,8 +162,8 @@ def _is_polygon(polygon):
     return sized and len(polygon) >= MIN_POLYGON_COORDINATES and len(polygon) % 2 == 0
 
 
-def _keep_good_polygons(annotation):
+def _keep_good_polygons(annotation, is_good):
     segmentation = annotation.pop("segmentation")
-    good = [p for p in segmentation if _is_polygon(p)] if isinstance(segmentation, (list, tuple)) else []
+    good = [p for p in segmentation if is_good(p)] if isinstance(segmentation, (list, tuple)) else []
     if good:
         annotation["segmentation"] = good

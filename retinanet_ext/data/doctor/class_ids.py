@@ -1,10 +1,15 @@
 """Class names of the datasets of a config, and the number of classes that follows from them."""
 
+from collections.abc import Collection
+
 from retinanet_ext.d2 import CfgNode, MetadataCatalog
 
+from ..registered_coco import is_registered_coco, set_registered_classes
 from ..registration import category_indices, check_is_registered, load_metadata
 
 NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
+ROI_NUM_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
+_TWO_STAGES = ("MaskRCNN", "GeneralizedRCNN", "PanopticFPN")
 
 
 def dataset_class_names(dataset_name: str) -> list[str]:
@@ -33,6 +38,11 @@ def config_class_names(cfg: CfgNode) -> list[str]:
     datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not datasets:
         return []
+    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+        # The reader of the engine may stop at masks and keypoints whose faults the checks report by name.
+        for name in datasets:
+            if is_registered_coco(name) and MetadataCatalog.get(name).get("thing_classes", None) is None:
+                set_registered_classes(name)
     names = dataset_class_names(datasets[0])
     for other in datasets[1:]:
         other_names = dataset_class_names(other)
@@ -55,12 +65,41 @@ def config_category_ids(cfg: CfgNode) -> list[int]:
     return [ids[index] for index in range(len(names))] if set(ids) == set(range(len(names))) else []
 
 
-def resolve_num_classes(cfg: CfgNode, num_classes_is_set: bool) -> int:
-    """The value that MODEL.RETINANET.NUM_CLASSES must have for the datasets of `cfg`.
+def num_classes_key(cfg: CfgNode) -> str:
+    """The key that the model named by MODEL.META_ARCHITECTURE takes its number of classes from."""
+    return ROI_NUM_CLASSES_KEY if cfg.MODEL.META_ARCHITECTURE in _TWO_STAGES else NUM_CLASSES_KEY
+
+
+def fill_num_classes(cfg: CfgNode, mentioned: Collection[str]) -> None:
+    """Set the number of classes of the models of both kinds, with one stage and with two, to that of the datasets.
+
+    Args:
+        cfg: a config whose datasets are registered; changed.
+        mentioned: the keys that the user gave a value.
+
+    Raises:
+        ValueError: as of :func:`resolve_num_classes`, for the key that the model reads. The other key may hold any
+            value, because a config that Detectron2 has written names both.
+    """
+    # The default of META_ARCHITECTURE has two stages. If the user did not choose it, the check must not depend on it.
+    key = num_classes_key(cfg) if "MODEL.META_ARCHITECTURE" in mentioned else NUM_CLASSES_KEY
+    if key == ROI_NUM_CLASSES_KEY and "ROI_HEADS" not in cfg.MODEL:
+        key = NUM_CLASSES_KEY
+    count = resolve_num_classes(cfg, key in mentioned, key)
+    if not config_class_names(cfg):
+        return
+    for section in ("RETINANET", "ROI_HEADS"):
+        if section in cfg.MODEL:
+            cfg.MODEL[section].NUM_CLASSES = count
+
+
+def resolve_num_classes(cfg: CfgNode, num_classes_is_set: bool, key: str = NUM_CLASSES_KEY) -> int:
+    """The value that MODEL.RETINANET.NUM_CLASSES, or another `key`, must have for the datasets of `cfg`.
 
     Args:
         cfg: a config whose datasets are registered.
         num_classes_is_set: whether the user gave the key a value, in a file or on the command line.
+        key: a key of the section MODEL with a number of classes.
 
     Returns:
         The datasets' number of classes; the config's value if it names no dataset.
@@ -69,13 +108,13 @@ def resolve_num_classes(cfg: CfgNode, num_classes_is_set: bool) -> int:
         ValueError: the datasets disagree with each other or with the value that the user set.
     """
     names = config_class_names(cfg)
-    value = cfg.MODEL.RETINANET.NUM_CLASSES
+    value = cfg.MODEL[key.split(".")[1]].NUM_CLASSES
     if not names:
         return value
     if num_classes_is_set and value != len(names):
         dataset = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0]
         raise ValueError(
-            f"{NUM_CLASSES_KEY} is {value}, but dataset {dataset!r} has {len(names)} classes: {', '.join(names)}. "
+            f"{key} is {value}, but dataset {dataset!r} has {len(names)} classes: {', '.join(names)}. "
             f"Remove the key (it is then taken from the data) or set it to {len(names)}."
         )
     return len(names)

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .annotation_faults import BOX_MODES, OUTSIDE, REPAIRABLE, annotation_fault, repaired_annotation
+from .annotation_faults import BOX_MODES, CROWD_FLAG, OUTSIDE, POLYGON, WARNINGS, annotation_fault, repaired_annotation
 from .image_probe import probe_images
+from .keypoint_faults import KEYPOINT_FAULTS, with_keypoints
+from .tasks import BOXES, Tasks, refuse_tasks_without_data, task_summary
 
 ANNOTATION_KEY = "DATASETS.ON_BAD_ANNOTATION"
 IMAGE_KEY = "DATASETS.ON_BAD_IMAGE"
@@ -53,7 +55,9 @@ class Report:
     num_images: int
     num_annotations: int
     check_images: str
+    annotation_file: str | None = None
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)  # of annotations that were left as they are
     dropped_images: int = 0
     dropped_annotations: int = 0  # in images that were kept
     clipped_annotations: int = 0
@@ -81,14 +85,18 @@ def check_dataset_dicts(
     on_bad_image: str = "error",
     check_images: str = "header",
     num_classes: int | None = None,
+    tasks: Tasks = BOXES,
+    annotation_file: str | None = None,
 ) -> tuple[list[dict], Report]:
     """Check all records of a dataset.
 
     Bad images: a missing or unreadable file, more than 8 bits a channel in one channel (Pillow modes I and F), a size
     (after EXIF rotation) that differs from the record's, a repeated image id. Bad annotations: a box that is not four
     finite numbers, is inverted, has no area, or extends more than a pixel beyond the image; a category id outside
-    [0, K); an `iscrowd` other than 0 and 1; a malformed polygon; a fault that the reader found. Crowd annotations are
-    checked like the rest and kept.
+    [0, K); an `iscrowd` other than 0 and 1; a malformed polygon; a fault that the reader found. If masks are trained,
+    also an object without a mask, a mask that does not decode, is empty, has another size than the image, or lies
+    outside its box; if keypoints are trained, faults of :mod:`.keypoint_faults`. Crowd annotations are checked like the
+    rest and kept.
 
     Args:
         dicts: dataset dicts; not modified.
@@ -96,19 +104,24 @@ def check_dataset_dicts(
         class_names: for messages; None if unknown. Their number is K unless `num_classes` is given.
         on_bad_annotation: "error" raises; "drop" removes the annotation; "clip" cuts a box at the border of the image,
             and removes annotations that this does not repair. Both keep the box of an annotation with a malformed
-            polygon, without the polygon, and read an `iscrowd` of null, "0" or "1" as a number.
+            polygon, without the polygon, and read an `iscrowd` of null, "0" or "1" as a number. Both mark faulty
+            keypoints as not labelled. If masks are trained, an object that loses its last polygon is removed.
         on_bad_image: "error" raises; "drop" removes the record (of records with the same image id, all but the first).
         check_images: "header" opens each file, "decode" reads all of its pixels, "none" touches no file; "auto" decodes
             up to :data:`MAX_DECODED` images and opens more.
         num_classes: K.
+        tasks: whether masks and keypoints are trained, and so examined.
+        annotation_file: for messages.
 
     Returns:
-        The remaining records and the report. Records without problems are the same objects as in `dicts`.
+        The remaining records and the report. Records without problems are the same objects as in `dicts`. If keypoints
+        are trained, objects without keypoints have keypoints that are not labelled.
 
     Raises:
         ValueError: an unknown policy, an empty dataset, neither class names nor `num_classes`, a `bbox_mode` other
-            than XYXY_ABS and XYWH_ABS, no image left, or problems under the policy "error"; the message counts these
-            by kind, shows the first ones, and names the config keys that change the policy.
+            than XYXY_ABS and XYWH_ABS, no image left, data that do not fit the tasks, or problems under the
+            policy "error"; the message counts these by kind, shows the first ones, and names the config keys that
+            change the policy.
     """
     _check_choice("on_bad_annotation", on_bad_annotation, ANNOTATION_POLICIES)
     _check_choice("on_bad_image", on_bad_image, IMAGE_POLICIES)
@@ -121,27 +134,28 @@ def check_dataset_dicts(
         num_classes = len(class_names)
     if check_images == "auto":
         check_images = "decode" if len(dicts) <= MAX_DECODED else "header"
+    refuse_tasks_without_data(dicts, dataset_name, tasks)
     bad_images, sizes = _find_bad_images(dicts, check_images, dataset_name)
+    num_annotations = sum(len(d.get("annotations", ())) for d in dicts)
+    report = Report(dataset_name, len(dicts), num_annotations, check_images, annotation_file)
     bad_annotations = {}
     for index, record in enumerate(dicts):
-        found = _find_bad_annotations(record, sizes[index], num_classes, class_names)
+        found = _find_bad_annotations(record, sizes[index], num_classes, class_names, tasks, report)
         if found and not (index in bad_images and on_bad_image == "drop"):
             bad_annotations[index] = found
-
-    report = Report(dataset_name, len(dicts), sum(len(d.get("annotations", ())) for d in dicts), check_images)
     report.problems = [*bad_images.values(), *(p for found in bad_annotations.values() for p in found.values())]
-    _raise_if_refused(report, on_bad_annotation, on_bad_image)
+    _raise_if_refused(report, on_bad_annotation, on_bad_image, tasks)
     clean = []
     for index, record in enumerate(dicts):
         if index in bad_images:
             report.dropped_images += 1
             report.left_out.append(record.get("image_id"))
-        elif index in bad_annotations:
+            continue
+        if index in bad_annotations:
             clip = on_bad_annotation == "clip"
-            clean.append(_repaired(record, bad_annotations[index], sizes[index], num_classes, clip, report))
-        else:
-            clean.append(record)
-    _log(report)
+            record = _repaired(record, bad_annotations[index], sizes[index], num_classes, clip, tasks, report)
+        clean.append(with_keypoints(record, tasks.num_keypoints) if tasks.num_keypoints else record)
+    _log(report, task_summary(clean, tasks))
     if not clean:
         raise ValueError(f"Dataset {dataset_name!r} is empty after all of its {len(dicts)} images were dropped.")
     return clean, report
@@ -195,8 +209,8 @@ def _problem(record, kind, found, legal, annotation=None):
     return Problem(kind, record["file_name"], record.get("image_id"), annotation, str(found), legal)
 
 
-def _find_bad_annotations(record, size, num_classes, class_names):
-    """Return {index of the annotation: Problem}."""
+def _find_bad_annotations(record, size, num_classes, class_names, tasks, report):
+    """Return {index of the annotation: Problem}; append warnings to the report."""
     bad = {}
     for index, annotation in enumerate(record.get("annotations", ())):
         if annotation.get("bbox_mode") not in BOX_MODES:
@@ -206,9 +220,13 @@ def _find_bad_annotations(record, size, num_classes, class_names):
                 f"bbox_mode is {annotation.get('bbox_mode')!r}; legal: BoxMode.XYXY_ABS and BoxMode.XYWH_ABS. "
                 "Correct the function that makes the records of this dataset."
             )
-        fault = annotation_fault(annotation, size, num_classes, class_names)
+        fault = annotation_fault(annotation, size, num_classes, class_names, tasks)
         if fault is not None:
-            bad[index] = _problem(record, *fault, annotation=_name(index, annotation, record))
+            problem = _problem(record, *fault, annotation=_name(index, annotation, record))
+            if fault[0] in WARNINGS:
+                report.warnings.append(problem)
+            else:
+                bad[index] = problem
     return bad
 
 
@@ -218,7 +236,7 @@ def _name(index, annotation, record):
     return f"{index} (id {annotation['id']})" if "id" in annotation else str(index)
 
 
-def _raise_if_refused(report, on_bad_annotation, on_bad_image):
+def _raise_if_refused(report, on_bad_annotation, on_bad_image, tasks):
     refused, remedies = [], []
     if on_bad_image == "error":
         refused += [p for p in report.problems if p.annotation is None]
@@ -228,28 +246,40 @@ def _raise_if_refused(report, on_bad_annotation, on_bad_image):
         bad = [p for p in report.problems if p.annotation is not None]
         if bad:
             refused += bad
-            remedies.append(f"{ANNOTATION_KEY} drop leaves these annotations out")
-        if any(p.kind in REPAIRABLE for p in bad):
-            remedies[-1] += ", keeps the box of a malformed polygon, and reads iscrowd null, '0' and '1' as numbers"
+            remedies.append(_drop_remedy({p.kind for p in bad}, tasks))
         if any(p.kind == OUTSIDE for p in bad):
             remedies.append(f"{ANNOTATION_KEY} clip cuts boxes at the border of the image")
     if not refused:
         return
     counts = Counter(p.kind for p in refused).most_common()
     lines = [f"Dataset {report.dataset_name!r} has {len(refused)} problems in {report.num_images} images:"]
+    if report.annotation_file:
+        lines.append(f"  (annotation file {report.annotation_file})")
     lines += [f"  {count} x {kind}" for kind, count in counts]
     lines += [f"The first {min(_SHOWN, len(refused))}:"] + [f"  {p}" for p in refused[:_SHOWN]]
     raise ValueError("\n".join(lines + ["Correct the data, or set a policy: " + "; ".join(remedies) + "."]))
 
 
-def _repaired(record, bad, size, num_classes, clip, report):
+def _drop_remedy(kinds, tasks):
+    """What the policy `drop` does about these kinds of annotations."""
+    text = f"{ANNOTATION_KEY} drop leaves these annotations out"
+    if POLYGON in kinds:
+        text += ", keeps " + ("the other polygons of the object" if tasks.masks else "the box of a malformed polygon")
+    if CROWD_FLAG in kinds:
+        text += ", reads iscrowd null, '0' and '1' as numbers"
+    if kinds & set(KEYPOINT_FAULTS):
+        text += ", keeps the box of faulty keypoints and marks these as not labelled"
+    return text
+
+
+def _repaired(record, bad, size, num_classes, clip, tasks, report):
     """A copy of the record with its bad annotations removed or replaced by repaired copies."""
     kept = []
     for index, annotation in enumerate(record["annotations"]):
         if index not in bad:
             kept.append(annotation)
             continue
-        new = repaired_annotation(annotation, size, num_classes, clip)
+        new = repaired_annotation(annotation, size, num_classes, clip, tasks)
         report.changes.append((record.get("image_id"), annotation, new))
         if new is None:
             report.dropped_annotations += 1
@@ -262,18 +292,24 @@ def _repaired(record, bad, size, num_classes, clip, report):
     return {**record, "annotations": kept}
 
 
-def _log(report):
+def _log(report, summary):
+    if report.warnings:
+        logger.warning(
+            "Dataset %r: %d annotations are kept as they are, although they look wrong. The first %d:\n%s",
+            report.dataset_name, len(report.warnings), min(_SHOWN, len(report.warnings)),
+            "\n".join(f"  {problem}" for problem in report.warnings[:_SHOWN]),
+        )  # fmt: skip
     if not report.problems:
         logger.info(
-            "Dataset %r: %d images (%s) with %d annotations checked, no problems.",
-            report.dataset_name, report.num_images, _HOW_READ[report.check_images], report.num_annotations,
+            "Dataset %r: %d images (%s) with %d annotations checked, no problems.%s",
+            report.dataset_name, report.num_images, _HOW_READ[report.check_images], report.num_annotations, summary,
         )  # fmt: skip
         return
     counts = ", ".join(f"{count} x {kind}" for kind, count in report.counts().items())
     lines = "\n".join(f"  {problem}" for problem in report.problems)
     logger.warning(
-        "Dataset %r: %s. Dropped %d of %d images; of %d annotations dropped %d and clipped %d, otherwise repaired %d:"
-        "\n%s",
+        "Dataset %r: %s. Dropped %d of %d images; of %d annotations dropped %d and clipped %d, otherwise repaired %d."
+        "%s\n%s",
         report.dataset_name, counts, report.dropped_images, report.num_images, report.num_annotations,
-        report.dropped_annotations, report.clipped_annotations, report.repaired_annotations, lines,
+        report.dropped_annotations, report.clipped_annotations, report.repaired_annotations, summary, lines,
     )  # fmt: skip

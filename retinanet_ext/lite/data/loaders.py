@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from retinanet_ext.data.empty_images import fewest_keypoints, without_empty_images, without_few_keypoints
+from retinanet_ext.data.empty_images import with_keypoints_to_train, without_empty_images
 from retinanet_ext.data.record_list import as_record_list
 from retinanet_ext.machine.processes import images_per_process
 
@@ -64,7 +64,7 @@ def get_detection_dataset_dicts(
     if check_consistency:
         _check_same_classes(names)
     records = without_empty_images(records, names) if filter_empty else records
-    return without_few_keypoints(records, names, min_keypoints) if min_keypoints > 0 else records
+    return with_keypoints_to_train(records, names, min_keypoints)
 
 
 def _source(name: str) -> str:
@@ -94,7 +94,7 @@ def _train_loader_from_config(
         dataset = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=fewest_keypoints(cfg),
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         )
     return {
         "dataset": dataset,
