@@ -191,8 +191,8 @@ def _write_split(root, split, count, seed, image_size, options):
 def _annotation(shape, annotation_id, image_id):
     """One shape as a COCO annotation; boxes are XYWH.
 
-    COCO measures boxes and polygons from the edge of the image, but counts pixels for keypoints: the centre of the first
-    pixel is 0, and readers add the half pixel.
+    COCO measures boxes and polygons from the edge of the image, but counts pixels for keypoints: the centre of the
+    first pixel is 0, and readers add the half pixel.
     """
     x0, y0, x1, y1 = (float(v) for v in shape.box_xyxy())
     x, y = shape.polygon.T

@@ -297,6 +297,8 @@ def test_annotations_that_do_not_fit_together():
         instances(triangle, bits)
     with pytest.raises(ValueError, match="'polygons'; legal: polygon, bitmask"):
         instances(triangle, mask_format="polygons")
+    with pytest.raises(ValueError, match=r"\(24, 36\) .*several sizes: \[\(20, 36\), \(24, 36\)\]"):
+        instances(triangle, bits[:20], mask_format="bitmask")
     assert instances(triangle, bits, mask_format="bitmask").gt_masks.nonempty().tolist() == [True, False]
     points = [_annotation(keypoints=[1, 2, 2]), _annotation(keypoints=[1, 2, 2] * 2)]
     with pytest.raises(ValueError, match=r"different numbers of keypoints: \[1, 2\]"):

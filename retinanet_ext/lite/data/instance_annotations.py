@@ -148,13 +148,14 @@ def masks_to_instances(
     """Masks of N objects in one image.
 
     Args:
-        segmentations: what :func:`transform_segmentation` returns for each object, or masks of a record.
+        segmentations: what :func:`transform_segmentation` returns for each object, or masks of a record; at least one.
         image_size: (height, width).
-        mask_format: ``polygon`` gives ``PolygonMasks`` and takes polygons only; ``bitmask`` gives ``BitMasks`` of the
-            image's size and takes any mask.
+        mask_format: ``polygon`` gives ``PolygonMasks`` and takes polygons only; ``bitmask`` gives ``BitMasks`` and
+            takes any mask; polygons are drawn at the image's size.
 
     Raises:
-        ValueError: another ``mask_format``, a mask that is not polygons with ``polygon``, or a malformed polygon.
+        ValueError: another ``mask_format``, a mask that is not polygons with ``polygon``, a malformed polygon, or
+            masks of different sizes.
     """
     if mask_format not in MASK_FORMATS:
         raise ValueError(f"mask_format (INPUT.MASK_FORMAT) is {mask_format!r}; legal: {', '.join(MASK_FORMATS)}")
@@ -166,13 +167,11 @@ def masks_to_instances(
                 "needs; set INPUT.MASK_FORMAT bitmask, which takes polygons, run lengths and arrays"
             )
         return PolygonMasks(segmentations)
-    masks = np.zeros((len(segmentations), *image_size), dtype=bool)
-    for mask, segmentation in zip(masks, segmentations):
-        if isinstance(segmentation, list):
-            bits = polygons_to_bitmask(segmentation, *image_size)
-        else:
-            bits = _bits_of(segmentation)
-        if bits.shape != mask.shape:
-            raise ValueError(f"a mask has the size {bits.shape} (height, width), but its image {tuple(image_size)}")
-        mask[:] = bits
-    return BitMasks(torch.from_numpy(masks))
+    masks = [
+        polygons_to_bitmask(segmentation, *image_size) if isinstance(segmentation, list) else _bits_of(segmentation)
+        for segmentation in segmentations
+    ]
+    sizes = sorted({mask.shape for mask in masks})
+    if len(sizes) > 1:
+        raise ValueError(f"the masks of an image of {tuple(image_size)} (height, width) have several sizes: {sizes}")
+    return BitMasks(torch.from_numpy(np.stack(masks).astype(bool)))
