@@ -43,6 +43,8 @@ setup(
         "tqdm>=4.64",
         "tabulate>=0.9",
         "safetensors>=0.4",
+        # fvcore cuts polygons with it, where a crop is part of the augmentation.
+        "shapely>=2.0",
     ],
     extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1"], "scale": ["ray>=2.9"]},
     entry_points={"console_scripts": ["retinanet-ext = retinanet_ext.cli.main:main"]},

@@ -9,7 +9,7 @@ from retinanet_ext.d2 import CfgNode as CN
 from retinanet_ext.data.doctor.class_ids import config_category_ids, config_class_names, fill_num_classes
 from retinanet_ext.data.doctor.keypoint_numbers import check_oks_sigmas, refuse_formats_without, resolve_num_keypoints
 from retinanet_ext.data.doctor.tasks import NUM_KEYPOINTS_KEY
-from retinanet_ext.data.keypoint_skeleton import dataset_skeleton
+from retinanet_ext.data.keypoint_metadata import dataset_skeleton
 from retinanet_ext.data.registration import register_custom_datasets
 
 from .keys import add_retinanet_ext_config

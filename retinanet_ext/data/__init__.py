@@ -3,10 +3,10 @@
 In reading order:
 
 - ``registration.py``: registers the data sets that the config lists in `DATASETS.CUSTOM`
-- ``keypoint_skeleton.py``: names of keypoints, and the lines between them
 - ``coco_file.py``: reads and checks a COCO annotation file
 - ``coco_records.py``: turns a COCO annotation file into records that keep its faults for the checks
 - ``registered_coco.py``: the same for files that others registered
+- ``keypoint_metadata.py``: names, mirror pairs and lines of the keypoints of COCO data
 - ``voc.py``: reads data in Pascal VOC layout
 - ``yolo.py``: reads data in YOLO layout
 - ``parts.py``: divides a data set into parts, for training and validation

@@ -3,12 +3,24 @@
 import logging
 from collections.abc import Callable
 
-from retinanet_ext.d2 import SizeMismatchError
+from retinanet_ext.d2 import CfgNode, DatasetMapper, SizeMismatchError
 
 from .doctor.image_probe import IMAGE_ERRORS
 from .doctor.record_checks import CHECK_KEY, IMAGE_KEY, IMAGE_POLICIES
 
 logger = logging.getLogger(__name__)
+
+
+def mapper_for_test(cfg: CfgNode) -> DatasetMapper:
+    """The engine's mapper of a config, for images without ground truth.
+
+    With MODEL.KEYPOINT_ON, Detectron2's mapper asks the training data for their flip map even then, and they may not be
+    on this machine.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.KEYPOINT_ON = False
+    return DatasetMapper(cfg, is_train=False)
 
 
 class CheckedMapper:

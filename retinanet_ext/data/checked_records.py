@@ -187,7 +187,7 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
     known = _checked_datasets.get(name)
     if known is not None and known.source is source and known.settings == settings:
         return known
-    on_bad_annotation, on_bad_image, check_images, num_classes, tasks = settings
+    on_bad_annotation, on_bad_image, check_images, class_count, tasks = settings
     dicts, report = check_dataset_dicts(
         _read(name, tasks),
         name,
@@ -195,7 +195,7 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
         on_bad_annotation=on_bad_annotation,
         on_bad_image=on_bad_image,
         check_images=check_images,
-        num_classes=num_classes,
+        num_classes=class_count,
         tasks=tasks,
         annotation_file=annotation_file(name),
     )

@@ -20,7 +20,7 @@ from .shape_drawing import CLASS_NAMES, KEYPOINT_NAMES, SKELETON, Shape, draw_sa
 
 MANIFEST = "shapes_manifest.json"
 # Raise this number when the same arguments no longer give the same pixels and annotations.
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 MIN_IMAGE_SIZE = 64
 _JPEG_QUALITY = 95
 
@@ -189,7 +189,11 @@ def _write_split(root, split, count, seed, image_size, options):
 
 
 def _annotation(shape, annotation_id, image_id):
-    """One shape as a COCO annotation; boxes are XYWH."""
+    """One shape as a COCO annotation; boxes are XYWH.
+
+    COCO measures boxes and polygons from the edge of the image, but counts pixels for keypoints: the centre of the
+    first pixel is 0, and readers add the half pixel.
+    """
     x0, y0, x1, y1 = (float(v) for v in shape.box_xyxy())
     x, y = shape.polygon.T
     area = 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
@@ -201,6 +205,6 @@ def _annotation(shape, annotation_id, image_id):
         "area": round(area, 2),
         "iscrowd": 0,
         "segmentation": [[float(v) for v in shape.polygon.reshape(-1)]],
-        "keypoints": [int(v) if k % 3 == 2 else float(v) for k, v in enumerate(shape.keypoints.reshape(-1))],
+        "keypoints": [int(v) if k % 3 == 2 else float(v) - 0.5 for k, v in enumerate(shape.keypoints.reshape(-1))],
         "num_keypoints": len(KEYPOINT_NAMES),
     }

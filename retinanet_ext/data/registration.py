@@ -12,7 +12,8 @@ Each item is a mapping with upper-case keys::
 
 `CLASSES` is an optional list of the names with ids 0, 1, ... Without it, COCO data use the categories of their file,
 sorted by id, VOC data the sorted names of all annotation files, and YOLO data the names in ``data.yaml`` or
-``classes.txt``. `PART` takes a part of the images, see ``parts.py``.
+``classes.txt``. `PART` takes a part of the images, see ``parts.py``. The keys of keypoints are in
+``keypoint_metadata.py``.
 
 A relative path is looked for first in the folder that the environment variable DETECTRON2_DATASETS names, if set, then
 in the working directory. A path that starts with ``~`` counts as absolute.
@@ -32,6 +33,7 @@ from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
 from .coco_file import SECTIONS, parse_coco_file, read_coco_file, sample
 from .coco_records import coco_records
+from .keypoint_metadata import KEYPOINT_KEYS, checked_keypoint_keys, keypoint_metadata
 from .parts import checked_part, records_of_part
 from .voc import ANNOTATIONS, load_voc, voc_class_names
 from .voc import IMAGES as VOC_IMAGES
@@ -46,10 +48,11 @@ _REQUIRED = {
     "yolo": ("NAME", "FORMAT", "ROOT"),
 }
 _OPTIONAL = {
-    "coco": ("CLASSES", "PART"),
+    "coco": ("CLASSES", "PART", *KEYPOINT_KEYS),
     "voc": ("SPLIT", "ANNOTATIONS", "IMAGES", "CLASSES", "PART"),
     "yolo": ("SPLIT", "IMAGES", "LABELS", "CLASSES", "PART"),
 }
+_OF_OTHER_TYPES = ("CLASSES", "PART", *KEYPOINT_KEYS)  # values that are not strings
 logger = logging.getLogger(__name__)
 
 
@@ -136,13 +139,14 @@ def _checked_item(item, where):
     missing = [key for key in _REQUIRED[kind] if key not in item]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}; FORMAT {kind} needs {', '.join(_REQUIRED[kind])}.")
-    for key in (key for key in legal if key in item and key not in ("CLASSES", "PART")):
+    for key in (key for key in legal if key in item and key not in _OF_OTHER_TYPES):
         if not isinstance(item[key], str) or not item[key]:
             raise ValueError(f"{where}: {key} must be a non-empty string, found {item[key]!r}.")
     if "CLASSES" in item:
         item["CLASSES"] = _checked_classes(item["CLASSES"], where)
     if "PART" in item:
         item["PART"] = checked_part(item["PART"], where)
+    item.update(checked_keypoint_keys(item, where))
     for key in PATH_KEYS[kind]:
         item[key] = _paths_to_try(item[key])
     return item
@@ -192,6 +196,11 @@ def _register(item):
     metadata.set(custom_source=item, evaluator_type="coco")
     if "CLASSES" in item:
         metadata.set(thing_classes=item["CLASSES"])
+    if "KEYPOINT_NAMES" in item:
+        known = keypoint_metadata(item, [])
+        if "KEYPOINT_SKELETON" not in item:  # the annotation file may have one
+            del known["keypoint_connection_rules"]
+        metadata.set(**known)
     DatasetCatalog.register(name, lambda: _LOAD[item["FORMAT"]](item))
 
 
@@ -271,7 +280,7 @@ def _describe_coco(item):
     names = item.get("CLASSES") or list(categories.values())
     contiguous = _indices(categories, item)
     metadata = MetadataCatalog.get(item["NAME"])
-    metadata.set(thing_classes=names, image_root=images)
+    metadata.set(thing_classes=names, image_root=images, **keypoint_metadata(item, _used_categories(item, names)))
     if len(contiguous) == len(categories) == len(names):
         # If the classes differ from the file's, the evaluator must convert the records instead of reading the file.
         metadata.set(thing_dataset_id_to_contiguous_id=contiguous)
@@ -299,6 +308,14 @@ _DESCRIBE = {"coco": _describe_coco, "voc": _describe_voc, "yolo": _describe_yol
 
 def _categories(item):
     """{id: name} of the categories in the item's annotation file, sorted by id."""
+    return {category["id"]: category["name"] for category in _file_categories(item)}
+
+
+def _used_categories(item, names):
+    return [category for category in _file_categories(item) if category["name"] in names]
+
+
+def _file_categories(item):
     json_file = _existing(item["JSON"], item, "JSON")
     status = os.stat(json_file)
     return _coco_categories(json_file, status.st_mtime_ns, status.st_size)
@@ -311,7 +328,7 @@ def _indices(categories, item):
 
 @lru_cache(maxsize=32)
 def _coco_categories(json_file, mtime_ns, size):
-    """Check the references in the file and return {id: name}, sorted by id. The result is cached: do not edit it.
+    """Check the references in the file and return its categories, sorted by id. The result is cached: do not edit it.
 
     A run asks for the same file several times; `mtime_ns` and `size` are in the cache key to detect a changed file.
     """
@@ -319,8 +336,8 @@ def _coco_categories(json_file, mtime_ns, size):
     if not content["categories"]:
         raise ValueError(f"{json_file}: categories is empty; list the id and the name of each class there.")
     # Some tools write a numeric class name as a number instead of a string.
-    categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
-    if len(set(categories.values())) != len(categories):
+    categories = [{**c, "name": str(c["name"])} for c in sorted(content["categories"], key=lambda c: c["id"])]
+    if len({category["name"] for category in categories}) != len(categories):
         raise ValueError(f"{json_file}: the names of the categories must be unique, found {content['categories']}.")
     images = {image["id"] for image in content["images"]}
     lost = [a["id"] for a in content["annotations"] if a["image_id"] not in images]

@@ -26,7 +26,7 @@ from retinanet_ext.d2 import (
     get_event_storage,
     hooks,
 )
-from retinanet_ext.data.checked_mapper import CheckedMapper
+from retinanet_ext.data.checked_mapper import CheckedMapper, mapper_for_test
 from retinanet_ext.data.checked_records import data_counts, dataset_for_evaluation, load_checked_dicts
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
@@ -179,7 +179,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg, dataset_name: str):
         dicts = load_checked_dicts(cfg, [dataset_name], filter_empty=False)
         # Here no other image may replace an unreadable one, because it would be evaluated twice.
-        mapper = CheckedMapper(DatasetMapper(cfg, is_train=False), on_bad_image="error")
+        mapper = CheckedMapper(mapper_for_test(cfg), on_bad_image="error")
         return build_detection_test_loader(dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod

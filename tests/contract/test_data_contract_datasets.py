@@ -5,7 +5,7 @@ import json
 import pytest
 
 from retinanet_ext.lite import data as lite_data
-from retinanet_ext.lite.data.builtin_datasets import COCO_SPLITS
+from retinanet_ext.lite.data.builtin_datasets import COCO_KEYPOINT_SPLITS, COCO_SPLITS
 
 REASON = "Detectron2 is not installed: nothing to compare with"
 d2_data = pytest.importorskip("detectron2.data", reason=REASON)
@@ -83,6 +83,20 @@ def test_builtin_names(name):
     assert name in lite_data.DatasetCatalog
 
 
+def test_builtin_keypoint_names():
+    theirs = {name for name in d2_data.DatasetCatalog.list() if name.startswith("keypoints_coco_")}
+    assert set(COCO_KEYPOINT_SPLITS) == theirs
+
+
+@pytest.mark.parametrize("name", sorted(COCO_KEYPOINT_SPLITS))
+def test_builtin_keypoint_metadata(name):
+    ours, theirs = lite_data.MetadataCatalog.get(name).as_dict(), d2_data.MetadataCatalog.get(name).as_dict()
+    lines = [[(a, b) for a, b, _ in metadata["keypoint_connection_rules"]] for metadata in (ours, theirs)]
+    for key in (*theirs.keys() - {"keypoint_connection_rules"}, "keypoint_names"):
+        assert ours[key] == theirs[key]
+    assert {frozenset(line) for line in lines[0]} == {frozenset(line) for line in lines[1]}
+
+
 @pytest.mark.parametrize("filter_empty", [True, False])
 def test_dataset_dicts(shared_data, fresh_name, filter_empty):
     root = shared_data / "coco_mini"
@@ -94,6 +108,24 @@ def test_dataset_dicts(shared_data, fresh_name, filter_empty):
     assert ours == theirs
     # The filter removes something, because not every image shows a person.
     assert (len(ours) < len(json.loads(json_file.read_text())["images"])) == filter_empty
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+@pytest.mark.parametrize("minimum", [1, 10, 30])
+def test_images_with_few_keypoints(shared_data, fresh_name, minimum, filter_empty):
+    root = shared_data / "coco_mini"
+    json_file = root / "annotations" / "person_keypoints_val2017.json"
+    for engine, load in ((lite_data, lite_data.load_coco_json), (d2_data, d2_datasets.load_coco_json)):
+        engine.DatasetCatalog.register(fresh_name, lambda load=load: load(str(json_file), str(root / "val2017")))
+    arguments = {"filter_empty": filter_empty, "min_keypoints": minimum}
+    ours = lite_data.get_detection_dataset_dicts(fresh_name, **arguments)
+    theirs = d2_data.get_detection_dataset_dicts(fresh_name, check_consistency=False, **arguments)
+    assert ours == theirs
+    # Independent of both: COCO states the number of labelled keypoints of each annotation.
+    labelled = {}
+    for annotation in json.loads(json_file.read_text())["annotations"]:
+        labelled[annotation["image_id"]] = labelled.get(annotation["image_id"], 0) + annotation["num_keypoints"]
+    assert {r["image_id"] for r in ours} <= {image for image, count in labelled.items() if count >= minimum}
 
 
 @ENGINES

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from retinanet_ext.data.coco_records import coco_records
 from retinanet_ext.data.generated_shapes import make_sample, write_shapes
 from retinanet_ext.data.shape_drawing import (
     CLASS_NAMES,
@@ -235,3 +236,17 @@ def test_impossible_numbers_of_objects_are_refused(tmp_path, arguments):
     with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
         write_shapes(tmp_path / "set", 1, 1, image_size=64, **arguments)
     assert not (tmp_path / "set").exists()
+
+
+def test_keypoints_are_read_where_they_were_drawn(tmp_path):
+    """COCO counts pixels: the centre of pixel 0 is 0 in the file, and 0.5 in records."""
+    write_shapes(tmp_path, num_train=3, num_val=1, image_size=64, seed=5)
+    coco = json.loads((tmp_path / "annotations" / "shapes_train.json").read_text())
+    contiguous = {k + 1: k for k in range(len(CLASS_NAMES))}
+    records = coco_records(coco, str(tmp_path), contiguous, {})
+    for index, record in enumerate(records):
+        drawn = [shape.keypoints for shape in make_sample(5, "train", index, 64)[1]]
+        read = [np.reshape(annotation["keypoints"], (-1, 3)) for annotation in record["annotations"]]
+        assert len(read) == len(drawn)
+        np.testing.assert_allclose(read, drawn, atol=1e-6)
+    assert any(record["annotations"] for record in records)

@@ -141,12 +141,20 @@ def test_a_sampler_with_its_own_seed_keeps_it(records):
     assert (loader.seed, loader.sampler.seed) == (4, 1)
 
 
-@pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON"])
-def test_annotations_that_are_not_read_are_refused(key):
+def test_a_mapper_of_keypoints_needs_the_flip_map_of_its_training_data():
     cfg = get_cfg()
-    cfg.MODEL[key] = True
-    with pytest.raises(ValueError, match=f"MODEL.{key} is True.*boxes only"):
+    cfg.MODEL.KEYPOINT_ON = True
+    cfg.DATASETS.TRAIN = ("coco_2017_train",)
+    with pytest.raises(AttributeError, match="coco_2017_train.*no 'keypoint_names'"):
         DatasetMapper(cfg, is_train=True)
+    DatasetMapper(cfg, is_train=False)  # reads no keypoints
+    cfg.DATASETS.TRAIN = ("keypoints_coco_2017_train",)
+    assert DatasetMapper(cfg, is_train=True).keypoint_hflip_indices[:3] == [0, 2, 1]
+
+
+def test_boxes_are_made_from_masks_only_where_masks_are_used():
+    with pytest.raises(ValueError, match="recompute_boxes.*needs use_instance_mask"):
+        DatasetMapper(True, augmentations=[], image_format="BGR", recompute_boxes=True)
 
 
 def test_global_random_states_are_left_alone(records):

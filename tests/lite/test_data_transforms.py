@@ -249,16 +249,60 @@ def test_transformed_annotation():
     assert annotation == before
     # xywh 6, 4, 12, 8 is x 6..18, y 4..12; the crop moves it to x -4..8 and keeps 0..5.
     assert new["bbox"].tolist() == [0, 4, 5, 12] and new["bbox_mode"] == BoxMode.XYXY_ABS
-    # Segmentation and keypoints are removed, because untransformed values would be wrong.
-    assert set(new) == {"bbox", "bbox_mode", "category_id", "iscrowd"}
+    # The triangle's corners 6, 4 and 18, 4 and 18, 12 move to x -4 and 8: of it, the trapezium between x 0 and 5 is
+    # left, whose lower side falls by 2 pixels in 3.
+    (polygon,) = new["segmentation"]
+    corners = {tuple(point) for point in polygon.reshape(-1, 2).round(9).tolist()}
+    assert corners == {(0, 4), (5, 4), (5, 10), (0, round(4 + 8 / 3, 9))}
+    assert new["keypoints"].tolist() == [[0, 0, 0]]  # outside the crop
 
 
-def test_arguments_for_masks_and_keypoints_change_nothing():
-    annotation = _annotation(segmentation=[[6, 4, 18, 4, 18, 12]])
+def test_mirrored_mask_and_keypoints():
+    annotation = _annotation(segmentation=[[6, 4, 18, 4, 18, 12]], keypoints=[6, 4, 2, 18, 4, 1, 0, 0, 0])
     arguments = (annotation, [T.HFlipTransform(36)], (24, 36))
-    moved = detection_utils.transform_instance_annotations(*arguments, keypoint_hflip_indices=None)
+    moved = detection_utils.transform_instance_annotations(*arguments, keypoint_hflip_indices=[1, 0, 2])
     instances = detection_utils.annotations_to_instances([moved], (24, 36), mask_format="polygon")
     assert instances.gt_boxes.tensor.tolist() == [[18, 4, 30, 12]]
+    assert instances.gt_masks.polygons[0][0].tolist() == [30, 4, 18, 4, 18, 12]
+    # Left and right have changed places; a point that is not labelled stays 0, 0, 0.
+    assert instances.gt_keypoints.tensor.tolist() == [[[18, 4, 1], [30, 4, 2], [0, 0, 0]]]
+    for indices in (None, [0, 1]):
+        with pytest.raises(ValueError, match="mirrored.*3 keypoints.*keypoint_hflip_indices.*None|for 2 points"):
+            detection_utils.transform_instance_annotations(*arguments, keypoint_hflip_indices=indices)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ("6,4", "'6,4' .str. is of no known form; legal: a list of polygons"),
+        ({"size": [24, 36]}, "is of no known form"),
+        (np.ones((20, 36), bool), r"mask.*\(20, 36\).*\(24, 36\)"),
+    ],
+)
+def test_segmentations_that_cannot_be_read(segmentation, message):
+    annotation = _annotation(segmentation=segmentation)
+    with pytest.raises(ValueError, match=message):
+        detection_utils.transform_instance_annotations(annotation, [T.NoOpTransform()], (24, 36))
+
+
+def test_annotations_that_do_not_fit_together():
+    def instances(*segmentations, mask_format="polygon"):
+        annotations = [_annotation(**({} if s is None else {"segmentation": s})) for s in segmentations]
+        return detection_utils.annotations_to_instances(annotations, (24, 36), mask_format)
+
+    triangle, bits = [[6, 4, 18, 4, 18, 12]], np.zeros((24, 36), np.uint8)
+    with pytest.raises(ValueError, match="1 of the 2 annotations of an image have no 'segmentation'.*annotation 1"):
+        instances(triangle, None)
+    with pytest.raises(ValueError, match="mask of object 1 .*not made of polygons.*INPUT.MASK_FORMAT bitmask"):
+        instances(triangle, bits)
+    with pytest.raises(ValueError, match="'polygons'; legal: polygon, bitmask"):
+        instances(triangle, mask_format="polygons")
+    with pytest.raises(ValueError, match=r"\(24, 36\) .*several sizes: \[\(20, 36\), \(24, 36\)\]"):
+        instances(triangle, bits[:20], mask_format="bitmask")
+    assert instances(triangle, bits, mask_format="bitmask").gt_masks.nonempty().tolist() == [True, False]
+    points = [_annotation(keypoints=[1, 2, 2]), _annotation(keypoints=[1, 2, 2] * 2)]
+    with pytest.raises(ValueError, match=r"different numbers of keypoints: \[1, 2\]"):
+        detection_utils.annotations_to_instances(points, (24, 36))
 
 
 def test_integer_boxes_keep_their_fraction():

@@ -7,6 +7,7 @@ In reading order:
 - ``coco_json.py``: reads records from a COCO annotation file
 - ``dataset_mapper.py``: turns a record into the input of a detector
 - ``detection_utils.py``: the steps of a mapper
+- ``instance_annotations.py``: masks and keypoints of a record under the transforms of its image
 - ``transforms``: augmentation
 - ``samplers.py``: the order in which records are drawn
 - ``train_loader.py``: turns records into the batches of a training run

@@ -1,8 +1,9 @@
-"""COCO's detection sets under their usual names. Importing this module registers them.
+"""COCO's detection and keypoint sets under their usual names. Importing this module registers them.
 
 Files are expected below ``$DETECTRON2_DATASETS`` (``datasets`` if unset), as
 ``coco/annotations/instances_<split>.json`` (``image_info_<split>.json`` for the test sets, whose annotations are
-not published) and ``coco/<split>/``. No file is read before a set is used.
+not published), ``person_keypoints_<split>.json`` beside them, and ``coco/<split>/``. No file is read before a set is
+used.
 """
 
 import os
@@ -39,8 +40,25 @@ COCO_SPLITS = {
 }
 
 
+COCO_KEYPOINT_NAMES = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
+# Pairs of numbers in COCO_KEYPOINT_NAMES (from 0) between which a line is drawn.
+COCO_SKELETON = (
+    (3, 1), (4, 2), (1, 0), (0, 2), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (11, 12), (11, 13), (12, 14), (13, 15),
+    (14, 16),
+)  # fmt: skip
+COCO_KEYPOINT_SPLITS = {
+    f"keypoints_{name}": (json_file.replace("instances_", "person_keypoints_"), image_root)
+    for name, (json_file, image_root) in COCO_SPLITS.items()
+    if "instances_" in json_file
+}
+
+
 def register_all_coco(root: str) -> None:
-    """Register every set of :data:`COCO_SPLITS` with its files below ``root``."""
+    """Register all sets of :data:`COCO_SPLITS` and :data:`COCO_KEYPOINT_SPLITS`, with their files below ``root``."""
     colors = [list(color) for color in generate_palette(len(COCO_CLASSES))]
     for name, (json_file, image_root) in COCO_SPLITS.items():
         metadata = {
@@ -49,6 +67,20 @@ def register_all_coco(root: str) -> None:
             "thing_colors": colors,
         }
         register_coco_instances(name, metadata, os.path.join(root, json_file), os.path.join(root, image_root))
+    for name, (json_file, image_root) in COCO_KEYPOINT_SPLITS.items():
+        metadata = _person_keypoints()
+        register_coco_instances(name, metadata, os.path.join(root, json_file), os.path.join(root, image_root))
+
+
+def _person_keypoints() -> dict:
+    names = COCO_KEYPOINT_NAMES
+    colors = generate_palette(len(COCO_SKELETON))
+    return {
+        "thing_classes": ["person"],
+        "keypoint_names": names,
+        "keypoint_flip_map": tuple((n, n.replace("left", "right")) for n in names if n.startswith("left")),
+        "keypoint_connection_rules": [(names[a], names[b], tuple(c)) for (a, b), c in zip(COCO_SKELETON, colors)],
+    }
 
 
 if "coco_2017_train" not in DatasetCatalog:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from retinanet_ext.data.empty_images import without_empty_images
+from retinanet_ext.data.empty_images import with_keypoints_to_train, without_empty_images
 from retinanet_ext.data.record_list import as_record_list
 from retinanet_ext.machine.processes import images_per_process
 
@@ -36,7 +36,7 @@ TRAINING_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 def get_detection_dataset_dicts(
-    names: str | Sequence[str], filter_empty: bool = True, *, check_consistency: bool = True
+    names: str | Sequence[str], filter_empty: bool = True, min_keypoints: int = 0, *, check_consistency: bool = True
 ) -> list[dict]:
     """Records of one or more registered datasets, concatenated.
 
@@ -44,6 +44,7 @@ def get_detection_dataset_dicts(
         names: dataset name or names.
         filter_empty: leave out images without annotations, or with crowd regions only. Records without the
             key ``annotations`` stay.
+        min_keypoints: leave out images with less labelled keypoints than this, counted over all their annotations.
         check_consistency: require the same ``thing_classes`` of all datasets.
 
     Raises:
@@ -62,7 +63,8 @@ def get_detection_dataset_dicts(
         records += found
     if check_consistency:
         _check_same_classes(names)
-    return without_empty_images(records, names) if filter_empty else records
+    records = without_empty_images(records, names) if filter_empty else records
+    return with_keypoints_to_train(records, names, min_keypoints)
 
 
 def _source(name: str) -> str:
@@ -89,7 +91,11 @@ def _train_loader_from_config(
 ) -> dict:
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     if dataset is None:
-        dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        dataset = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        )
     return {
         "dataset": dataset,
         "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
