@@ -1,4 +1,4 @@
-"""Tensor operations on boxes. Imports only torch and torchvision.
+"""Operations on boxes and masks. Imports no engine.
 
 Boxes are ``(x1, y1, x2, y2)`` in continuous pixel coordinates: a box from pixel 3 to pixel 5 inclusive is
 ``[3, 6)`` and has width 3; the centre of the image's first pixel lies at 0.5.
@@ -7,12 +7,26 @@ In reading order:
 
 - ``box_math.py``: areas, overlaps, and boxes as offsets from anchors
 - ``nms.py``: non-maximum suppression: class-wise, and of many boxes in blocks
+- ``mask_pasting.py``: predicted masks put into the image: the method, and its fast forms
+- ``encoded_masks.py``: the masks of an image as run lengths
 """
 
 from .box_math import Box2BoxTransform, box_areas, pairwise_iou
+from .encoded_masks import EncodedMasks
+from .mask_pasting import encode_pasted_masks, paste_masks
 from .nms import batched_nms, nms_in_blocks
 
-__all__ = ["Box2BoxTransform", "batched_nms", "box_areas", "dense_focal_loss", "nms_in_blocks", "pairwise_iou"]
+__all__ = [
+    "Box2BoxTransform",
+    "EncodedMasks",
+    "batched_nms",
+    "box_areas",
+    "dense_focal_loss",
+    "encode_pasted_masks",
+    "nms_in_blocks",
+    "pairwise_iou",
+    "paste_masks",
+]
 
 
 def __getattr__(name: str):
