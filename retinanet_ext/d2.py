@@ -81,7 +81,7 @@ if ENGINE == "detectron2":
             )
             from detectron2.modeling.backbone.fpn import LastLevelP6P7
             from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
-            from detectron2.structures import Boxes, BoxMode, ImageList, Instances
+            from detectron2.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints, PolygonMasks
             from detectron2.utils import comm
             from detectron2.utils.events import (
                 EventStorage,
@@ -143,7 +143,7 @@ else:
     from retinanet_ext.lite.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
     from retinanet_ext.lite.logger import setup_logger
     from retinanet_ext.lite.meta_arch import META_ARCH_REGISTRY, build_model, detector_postprocess
-    from retinanet_ext.lite.structures import Boxes, BoxMode, ImageList, Instances
+    from retinanet_ext.lite.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints, PolygonMasks
     from retinanet_ext.lite.visualizer import ColorMode, Visualizer
 
 logging.getLogger(__name__).info("retinanet_ext runs on the engine %r", ENGINE)

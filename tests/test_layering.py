@@ -119,7 +119,7 @@ def test_every_name_of_the_seam_is_used():
             if isinstance(node, ast.ImportFrom) and node.module == "retinanet_ext.d2":
                 used.update(alias.name for alias in node.names)
     # For users' own code, which should not need to know the engine either.
-    promised = {"DefaultPredictor", "EventStorage", "ColorMode"}
+    promised = {"DefaultPredictor", "EventStorage", "ColorMode", "BitMasks", "PolygonMasks", "Keypoints"}
     assert exported - used <= promised
 
 
@@ -135,6 +135,7 @@ def test_both_engines_give_the_seam_the_same_names():
 # Not used by the package: users of Detectron2 call these in mappers, trainers and notebooks of their own.
 PROMISED_BY_LITE = {"transform_instance_annotations", "annotations_to_instances", "draw_dataset_dict"}
 PROMISED_BY_LITE |= {"DefaultPredictor", "CallbackHook", "inside_box", "get_centers"}
+PROMISED_BY_LITE |= {"from_polygon_masks", "polygons_to_bitmask"}
 PROMISED_BY_LITE |= {"RandomApply", "RandomRotation", "ColorTransform", "reduce_dict"}
 PROMISED_BY_LITE |= {"RandomBrightness", "RandomContrast", "RandomSaturation", "draw_box", "draw_text"}
 # Named by configs.
