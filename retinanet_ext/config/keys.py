@@ -48,6 +48,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RETINANET.MATCHER.ATSS = CN()
     cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK = 9
     _add_cls_loss_keys(cfg)
+    _add_mask_head_keys(cfg)
     # Name of the box loss in BOX_LOSS_REGISTRY; if empty, Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
@@ -82,6 +83,12 @@ def _add_cls_loss_keys(cfg: CN) -> None:
     # varifocal: weight of the background entries.
     cfg.MODEL.RETINANET.CLS_LOSS.VARIFOCAL = CN()
     cfg.MODEL.RETINANET.CLS_LOSS.VARIFOCAL.ALPHA = 0.75
+
+
+def _add_mask_head_keys(cfg: CN) -> None:
+    # MLPMaskHead only: number of hidden fully connected layers, and their outputs.
+    cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
 
 
 def _add_run_keys(cfg: CN) -> None:
