@@ -49,6 +49,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK = 9
     _add_cls_loss_keys(cfg)
     _add_stage_loss_keys(cfg)
+    _add_mask_head_keys(cfg)
     # Name of the box loss in BOX_LOSS_REGISTRY; if empty, Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
@@ -118,6 +119,12 @@ def _add_stage_loss_keys(cfg: CN) -> None:
     # Name of the box head's box loss, as MODEL.RPN.BOX_LOSS.NAME.
     cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS = CN()
     cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS.NAME = ""
+
+
+def _add_mask_head_keys(cfg: CN) -> None:
+    # MLPMaskHead only: number of hidden fully connected layers, and their outputs.
+    cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
 
 
 def _add_run_keys(cfg: CN) -> None:

@@ -6,5 +6,9 @@ In reading order:
 - ``proposals.py``: from the first stage's raw outputs to the boxes that the second stage looks at
 - ``sampling.py``: which anchors or boxes take part in a loss
 - ``stage_losses.py``: the losses of both stages, by config
+- ``mask_head.py``: from the features of RoIs to masks: convolutional, fully connected, with a softmax over classes
+- ``mask_loss.py``: losses of masks, and the masks they are compared with
+- ``keypoint_head.py``: from the features of RoIs to a heatmap for each keypoint, and its loss
+- ``keypoint_heatmaps.py``: keypoints as positions in a heatmap, and back
 - ``shared_count.py``: the count that a loss is divided by, shared by all processes
 """
