@@ -6,4 +6,5 @@ In reading order:
 - ``proposals.py``: from the first stage's raw outputs to the boxes that the second stage looks at
 - ``sampling.py``: which anchors or boxes take part in a loss
 - ``stage_losses.py``: the losses of both stages, by config
+- ``shared_count.py``: the count that a loss is divided by, shared by all processes
 """

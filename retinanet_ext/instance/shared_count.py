@@ -1,0 +1,23 @@
+"""The count that a loss is divided by, shared by the processes of a distributed run."""
+
+import torch
+import torch.distributed as dist
+
+
+def average_over_processes(count: torch.Tensor | int | float, device: torch.device | str) -> torch.Tensor:
+    """The average of ``count`` over the processes, a float32 scalar on ``device``, above 0.
+
+    A sum of losses divided by it, and then averaged over the processes, is the loss of the joint batch. If no process
+    counts anything, all sums are 0, and so are the losses: the joint count is taken as at least 1.
+
+    Every process must call this in every step, because the processes exchange their counts here.
+
+    Args:
+        count: how many things this process's losses are summed over: a number or a scalar tensor.
+        device: device of the losses.
+    """
+    total = torch.as_tensor(count, dtype=torch.float32, device=device).detach().clone()
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes > 1:
+        dist.all_reduce(total)
+    return total.clamp(min=1) / processes
