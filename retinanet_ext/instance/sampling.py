@@ -34,14 +34,14 @@ def subsample_labels(
 
 def subsample_batch(
     labels: torch.Tensor, num_samples: int, positive_fraction: float, background: int
-) -> tuple[torch.Tensor, int]:
+) -> torch.Tensor:
     """:func:`subsample_labels` for each image of a batch, in order, with equal draws; waits for the device three times.
 
     Args:
         labels: ``(N, R)`` integers; the other arguments are those of :func:`subsample_labels`.
 
     Returns:
-        Labels ``(N, R)``, -1 outside the sample; and how many labels of the batch are in the sample.
+        Labels ``(N, R)``, -1 outside the sample.
     """
     kinds = (_foreground(labels, background), labels == background)
     counts = torch.stack([kind.sum(dim=1) for kind in kinds], dim=1).tolist()
@@ -52,11 +52,10 @@ def subsample_batch(
         chosen += [index[offset + part] for index, offset, part in zip(found, start, order)]
         start = [offset + count for offset, count in zip(start, image_counts)]
     sampled = torch.full_like(labels, IGNORED)
-    if not chosen:
-        return sampled, 0
-    chosen = torch.cat(chosen)
-    sampled.view(-1)[chosen] = labels.reshape(-1)[chosen]
-    return sampled, len(chosen)
+    if chosen:
+        chosen = torch.cat(chosen)
+        sampled.view(-1)[chosen] = labels.reshape(-1)[chosen]
+    return sampled
 
 
 def _foreground(labels: torch.Tensor, background: int) -> torch.Tensor:

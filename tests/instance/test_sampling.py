@@ -61,11 +61,8 @@ def test_a_batch_draws_what_its_images_draw():
         for part in subsample_labels(image, 16, 0.5, BACKGROUND):
             sampled[part] = image[part]
     torch.manual_seed(1)
-    actual, number = subsample_batch(labels, 16, 0.5, BACKGROUND)
-    assert torch.equal(actual, expected)
-    assert number == (expected >= 0).sum()
+    assert torch.equal(subsample_batch(labels, 16, 0.5, BACKGROUND), expected)
 
 
 def test_a_batch_without_images():
-    sampled, number = subsample_batch(torch.zeros(0, 9, dtype=torch.int64), 16, 0.5, BACKGROUND)
-    assert sampled.shape == (0, 9) and number == 0
+    assert subsample_batch(torch.zeros(0, 9, dtype=torch.int64), 16, 0.5, BACKGROUND).shape == (0, 9)
