@@ -144,7 +144,6 @@ else:
     )
     from retinanet_ext.lite.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
     from retinanet_ext.lite.logger import setup_logger
-    from retinanet_ext.lite.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints, PolygonMasks
     from retinanet_ext.lite.meta_arch import (
         META_ARCH_REGISTRY,
         ROI_KEYPOINT_HEAD_REGISTRY,
@@ -152,6 +151,7 @@ else:
         build_model,
         detector_postprocess,
     )
+    from retinanet_ext.lite.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints, PolygonMasks
     from retinanet_ext.lite.visualizer import ColorMode, Visualizer
 
 logging.getLogger(__name__).info("retinanet_ext runs on the engine %r", ENGINE)

@@ -39,7 +39,7 @@ ALLOWED = {
     "d2": {"lite"},
     "data": {"d2"},
     "checkpoint": {"d2"},
-    "config": {"d2", "data", "detection"},
+    "config": {"d2", "data", "detection", "instance"},
     "detection": {"d2"},
     "instance": {"d2", "detection"},
     "inference": {"d2", "checkpoint", "config", "data", "detection"},

@@ -3,14 +3,17 @@
 from retinanet_ext.d2 import CfgNode, MetadataCatalog
 
 
-def publish_class_names(cfg: CfgNode) -> None:
+def publish_class_names(cfg: CfgNode, num_classes: int) -> None:
     """Put ``MODEL.CLASS_NAMES`` into the metadata of the first training dataset, unless that states class names.
 
     Tools that draw or slice, such as SAHI and Detectron2's demo, build a model from its config and look its class names
     up there, also where the dataset is not registered.
+
+    Args:
+        num_classes: of the model; a list of another length is not published.
     """
     names = cfg.MODEL.get("CLASS_NAMES", [])
-    if not names or not cfg.DATASETS.TRAIN or len(names) != cfg.MODEL.RETINANET.NUM_CLASSES:
+    if not names or not cfg.DATASETS.TRAIN or len(names) != num_classes:
         return
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     if metadata.get("thing_classes", None) is None:

@@ -149,7 +149,7 @@ class FocalRetinaNet(nn.Module):
                 "the config has no keys of retinanet_ext; call retinanet_ext.add_retinanet_ext_config(cfg) right after "
                 "get_cfg()"
             )
-        publish_class_names(cfg)
+        publish_class_names(cfg, retinanet.NUM_CLASSES)
         backbone = build_backbone(cfg)
         backbone_shape = backbone.output_shape()
         _check_in_features(retinanet.IN_FEATURES, backbone_shape)

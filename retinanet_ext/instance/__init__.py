@@ -2,6 +2,7 @@
 
 In reading order:
 
+- ``two_stage.py``: the meta-architecture: the steps of training and inference
 - ``rpn.py``: the first stage: where there may be objects
 - ``proposals.py``: from the first stage's raw outputs to the boxes that the second stage looks at
 - ``sampling.py``: which anchors or boxes take part in a loss
@@ -15,4 +16,23 @@ In reading order:
 - ``keypoint_head.py``: from the features of RoIs to a heatmap for each keypoint, and its loss
 - ``keypoint_heatmaps.py``: keypoints as positions in a heatmap, and back
 - ``shared_count.py``: the count that a loss is divided by, shared by all processes
+- ``roi_heads.py``: the second stage with a head per task: boxes, masks, keypoints
+- ``res5_roi_heads.py``: the second stage on a C4 backbone, with one stage of the ResNet for all tasks
+- ``roi_targets.py``: what each proposal should predict, and which ones train the second stage
+- ``box_head.py``: the box branch: head, predictor, losses
+- ``box_detections.py``: from class scores and box offsets to detections: the method, and its fast form
+- ``ground_truth_parts.py``: checks of the masks and keypoints of a training batch
+- ``postprocess.py``: detections at the size of the user's image, with masks as pixels or run lengths
 """
+
+from retinanet_ext.d2 import META_ARCH_REGISTRY
+
+from .res5_roi_heads import Res5ROIHeads
+from .roi_heads import StandardROIHeads
+from .two_stage import MaskRCNN
+
+if "GeneralizedRCNN" not in META_ARCH_REGISTRY:
+    # On `lite`, a config for Detectron2's own class builds this one, which computes the same.
+    META_ARCH_REGISTRY.register(MaskRCNN, name="GeneralizedRCNN")
+
+__all__ = ["MaskRCNN", "Res5ROIHeads", "StandardROIHeads"]
