@@ -72,6 +72,8 @@ if ENGINE == "detectron2":
                 BACKBONE_REGISTRY,
                 FPN,
                 META_ARCH_REGISTRY,
+                ROI_KEYPOINT_HEAD_REGISTRY,
+                ROI_MASK_HEAD_REGISTRY,
                 DatasetMapperTTA,
                 build_anchor_generator,
                 build_backbone,
@@ -142,7 +144,13 @@ else:
     )
     from retinanet_ext.lite.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
     from retinanet_ext.lite.logger import setup_logger
-    from retinanet_ext.lite.meta_arch import META_ARCH_REGISTRY, build_model, detector_postprocess
+    from retinanet_ext.lite.meta_arch import (
+        META_ARCH_REGISTRY,
+        ROI_KEYPOINT_HEAD_REGISTRY,
+        ROI_MASK_HEAD_REGISTRY,
+        build_model,
+        detector_postprocess,
+    )
     from retinanet_ext.lite.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints, PolygonMasks
     from retinanet_ext.lite.visualizer import ColorMode, Visualizer
 

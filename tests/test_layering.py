@@ -40,7 +40,7 @@ ALLOWED = {
     "d2": {"lite"},
     "data": {"d2"},
     "checkpoint": {"d2"},
-    "config": {"d2", "data", "detection"},
+    "config": {"d2", "data", "detection", "instance"},
     "detection": {"d2"},
     "instance": {"d2", "detection"},
     "inference": {"d2", "checkpoint", "config", "data", "detection"},
@@ -139,6 +139,8 @@ PROMISED_BY_LITE |= {"DefaultPredictor", "CallbackHook", "inside_box", "get_cent
 PROMISED_BY_LITE |= {"draw_binary_mask", "draw_polygon", "draw_and_connect_keypoints", "from_polygon_masks"}
 PROMISED_BY_LITE |= {"RandomApply", "RandomRotation", "ColorTransform", "reduce_dict"}
 PROMISED_BY_LITE |= {"RandomBrightness", "RandomContrast", "RandomSaturation", "draw_box"}
+# Named by configs.
+PROMISED_BY_LITE |= {"build_resnet_fpn_backbone"}
 # Called by the libraries whose classes they override.
 OVERRIDES = {"extra_repr", "get_lr"}
 

@@ -1,6 +1,7 @@
 """The keys this package adds to Detectron2's config, each with its default and its meaning."""
 
-import retinanet_ext.detection  # noqa: F401  (registers FocalRetinaNet: whoever has its keys can build it)
+import retinanet_ext.detection  # registers FocalRetinaNet: whoever has its keys can build it
+import retinanet_ext.instance  # noqa: F401  (registers MaskRCNN)
 from retinanet_ext.d2 import CfgNode as CN
 
 
@@ -53,6 +54,10 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK = 9
     _add_cls_loss_keys(cfg)
     _add_stage_loss_keys(cfg)
+    _add_mask_head_keys(cfg)
+    # Res5ROIHeads only: stride of the first block of res5 on an RoI's features. 2 with POOLER_RESOLUTION 14 is
+    # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
+    cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
     # Name of the box loss in BOX_LOSS_REGISTRY; if empty, Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
@@ -122,6 +127,12 @@ def _add_stage_loss_keys(cfg: CN) -> None:
     # Name of the box head's box loss, as MODEL.RPN.BOX_LOSS.NAME.
     cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS = CN()
     cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS.NAME = ""
+
+
+def _add_mask_head_keys(cfg: CN) -> None:
+    # MLPMaskHead only: number of hidden fully connected layers, and their outputs.
+    cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
 
 
 def _add_run_keys(cfg: CN) -> None:

@@ -22,19 +22,22 @@ def recompute_in_backward(detector: nn.Module) -> None:
     """Change ``detector`` in place to keep fewer activations in training.
 
     The blocks of ResNets in ``detector.backbone`` and the subnets of ``detector.head`` (its children that are
-    ``nn.Sequential``) are recomputed. Parameters, buffers, their names, losses and gradients stay the same; running
-    statistics of batch norms are updated once per step.
+    ``nn.Sequential``) are recomputed, and of a two-stage model the blocks of ``detector.roi_heads.res5``, but no other
+    heads. Parameters, buffers, their names, losses and gradients stay the same; running statistics of batch norms are
+    updated once per step.
 
     Raises:
         ValueError: ``detector`` has neither such blocks nor such subnets.
     """
     resnets = [module for module in detector.backbone.modules() if hasattr(module, "stage_names")]
     stages = [getattr(resnet, name) for resnet in resnets for name in resnet.stage_names]
-    subnets = [child for child in detector.head.children() if type(child) in _RECOMPUTED_SUBNETS]
+    stages += [child for name, child in detector.named_modules() if name == "roi_heads.res5"]
+    head = getattr(detector, "head", nn.Identity())
+    subnets = [child for child in head.children() if type(child) in _RECOMPUTED_SUBNETS]
     if not stages and not subnets:
         raise ValueError(
             f"MODEL.GRADIENT_CHECKPOINTING is True, but the backbone {type(detector.backbone).__name__} has no stages "
-            f"of residual blocks, and the head {type(detector.head).__name__} has no nn.Sequential subnets; set "
+            f"of residual blocks, and the head {type(head).__name__} has no nn.Sequential subnets; set "
             "MODEL.GRADIENT_CHECKPOINTING to False"
         )
     for stage in stages:

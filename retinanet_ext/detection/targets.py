@@ -9,7 +9,9 @@ from retinanet_ext.losses import DenseTargets
 from .matcher import FOREGROUND, IGNORE
 
 
-def check_ground_truth(batched_inputs: list[dict], num_classes: int) -> None:
+def check_ground_truth(
+    batched_inputs: list[dict], num_classes: int, num_classes_key: str = "MODEL.RETINANET.NUM_CLASSES"
+) -> None:
     """Refuse ground truth that would silently train a wrong model, or give NaN.
 
     Dataset checks run once, before training. This check sees the data after the mapper and its augmentations, and also
@@ -18,6 +20,7 @@ def check_ground_truth(batched_inputs: list[dict], num_classes: int) -> None:
     Args:
         batched_inputs: as for the meta-architecture.
         num_classes: K; legal classes are 0..K-1. Class K would be background.
+        num_classes_key: the config key that sets K, for the error.
 
     Raises:
         ValueError: no ``instances``; a class out of range; a box without area or not finite. The error names the file.
@@ -36,7 +39,7 @@ def check_ground_truth(batched_inputs: list[dict], num_classes: int) -> None:
         if wrong.any():
             raise ValueError(
                 f"{name}: object {_first(wrong)} has class {int(classes[wrong][0])}; legal are 0..{num_classes - 1} "
-                f"(MODEL.RETINANET.NUM_CLASSES is {num_classes}; {num_classes} itself would be background)"
+                f"({num_classes_key} is {num_classes}; {num_classes} itself would be background)"
             )
         wrong = ~(torch.isfinite(boxes).all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
         if wrong.any():

@@ -1,7 +1,12 @@
 """The count that a loss is divided by, shared by the processes of a distributed run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
+
+_is_shared = True
 
 
 def average_over_processes(count: torch.Tensor | int | float, device: torch.device | str) -> torch.Tensor:
@@ -10,14 +15,26 @@ def average_over_processes(count: torch.Tensor | int | float, device: torch.devi
     A sum of losses divided by it, and then averaged over the processes, is the loss of the joint batch. If no process
     counts anything, all sums are 0, and so are the losses: the joint count is taken as at least 1.
 
-    Every process must call this in every step, because the processes exchange their counts here.
+    Every process must call this in every step, because the processes exchange their counts here. Within
+    :func:`counts_of_this_process` they do not, and the result is this process's count, at least 1.
 
     Args:
         count: how many things this process's losses are summed over: a number or a scalar tensor.
         device: device of the losses.
     """
     total = torch.as_tensor(count, dtype=torch.float32, device=device).detach().clone()
-    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    processes = dist.get_world_size() if _is_shared and dist.is_available() and dist.is_initialized() else 1
     if processes > 1:
         dist.all_reduce(total)
     return total.clamp(min=1) / processes
+
+
+@contextmanager
+def counts_of_this_process() -> Iterator[None]:
+    """Within this context, :func:`average_over_processes` does not communicate: processes may call it any times."""
+    global _is_shared
+    before, _is_shared = _is_shared, False
+    try:
+        yield
+    finally:
+        _is_shared = before

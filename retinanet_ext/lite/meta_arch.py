@@ -14,6 +14,10 @@ from .structures import Instances
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
 """Classes or functions `f(cfg) -> nn.Module`, chosen by MODEL.META_ARCHITECTURE."""
+ROI_MASK_HEAD_REGISTRY = Registry("ROI_MASK_HEAD")
+"""Classes or functions `f(cfg, input_shape) -> nn.Module`, chosen by MODEL.ROI_MASK_HEAD.NAME."""
+ROI_KEYPOINT_HEAD_REGISTRY = Registry("ROI_KEYPOINT_HEAD")
+"""Classes or functions `f(cfg, input_shape) -> nn.Module`, chosen by MODEL.ROI_KEYPOINT_HEAD.NAME."""
 
 
 def build_model(cfg: CfgNode) -> nn.Module:

@@ -1,0 +1,38 @@
+"""From what the model finds in its input to what the user asked for: another image size, masks as pixels."""
+
+import torch
+
+from retinanet_ext.d2 import Instances
+from retinanet_ext.ops.mask_pasting import encode_pasted_masks, paste_masks
+
+MASK_THRESHOLD = 0.5
+
+
+def scale_detections(
+    detections: Instances, output_height: int, output_width: int, *, encode_masks: bool = False
+) -> Instances:
+    """Scale detections to another image size, and draw their masks there.
+
+    Args:
+        detections: in pixels of ``detections.image_size``: ``pred_boxes``; optionally ``pred_masks`` ``(D, 1, S, S)``
+            float, probabilities within the box, and ``pred_keypoints`` ``(D, J, 3)``: x, y and score. Not changed.
+        output_height, output_width: the other size in pixels.
+        encode_masks: give the masks as ``EncodedMasks`` (run lengths), without all of them as pixels at any time.
+
+    Returns:
+        New instances of that size. Boxes are clipped to the image, and detections whose box has no area are removed.
+        ``pred_masks`` is bool ``(D, output_height, output_width)``, or ``EncodedMasks``.
+    """
+    height, width = detections.image_size
+    size, factors = (output_height, output_width), (output_width / width, output_height / height)
+    boxes = detections.pred_boxes.clone()
+    boxes.scale(*factors)
+    boxes.clip(size)
+    scaled = Instances(size, **{**detections.get_fields(), "pred_boxes": boxes})[boxes.nonempty()]
+    if scaled.has("pred_keypoints"):
+        x, y, score = scaled.pred_keypoints.unbind(dim=2)
+        scaled.pred_keypoints = torch.stack([x * factors[0], y * factors[1], score], dim=2)
+    if scaled.has("pred_masks"):
+        draw = encode_pasted_masks if encode_masks else paste_masks
+        scaled.pred_masks = draw(scaled.pred_masks[:, 0], scaled.pred_boxes.tensor, size, threshold=MASK_THRESHOLD)
+    return scaled

@@ -1,0 +1,73 @@
+"""Sampling: which anchors or proposals take part in a loss (Faster R-CNN, section 3.1.3; Fast R-CNN, section 2.3).
+
+Nearly all anchors are background. A sample of fixed size, with at most a given fraction of foreground, keeps them from
+deciding alone what is learned. :func:`subsample_labels` is the rule for one image; :func:`subsample_batch` draws the
+same for a batch.
+"""
+
+import torch
+
+IGNORED = -1
+
+
+def subsample_labels(
+    labels: torch.Tensor, num_samples: int, positive_fraction: float, background: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a sample of one image, without replacement.
+
+    At most ``positive_fraction`` of the sample is foreground; background fills the rest. If there is too little
+    background, the sample is smaller. The draw uses PyTorch's global generator of the labels' device.
+
+    Args:
+        labels: ``(R,)`` integers: -1 ignored, ``background``, anything else foreground.
+        num_samples: size of the sample, >= 0.
+        positive_fraction: in [0, 1].
+        background: the label of background.
+
+    Returns:
+        Indices of the foreground and of the background in the sample, int64, in random order.
+    """
+    found = _foreground(labels, background).nonzero().squeeze(1), (labels == background).nonzero().squeeze(1)
+    order = _draw(*map(len, found), num_samples, positive_fraction, labels.device)
+    return tuple(index[chosen] for index, chosen in zip(found, order))
+
+
+def subsample_batch(
+    labels: torch.Tensor, num_samples: int, positive_fraction: float, background: int
+) -> torch.Tensor:
+    """:func:`subsample_labels` for each image of a batch, in order, with equal draws; waits for the device three times.
+
+    Args:
+        labels: ``(N, R)`` integers; the other arguments are those of :func:`subsample_labels`.
+
+    Returns:
+        Labels ``(N, R)``, -1 outside the sample.
+    """
+    kinds = (_foreground(labels, background), labels == background)
+    counts = torch.stack([kind.sum(dim=1) for kind in kinds], dim=1).tolist()
+    found = [kind.flatten().nonzero().squeeze(1) for kind in kinds]
+    chosen, start = [], [0, 0]
+    for image_counts in counts:
+        order = _draw(*image_counts, num_samples, positive_fraction, labels.device)
+        chosen += [index[offset + part] for index, offset, part in zip(found, start, order)]
+        start = [offset + count for offset, count in zip(start, image_counts)]
+    sampled = torch.full_like(labels, IGNORED)
+    if chosen:
+        chosen = torch.cat(chosen)
+        sampled.view(-1)[chosen] = labels.reshape(-1)[chosen]
+    return sampled
+
+
+def _foreground(labels: torch.Tensor, background: int) -> torch.Tensor:
+    return (labels != IGNORED) & (labels != background)
+
+
+def _draw(
+    num_foreground: int, num_background: int, num_samples: int, positive_fraction: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of the foreground, and which of the background, are in the sample of one image."""
+    wanted = min(num_foreground, int(num_samples * positive_fraction))
+    # Always both draws, foreground first: a seed then gives Detectron2's sample.
+    foreground = torch.randperm(num_foreground, device=device)[:wanted]
+    background = torch.randperm(num_background, device=device)[: num_samples - wanted]
+    return foreground, background

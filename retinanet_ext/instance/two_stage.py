@@ -1,0 +1,251 @@
+"""Mask R-CNN (He et al., 2017) and Faster R-CNN (Ren et al., 2015), as a Detectron2 meta-architecture.
+
+N images per batch, K classes, R proposals of an image.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from retinanet_ext.d2 import (
+    META_ARCH_REGISTRY,
+    ImageList,
+    Instances,
+    build_backbone,
+    configurable,
+    get_event_storage,
+)
+from retinanet_ext.detection.class_metadata import publish_class_names
+from retinanet_ext.detection.convolutions import avoid_wrong_gradients_of_narrow_maps, fold_frozen_norms
+from retinanet_ext.detection.gradient_checkpointing import recompute_in_backward
+from retinanet_ext.detection.retinanet import FocalRetinaNet
+from retinanet_ext.detection.targets import check_ground_truth
+from retinanet_ext.detection.training_picture import draw_training_picture, is_time_for_a_picture
+from retinanet_ext.registry import Registry, check_registered
+
+from .ground_truth_parts import check_masks_and_keypoints
+from .postprocess import scale_detections
+from .res5_roi_heads import Res5ROIHeads
+from .roi_heads import StandardROIHeads
+from .rpn import RPN
+from .shared_count import average_over_processes, counts_of_this_process
+
+PROPOSAL_GENERATORS = Registry("PROPOSAL_GENERATORS")
+PROPOSAL_GENERATORS.register(RPN)
+ROI_HEADS = Registry("ROI_HEADS")
+ROI_HEADS.register(StandardROIHeads)
+ROI_HEADS.register(Res5ROIHeads)
+
+
+@META_ARCH_REGISTRY.register()
+class MaskRCNN(nn.Module):
+    """Two-stage detector: an RPN proposes boxes, RoI heads classify and refine them, and add masks and keypoints.
+
+    With Detectron2's settings and weights it computes what Detectron2's ``GeneralizedRCNN`` computes with ``RPN`` and
+    ``StandardROIHeads`` or ``Res5ROIHeads``; parameters have the same names, and the keyword arguments of that class
+    are accepted.
+
+    Attributes:
+        encode_masks: give masks as ``EncodedMasks`` (run lengths) in place of pixels, at inference.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        proposal_generator: nn.Module,
+        roi_heads: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str | None = "BGR",
+        vis_period: int = 0,
+        num_keypoints: int = 0,
+        gradient_checkpointing: bool = False,
+    ):
+        """
+        Args:
+            backbone: maps ``(N, C, H, W)`` images to a dict of feature maps; see Detectron2's ``Backbone``.
+            proposal_generator: see ``RPN``.
+            roi_heads: see ``RoIHeads``.
+            pixel_mean, pixel_std: per channel, in the order of ``input_format``, in units of 0..255.
+            input_format: channel order of the input images, ``BGR`` or ``RGB``.
+            vis_period: iterations between two stored pictures of ground truth and predictions; 0: no pictures.
+            num_keypoints: keypoints that every object must have in training; 0: no check.
+            gradient_checkpointing: keep fewer activations of the backbone in training, and compute them again in the
+                backward pass.
+        """
+        super().__init__()
+        self.backbone, self.proposal_generator, self.roi_heads = backbone, proposal_generator, roi_heads
+        fold_frozen_norms(self)
+        avoid_wrong_gradients_of_narrow_maps(self)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.input_format, self.vis_period = input_format, vis_period
+        self.num_keypoints = num_keypoints
+        self.encode_masks = False
+        # Loss weights of the micro-batches that have yet to run, in order; see `as_one_batch`.
+        self._weights_of_micro_batches: deque[torch.Tensor] = deque()
+        self.to(memory_format=torch.channels_last)
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            recompute_in_backward(self)
+
+    @classmethod
+    def from_config(cls, cfg):
+        model = cfg.MODEL
+        if "CLS_LOSS" not in model.ROI_BOX_HEAD:
+            raise KeyError(
+                "the config has no keys of retinanet_ext; call retinanet_ext.add_retinanet_ext_config(cfg) right after "
+                "get_cfg()"
+            )
+        for key, name, table in (
+            ("MODEL.PROPOSAL_GENERATOR.NAME", model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATORS),
+            ("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS),
+        ):
+            check_registered(key, name, table, "; other parts of Detectron2 run in its GeneralizedRCNN")
+        publish_class_names(cfg)
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        return {
+            "backbone": backbone,
+            "proposal_generator": PROPOSAL_GENERATORS.get(model.PROPOSAL_GENERATOR.NAME)(cfg, shapes),
+            "roi_heads": ROI_HEADS.get(model.ROI_HEADS.NAME)(cfg, shapes),
+            "pixel_mean": model.PIXEL_MEAN,
+            "pixel_std": model.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+            "num_keypoints": model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else 0,
+            "gradient_checkpointing": model.GRADIENT_CHECKPOINTING,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]):
+        """
+        Args:
+            batched_inputs: one dict per image, as ``DatasetMapper`` makes it: ``image``, a ``(C, H, W)`` tensor in
+                ``input_format`` and 0..255; in training ``instances`` with ``gt_boxes``, ``gt_classes`` and, if the
+                model has such branches, ``gt_masks``, ``gt_keypoints``; at inference optionally ``height`` and
+                ``width``, the size that the detections are scaled to.
+
+        Returns:
+            In training the losses: ``loss_rpn_cls``, ``loss_rpn_loc``, ``loss_cls``, ``loss_box_reg``, ``loss_mask``,
+            ``loss_keypoint``, as far as there are such branches; at inference see :meth:`inference`. Without images:
+            zero losses that still have a graph, or an empty list.
+
+        Raises:
+            ValueError: in training, missing, unusable or out-of-range ground truth; names the file.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        self._check(batched_inputs)
+        if not self._weights_of_micro_batches:
+            return self._training_losses(batched_inputs)
+        weight = self._weights_of_micro_batches.popleft()
+        with counts_of_this_process():
+            losses = self._training_losses(batched_inputs)
+        return {name: loss * weight for name, loss in losses.items()}
+
+    def inference(
+        self,
+        batched_inputs: list[dict],
+        detected_instances: Sequence[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list:
+        """Detections of images.
+
+        Args:
+            batched_inputs: see :meth:`forward`.
+            detected_instances: boxes that are known already, N instances with ``pred_boxes`` and ``pred_classes`` in
+                pixels of the network's input; only masks and keypoints are then predicted.
+            do_postprocess: scale the detections to ``height`` and ``width``, and draw the masks.
+
+        Returns:
+            One dict per image with ``instances``, best first: ``pred_boxes`` clipped to the image, ``scores``,
+            ``pred_classes``, and ``pred_masks``, ``pred_keypoints`` of the branches that exist, see
+            ``scale_detections``. Without post-processing the instances themselves, in pixels of the network's input,
+            and masks as probabilities ``(D, 1, S, S)``.
+        """
+        if not batched_inputs:
+            return []
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        if detected_instances is None:
+            proposals, _ = self.proposal_generator(images, features, None)
+            results, _ = self.roi_heads(images, features, proposals, None)
+        else:
+            given = [image.to(self.device) for image in detected_instances]
+            results = self.roi_heads.forward_with_given_boxes(features, given)
+        return self._postprocess(results, batched_inputs) if do_postprocess else results
+
+    # It reads attributes that both models have.
+    preprocess_image = FocalRetinaNet.preprocess_image
+
+    @contextmanager
+    def as_one_batch(self, micro_batches: Sequence[list[dict]]) -> Iterator[None]:
+        """Within this context, the losses of the micro-batches add up to a mean over all their images.
+
+        Which RoIs a micro-batch draws is known only after it has run. So each micro-batch divides its losses by its own
+        counts, and is then weighted by its share of the images of all processes. ``loss_rpn_cls`` and
+        ``loss_rpn_loc`` so equal those of the whole batch, and so do ``loss_cls`` and ``loss_box_reg`` if every image
+        draws the same number of RoIs (``BATCH_SIZE_PER_IMAGE``, where there are enough proposals). ``loss_mask`` and
+        ``loss_keypoint`` are the mean over the micro-batches' means, in which an object of a micro-batch with few
+        objects counts more. The draws differ from those of the whole batch, as random numbers are taken in another
+        order for the two stages.
+
+        Processes may have different numbers of micro-batches, or no images: they communicate only here, once.
+
+        Args:
+            micro_batches: inputs as for :meth:`forward`. Call the model with each of them once, in this order.
+        """
+        sizes = [len(batch) for batch in micro_batches]
+        images = average_over_processes(sum(sizes), self.device)
+        self._weights_of_micro_batches.extend(size / images for size in sizes)
+        try:
+            yield
+        finally:
+            self._weights_of_micro_batches.clear()
+
+    def _check(self, batched_inputs: list[dict]) -> None:
+        check_ground_truth(batched_inputs, self.roi_heads.num_classes, "MODEL.ROI_HEADS.NUM_CLASSES")
+        mask_on = getattr(self.roi_heads, "mask_on", False)
+        check_masks_and_keypoints(batched_inputs, mask_on=mask_on, num_keypoints=self.num_keypoints)
+
+    def _training_losses(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor]:
+        if not batched_inputs:
+            return self._losses_without_images()
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        targets = [inputs["instances"].to(self.device) for inputs in batched_inputs]
+        proposals, losses = self.proposal_generator(images, features, targets)
+        _, roi_losses = self.roi_heads(images, features, proposals, targets)
+        if self.vis_period > 0 and is_time_for_a_picture(self.vis_period):
+            with torch.no_grad():
+                detections = self.roi_heads.detect(features, proposals)
+            draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
+        return {**roi_losses, **losses}
+
+    def _losses_without_images(self) -> dict[str, torch.Tensor]:
+        # Every parameter joins the graph, and both stages run as always, on nothing: a process without images must
+        # take part in the communication of the others, or they wait for it forever.
+        zero = sum(parameter.sum() for parameter in self.parameters()) * 0.0
+        shapes = self.backbone.output_shape()
+        features = {name: zero.new_zeros(0, shape.channels, 1, 1) for name, shape in shapes.items()}
+        images = ImageList(zero.new_zeros(0, len(self.pixel_mean), 1, 1), [])
+        proposals, losses = self.proposal_generator(images, features, [])
+        _, roi_losses = self.roi_heads(images, features, proposals, [])
+        return {name: loss + zero for name, loss in {**roi_losses, **losses}.items()}
+
+    def _postprocess(self, results: Sequence[Instances], batched_inputs: list[dict]) -> list[dict]:
+        """Scale the detections to the size that each input asks for."""
+        outputs = []
+        for result, inputs in zip(results, batched_inputs):
+            height, width = inputs.get("height", result.image_size[0]), inputs.get("width", result.image_size[1])
+            outputs.append({"instances": scale_detections(result, height, width, encode_masks=self.encode_masks)})
+        return outputs

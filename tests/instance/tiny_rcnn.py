@@ -1,0 +1,83 @@
+"""Two-stage models that run in a fraction of a second, and batches with masks and keypoints for them."""
+
+import shlex
+
+import torch
+
+from retinanet_ext import d2
+from retinanet_ext.config.loading import load_config
+from tests.builders import batch
+
+NUM_CLASSES, NUM_KEYPOINTS = 5, 4
+# ResNet-50 with few channels, on images of about 100 pixels.
+TINY = shlex.split(
+    """
+MODEL.DEVICE cpu MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.FPN.OUT_CHANNELS 16 MODEL.ANCHOR_GENERATOR.SIZES [[16],[24],[32],[48],[64]]
+MODEL.RPN.PRE_NMS_TOPK_TRAIN 200 MODEL.RPN.PRE_NMS_TOPK_TEST 100 MODEL.RPN.POST_NMS_TOPK_TRAIN 100
+MODEL.RPN.POST_NMS_TOPK_TEST 50 MODEL.RPN.BATCH_SIZE_PER_IMAGE 64 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 32
+MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.ROI_MASK_HEAD.CONV_DIM 8 MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS (8,8)
+TEST.DETECTIONS_PER_IMAGE 20 MODEL.WEIGHTS ''
+"""
+)
+TINY += ["MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES)]
+TINY += ["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", str(NUM_KEYPOINTS)]
+
+
+def tiny_config(file: str, meta_architecture: str, *opts: str):
+    """The config of a YAML file, with few channels."""
+    words = list(TINY)
+    if "_FPN_" not in file:  # one feature map, with anchors of all sizes
+        words[words.index("MODEL.ANCHOR_GENERATOR.SIZES") + 1] = "[[16,32,64]]"
+    return load_config(file, [*words, "MODEL.META_ARCHITECTURE", meta_architecture, *opts], datasets=False)
+
+
+@torch.no_grad()
+def tame(model) -> None:
+    """Give an untrained model sane features, and outputs that differ from RoI to RoI."""
+    generator = torch.Generator().manual_seed(7)
+    for name, values in [*model.named_buffers(), *model.named_parameters()]:
+        if name.endswith("conv3.norm.weight"):
+            values.fill_(0.3)  # untrained residual blocks would double the features
+        if ".norm.bias" in name:
+            values.copy_(0.1 * torch.randn(values.shape, generator=generator))
+    model.eval()
+    pixels = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8, generator=generator)
+    # Layer after layer, as each one sees what the one before it chooses.
+    for layer, std in (("objectness_logits", 2.0), ("anchor_deltas", 0.2), ("cls_score", 1.5), ("bbox_pred", 0.5)):
+        _scale_output(model, next(m for name, m in model.named_modules() if name.endswith(layer)), std, pixels)
+    for name, values in model.roi_heads.named_parameters():
+        if name in ("mask_head.predictor.weight", "keypoint_head.score_lowres.weight"):
+            values.copy_(0.02 * torch.randn(values.shape, generator=generator))
+    model.train()
+
+
+def _scale_output(model, layer, std: float, pixels: torch.Tensor) -> None:
+    outputs = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model.inference([{"image": pixels}])
+    hook.remove()
+    # Per output channel, so that no class is that of all RoIs.
+    values = outputs[0].transpose(0, 1).flatten(1)
+    layer.bias.sub_(values.mean(dim=1))
+    scale = std / values.std(dim=1).clamp(min=1e-6)
+    layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+    layer.bias.mul_(scale)
+
+
+def two_stage_batch(*sizes_hw: tuple[int, int], num_objects: int = 3, seed: int = 0) -> list[dict]:
+    """Training inputs with boxes, polygons (an octagon in each box) and keypoints, some of them not labelled."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = batch(generator, *sizes_hw, num_objects=num_objects, num_classes=NUM_CLASSES)
+    angles = torch.arange(8) * torch.pi / 4
+    circle = torch.stack([angles.cos(), angles.sin()], dim=1) * 0.5 + 0.5  # (8, 2) in 0..1
+    for image in inputs:
+        instances = image["instances"]
+        boxes = instances.gt_boxes.tensor
+        corner, size = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
+        polygons = (corner + circle * size).flatten(1).double()
+        instances.gt_masks = d2.PolygonMasks([[polygon.numpy()] for polygon in polygons])
+        points = corner + torch.rand(len(boxes), NUM_KEYPOINTS, 2, generator=generator) * size * 1.2
+        visibility = torch.randint(3, (len(boxes), NUM_KEYPOINTS, 1), generator=generator)
+        instances.gt_keypoints = d2.Keypoints(torch.cat([points, visibility], dim=2))
+    return inputs
