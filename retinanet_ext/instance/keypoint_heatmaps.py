@@ -35,7 +35,7 @@ def keypoints_to_heatmap_index(
     points = keypoints[:, :, :2]
     cells = ((points - start) * (size / (end - start))).floor()
     cells = torch.where(points == end, size - 1, cells)
-    # Compared before the conversion: numbers beyond int64, and those that are none, have no integer.
+    # Compare before the conversion: NaN and numbers beyond int64 have no integer.
     inside = ((cells >= 0) & (cells < size)).all(dim=2)
     valid = inside & (keypoints[:, :, 2] > 0)
     column, row = torch.where(valid[:, :, None], cells, 0).long().unbind(dim=2)
@@ -123,8 +123,10 @@ def _chunks(pixels: list[list[int]], num_keypoints: int, device: str) -> Iterato
 def _maxima(
     heatmaps: torch.Tensor, pixels: list[list[int]], largest: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each interpolated heatmap ``(M, J, S, S)`` the maximum, its flat index in the RoI, and whether it is unclear,
-    ``(M, J)`` each."""
+    """Interpolates heatmaps ``(M, J, S, S)`` to the sizes ``pixels`` and finds their maxima.
+
+    Returns the maxima, their flat indices in the RoI, and whether another pixel is too near to it, ``(M, J)`` each.
+    """
     widths, heights = torch.tensor(pixels, device=heatmaps.device).unbind(dim=1)
     width, height = max(w for w, _ in pixels), max(h for _, h in pixels)
     num_rois, num_keypoints, rows, columns = heatmaps.shape
@@ -142,7 +144,7 @@ def _maxima(
     values = values.flatten(2).float()
     logits, flat = values.max(dim=2)
     second = values.scatter_(2, flat.unsqueeze(2), -torch.inf).amax(dim=2)
-    # Written so that values that are not a number are unclear too.
+    # With NaN the comparison is false, and the maximum unclear.
     clear = second < logits - ROUNDING * largest
     return logits, flat // width * widths[:, None] + flat % width, ~clear
 

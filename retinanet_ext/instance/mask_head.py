@@ -39,7 +39,7 @@ class MaskHead(nn.Module):
             count = average_over_processes(len(classes), x.device)
             return {"loss_mask": self.summed_loss(features, classes, targets) / (count * size * size)}
         classes = [of_image.pred_classes for of_image in instances]
-        # An image at least, so that there is something to concatenate.
+        # The empty tensor makes `cat` work without images.
         classes = torch.cat([torch.zeros(0, dtype=torch.int64, device=x.device), *classes])
         masks = self.class_probabilities(features, classes)[:, None]
         counts = [len(of_image) for of_image in instances]
@@ -48,11 +48,11 @@ class MaskHead(nn.Module):
         return instances
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """What the masks are predicted from, of RoIs ``(M, C, h, w)``."""
+        """The input of the predictor, from the features of RoIs ``(M, C, h, w)``."""
         raise NotImplementedError
 
     def class_logits(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Of each RoI the logits ``(M, S, S)`` of one class, for classes ``(M,)``."""
+        """Logits ``(M, S, S)`` of one mask for each RoI: that of its class, for classes ``(M,)``."""
         raise NotImplementedError
 
     def summed_loss(self, features: torch.Tensor, classes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class MaskHead(nn.Module):
         return mask_loss(self.class_logits(features, classes)[:, None], classes, targets)
 
     def class_probabilities(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Of each RoI the probabilities ``(M, S, S)``, float32, of the mask of one class, for classes ``(M,)``."""
+        """Probabilities ``(M, S, S)``, float32, of one mask for each RoI: that of its class, for classes ``(M,)``."""
         return self.class_logits(features, classes).float().sigmoid()
 
 
