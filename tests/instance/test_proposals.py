@@ -34,7 +34,7 @@ def test_a_batch_has_the_proposals_of_its_images(boxes_per_nms, generator, devic
         assert 0 < len(expected.boxes) <= 25
         torch.testing.assert_close(found.boxes, expected.boxes)
         torch.testing.assert_close(found.logits, expected.logits)
-        assert (found.boxes >= 0).all() and (found.boxes[:, 2] <= size[1]).all() and (found.boxes[:, 3] <= size[0]).all()
+        assert (found.boxes >= 0).all() and (found.boxes[:, 2:] <= torch.tensor(size[::-1], device=device)).all()
         assert (found.boxes[:, 2:] - found.boxes[:, :2] > 3).all()
 
 
@@ -90,7 +90,7 @@ def test_what_is_not_finite_is_dropped_or_refused(bad, where, generator, device)
 
 
 def test_without_images_or_boxes(device):
-    empty = [torch.zeros(0, 5, device=device)], [torch.zeros(0, 5, 4, device=device)], [torch.zeros(5, 4, device=device)]
+    empty = ([torch.zeros(shape, device=device)] for shape in ((0, 5), (0, 5, 4), (5, 4)))
     assert proposals_of_batch(*empty, DECODE, [], **LIMITS) == []
     nothing = by_hand([[[5, 5, 5, 5]]], [[1.0]], device=device)
     assert nothing.boxes.shape == (0, 4) and nothing.logits.shape == (0,)
