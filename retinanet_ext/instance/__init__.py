@@ -11,6 +11,7 @@ In reading order:
 - ``roi_layers.py``: RoIAlign, RoIWarp and RoIPool on one feature map
 - ``roi_align.py``: bilinear samples of a region, averaged or maximal: the reference, and the fast average
 - ``roi_align_max.py``: the fast maximum
+- ``single_threads.py``: many small tensor operations on all cores
 - ``mask_head.py``: from the features of RoIs to masks: convolutional, fully connected, with a softmax over classes
 - ``mask_loss.py``: losses of masks, and the masks they are compared with
 - ``keypoint_head.py``: from the features of RoIs to a heatmap for each keypoint, and its loss
