@@ -21,7 +21,7 @@ from detectron2.structures import Instances as D2Instances
 from retinanet_ext.lite import data as lite_data
 from retinanet_ext.lite import evaluation as lite_evaluation
 from retinanet_ext.lite.data.coco_json import register_coco_instances as lite_register
-from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
+from retinanet_ext.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.structures import Boxes, Instances
 
 CATALOGS = (d2_data.DatasetCatalog, lite_data.DatasetCatalog)
