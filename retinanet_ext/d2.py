@@ -80,6 +80,7 @@ if ENGINE == "detectron2":
                 detector_postprocess,
             )
             from detectron2.modeling.backbone.fpn import LastLevelP6P7
+            from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
             from detectron2.structures import Boxes, BoxMode, ImageList, Instances
             from detectron2.utils import comm
             from detectron2.utils.events import (
@@ -104,7 +105,9 @@ else:
     from retinanet_ext.lite.backbone import (
         BACKBONE_REGISTRY,
         FPN,
+        BottleneckBlock,
         LastLevelP6P7,
+        ResNet,
         build_backbone,
         build_resnet_backbone,
     )

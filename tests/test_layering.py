@@ -43,6 +43,7 @@ ALLOWED = {
     "checkpoint": {"d2"},
     "config": {"d2", "data", "detection"},
     "detection": {"d2"},
+    "instance": {"d2", "detection"},
     "inference": {"d2", "checkpoint", "config", "data", "detection"},
     "training": {"d2", "checkpoint", "config", "data", "inference"},
 }
@@ -138,6 +139,8 @@ PROMISED_BY_LITE = {"transform_instance_annotations", "annotations_to_instances"
 PROMISED_BY_LITE |= {"DefaultPredictor", "CallbackHook", "inside_box", "get_centers"}
 PROMISED_BY_LITE |= {"RandomApply", "RandomRotation", "ColorTransform", "reduce_dict"}
 PROMISED_BY_LITE |= {"RandomBrightness", "RandomContrast", "RandomSaturation", "draw_box", "draw_text"}
+# Named by configs.
+PROMISED_BY_LITE |= {"build_resnet_fpn_backbone"}
 # Called by the libraries whose classes they override.
 OVERRIDES = {"extra_repr", "get_lr"}
 

@@ -48,6 +48,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RETINANET.MATCHER.ATSS = CN()
     cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK = 9
     _add_cls_loss_keys(cfg)
+    _add_stage_loss_keys(cfg)
     # Name of the box loss in BOX_LOSS_REGISTRY; if empty, Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
@@ -82,6 +83,41 @@ def _add_cls_loss_keys(cfg: CN) -> None:
     # varifocal: weight of the background entries.
     cfg.MODEL.RETINANET.CLS_LOSS.VARIFOCAL = CN()
     cfg.MODEL.RETINANET.CLS_LOSS.VARIFOCAL.ALPHA = 0.75
+
+
+def _add_stage_loss_keys(cfg: CN) -> None:
+    """Losses of the two stages of a two-stage model: the proposals, and the box head."""
+    # Name of the proposals' classification loss in CLS_LOSS_REGISTRY: object or not, by one sigmoid (the default is
+    # Detectron2's). With MODEL.RPN.BATCH_SIZE_PER_IMAGE 0 all anchors take part, and the sum of the losses is divided
+    # by the number of foreground anchors, as focal losses need it.
+    cfg.MODEL.RPN.CLS_LOSS = CN()
+    cfg.MODEL.RPN.CLS_LOSS.NAME = "cross_entropy"
+    # Alpha and gamma of the losses that have them, in place of MODEL.RETINANET.FOCAL_LOSS_ALPHA and FOCAL_LOSS_GAMMA.
+    cfg.MODEL.RPN.CLS_LOSS.ALPHA = 0.25
+    # The focusing parameter, >= 0.
+    cfg.MODEL.RPN.CLS_LOSS.GAMMA = 2.0
+    # One alpha for the only class, "object"; if empty, ALPHA.
+    cfg.MODEL.RPN.CLS_LOSS.CLASS_ALPHAS = []
+    # Foreground probability that the untrained classifier predicts, set by its bias; focal losses need it (0.01 in
+    # their paper). With 0 the bias is 0, as in Detectron2.
+    cfg.MODEL.RPN.CLS_LOSS.PRIOR_PROB = 0.0
+    # Name of the proposals' box loss in BOX_LOSS_REGISTRY; if empty, Detectron2's key BBOX_REG_LOSS_TYPE decides.
+    cfg.MODEL.RPN.BOX_LOSS = CN()
+    cfg.MODEL.RPN.BOX_LOSS.NAME = ""
+    # "softmax" over the classes and background (Detectron2), or a loss in CLS_LOSS_REGISTRY: a sigmoid for each class.
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = CN()
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME = "softmax"
+    # Alpha and gamma, as in MODEL.RPN.CLS_LOSS.
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.ALPHA = 0.25
+    # The focusing parameter, >= 0.
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.GAMMA = 2.0
+    # One alpha in [0, 1] for each foreground class, in class-id order; if empty, ALPHA holds for all.
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.CLASS_ALPHAS = []
+    # As MODEL.RPN.CLS_LOSS.PRIOR_PROB. "softmax" does not read it.
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.PRIOR_PROB = 0.0
+    # Name of the box head's box loss, as MODEL.RPN.BOX_LOSS.NAME.
+    cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS = CN()
+    cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS.NAME = ""
 
 
 def _add_run_keys(cfg: CN) -> None:

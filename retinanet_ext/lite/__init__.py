@@ -9,6 +9,7 @@ In reading order:
 
 - ``cfg_node.py``: the config tree, and classes that can be built from one
 - ``config_defaults.py``: every key with its default
+- ``two_stage_defaults.py``: those of proposals and of heads on regions of interest
 - ``other_detectors.py``: keys of detectors that `lite` does not have, kept or refused
 - ``structures``: boxes, instances, padded batches
 - ``data``: catalogs, readers, augmentation, loaders

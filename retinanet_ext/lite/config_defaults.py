@@ -1,10 +1,12 @@
 """Every config key of the engine, with its default.
 
-Names and values are Detectron2's, so that its RetinaNet YAML files mean the same here. Keys that only other
-detectors read are left out; ``other_detectors.py`` says what becomes of them in a config file.
+Names and values are Detectron2's, so that its YAML files mean the same here. Those of two-stage models are in
+``two_stage_defaults.py``. Keys of detectors that `lite` does not have are left out; ``other_detectors.py`` says what
+becomes of them in a config file.
 """
 
 from .cfg_node import CfgNode
+from .two_stage_defaults import add_two_stage_defaults
 
 
 def default_config() -> CfgNode:
@@ -17,6 +19,7 @@ def default_config() -> CfgNode:
     cfg.DATALOADER = _dataloader()
     cfg.SOLVER = _solver()
     cfg.TEST = _test()
+    add_two_stage_defaults(cfg)
     # Folder for everything that a run writes.
     cfg.OUTPUT_DIR = "./output"
     # >= 0: seed of all random generators. Negative: a new one for every run.
@@ -37,9 +40,6 @@ def _model() -> CfgNode:
     model.DEVICE = "cuda"
     # Checkpoint to start from: path or URL, "" for none.
     model.WEIGHTS = ""
-    # Masks and keypoints are not supported; turning them on is an error when the data loader is built.
-    model.MASK_ON = False
-    model.KEYPOINT_ON = False
     # One value per channel in the order of INPUT.FORMAT, for pixels 0..255: (pixel - mean) / std.
     # The Caffe-style backbone weights were trained with a std of 1.
     model.PIXEL_MEAN = [103.530, 116.280, 123.675]
@@ -96,6 +96,8 @@ def _anchor_generator() -> CfgNode:
     anchors.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
     # Where the first centre lies, as a fraction of the stride, in [0, 1).
     anchors.OFFSET = 0.0
+    # Only rotated anchors, which are not supported, have angles.
+    anchors.ANGLES = [[-90, 0, 90]]
     return anchors
 
 

@@ -1,7 +1,7 @@
 """Config keys of detectors and tasks that `lite` does not have.
 
-A config that a run on Detectron2 has written holds these keys too, and no dense box detector reads them. They are kept,
-so that the config stays whole; only a value that would change what is built or trained is refused.
+A config that a run on Detectron2 has written holds these keys too, and no model of this package reads them. They are
+kept, so that the config stays whole; only a value that would change what is built or trained is refused.
 """
 
 import logging
@@ -13,28 +13,12 @@ from yacs.config import CfgNode as _YacsCfgNode
 SECTIONS = (
     "GLOBAL",
     "MODEL.PANOPTIC_FPN",
-    "MODEL.PROPOSAL_GENERATOR",
     "MODEL.ROI_BOX_CASCADE_HEAD",
-    "MODEL.ROI_BOX_HEAD",
-    "MODEL.ROI_HEADS",
-    "MODEL.ROI_KEYPOINT_HEAD",
-    "MODEL.ROI_MASK_HEAD",
-    "MODEL.RPN",
     "MODEL.SEM_SEG_HEAD",
     "TEST.PRECISE_BN",
 )
-KEYS = (
-    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
-    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
-    "DATASETS.PROPOSAL_FILES_TEST",
-    "DATASETS.PROPOSAL_FILES_TRAIN",
-    "INPUT.MASK_FORMAT",
-    "MODEL.ANCHOR_GENERATOR.ANGLES",
-    "MODEL.LOAD_PROPOSALS",
-    "TEST.KEYPOINT_OKS_SIGMAS",
-)
 # Switches of parts that `lite` lacks: with any of them on, Detectron2 would build or train something else.
-_SWITCHES = ("MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.MASK_ON", "TEST.PRECISE_BN.ENABLED")
+_SWITCHES = ("MODEL.LOAD_PROPOSALS", "TEST.PRECISE_BN.ENABLED")
 REMEDY = "or install Detectron2 and set the environment variable RETINANET_EXT_ENGINE=detectron2"
 
 logger = logging.getLogger(__name__)
@@ -42,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 def is_of_other_detectors(full_key: str) -> bool:
     """Whether a key, or section of keys, belongs to parts that `lite` does not have."""
-    return full_key in KEYS or any(f"{full_key}.".startswith(f"{section}.") for section in SECTIONS)
+    return any(f"{full_key}.".startswith(f"{section}.") for section in SECTIONS)
 
 
 def keep_keys_of_other_detectors(cfg: _YacsCfgNode, loaded: dict) -> None:
     """Add the keys of other detectors in ``loaded``, nested by section, to ``cfg``, and say which ones in the log."""
-    kept = [name for name in (*SECTIONS, *KEYS) if _keep(cfg, loaded, name)]
+    kept = [name for name in SECTIONS if _keep(cfg, loaded, name)]
     if kept:
         logger.info("kept, without effect on the engine `lite`: %s", ", ".join(kept))
 
@@ -61,8 +45,7 @@ def _keep(cfg: _YacsCfgNode, loaded: dict, name: str) -> bool:
     if last not in loaded or last in cfg:
         return False
     # A section whose lines are all commented out reads as None.
-    is_section = isinstance(loaded[last], dict) or name in SECTIONS
-    cfg[last] = type(cfg)(loaded[last] or {}) if is_section else loaded[last]
+    cfg[last] = type(cfg)(loaded[last] or {})
     return True
 
 

@@ -197,16 +197,16 @@ def test_an_unknown_config_names_similar_ones(tmp_path, monkeypatch):
 def test_a_config_with_keys_of_other_detectors_builds_the_same_model(tmp_path):
     text = f'_BASE_: "{REPO_ROOT}/configs/Base-RetinaNet.yaml"\n' + "MODEL: {{{}META_ARCHITECTURE: {}}}"
     plain = load_config(write(tmp_path, text.format("", "FocalRetinaNet")), SMALL, datasets=False)
-    others = "RPN: {NMS_THRESH: 0.7}, SEM_SEG_HEAD: null, ROI_HEADS: {NUM_CLASSES: 7}, MASK_ON: false, "
+    others = "RPN: {NMS_THRESH: 0.7}, SEM_SEG_HEAD: null, PANOPTIC_FPN: {COMBINE: {ENABLED: true}}, "
     cfg = load_config(write(tmp_path, text.format(others, "RetinaNet")), SMALL, datasets=False)
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7
+    assert cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED is True
     model, expected = d2.build_model(cfg), d2.build_model(plain)
     assert type(model) is type(expected)
     assert str(model) == str(expected)
-    with pytest.raises(ValueError, match="config.yaml: MODEL.MASK_ON is True.*set it to False, or install Detectron2"):
-        load_config(write(tmp_path, text.format("MASK_ON: true, ", "RetinaNet")), SMALL, datasets=False)
-    cfg = load_config(write(tmp_path, text.format("", "GeneralizedRCNN")), SMALL, datasets=False)
-    with pytest.raises(KeyError, match="MODEL.META_ARCHITECTURE is 'GeneralizedRCNN', .*FocalRetinaNet.*install Detec"):
+    with pytest.raises(ValueError, match="config.yaml: MODEL.LOAD_PROPOSALS is True.*set it to False, or install"):
+        load_config(write(tmp_path, text.format("LOAD_PROPOSALS: true, ", "RetinaNet")), SMALL, datasets=False)
+    cfg = load_config(write(tmp_path, text.format("", "PanopticFPN")), SMALL, datasets=False)
+    with pytest.raises(KeyError, match="MODEL.META_ARCHITECTURE is 'PanopticFPN', .*FocalRetinaNet.*install Detec"):
         d2.build_model(cfg)
 
 

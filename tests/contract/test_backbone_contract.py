@@ -82,10 +82,32 @@ def test_state_dict_and_declarations(overrides):
     assert ours.bottom_up.padding_constraints == theirs.bottom_up.padding_constraints
 
 
-@pytest.mark.parametrize("out_features", [["stem"], ["res3"], ["stem", "res2", "res5"]])
-def test_bare_resnet(out_features):
+PYRAMID_WITH_P2 = {
+    "RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+}
+
+
+def test_pyramid_of_two_stage_models():
+    overrides = {**R18, **PYRAMID_WITH_P2, "FPN.OUT_CHANNELS": 16}
+    ours, theirs = build_pair(overrides, name="build_resnet_fpn_backbone")
+    assert names_and_shapes(ours) == names_and_shapes(theirs)
+    assert shapes(ours) == shapes(theirs) and list(shapes(ours)) == ["p2", "p3", "p4", "p5", "p6"]
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        actual, expected = ours(x), theirs(x)
+    for name, value in expected.items():
+        assert_near(actual[name], value)
+    assert actual["p6"].shape[2:] == (1, 2)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("out_features", [["stem"], ["res3"], ["res4"], ["res5"], ["stem", "res2", "res5"]])
+def test_bare_resnet(out_features, dilation):
+    overrides = {"RESNETS.OUT_FEATURES": out_features, "RESNETS.RES5_DILATION": dilation}
     with torch.device("meta"):
-        ours, theirs = build_pair({"RESNETS.OUT_FEATURES": out_features}, name="build_resnet_backbone")
+        ours, theirs = build_pair(overrides, name="build_resnet_backbone")
     assert names_and_shapes(ours) == names_and_shapes(theirs)
     assert shapes(ours) == shapes(theirs)
 

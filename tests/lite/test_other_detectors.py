@@ -4,18 +4,14 @@ import pytest
 
 from retinanet_ext.lite.cfg_node import get_cfg
 
-# What a config of Detectron2 holds beside the keys that a RetinaNet reads.
+# What a config of Detectron2 holds beside the keys that a model of this package reads.
 KEPT = """
 MODEL:
   META_ARCHITECTURE: RetinaNet
-  MASK_ON: false
   LOAD_PROPOSALS: false
-  ANCHOR_GENERATOR: {ANGLES: [[0, 90]]}
-  RPN: {NMS_THRESH: 0.7, IN_FEATURES: [p2, p3]}
-  ROI_HEADS: {NUM_CLASSES: 7, NAME: StandardROIHeads}
+  ROI_BOX_CASCADE_HEAD: {IOUS: [0.5, 0.6]}
+  SEM_SEG_HEAD: {NUM_CLASSES: 54}
   PANOPTIC_FPN: {COMBINE: {ENABLED: true}}
-INPUT: {MASK_FORMAT: polygon}
-DATASETS: {PROPOSAL_FILES_TRAIN: []}
 TEST: {PRECISE_BN: {ENABLED: false, NUM_ITER: 200}}
 GLOBAL: {HACK: 1.0}
 SEED: 5
@@ -37,22 +33,22 @@ def merge(tmp_path):
 def test_they_are_kept(merge, tmp_path):
     cfg = merge(KEPT)
     assert cfg.SEED == 5
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7 and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED is True
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 54 and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED is True
     assert cfg.TEST.PRECISE_BN.NUM_ITER == 200
     (tmp_path / "again.yaml").write_text(cfg.dump())
     again = get_cfg()
     again.merge_from_file(str(tmp_path / "again.yaml"))
     assert again == cfg
     # Overrides reach what the file has.
-    assert merge(KEPT, "MODEL.RPN.NMS_THRESH", "0.5").MODEL.RPN.NMS_THRESH == 0.5
+    assert merge(KEPT, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5").MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
 
 
 def test_frozen_configs_take_none(merge):
     cfg = get_cfg()
     cfg.freeze()
     with pytest.raises((AttributeError, KeyError)):
-        cfg.merge_from_other_cfg(type(cfg)({"MODEL": {"RPN": {"NMS_THRESH": 0.7}}}))
-    assert "RPN" not in cfg.MODEL
+        cfg.merge_from_other_cfg(type(cfg)({"MODEL": {"SEM_SEG_HEAD": {"NUM_CLASSES": 5}}}))
+    assert "SEM_SEG_HEAD" not in cfg.MODEL
 
 
 @pytest.mark.parametrize("text", ["MODEL: {RPM: {NMS_THRESH: 0.7}}", "RPN: {NMS_THRESH: 0.7}", "INPUT: {MASK: x}"])
@@ -61,9 +57,7 @@ def test_other_unknown_keys_are_refused_as_ever(merge, text):
         merge(text)
 
 
-@pytest.mark.parametrize(
-    "key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "TEST.PRECISE_BN.ENABLED"]
-)
+@pytest.mark.parametrize("key", ["MODEL.LOAD_PROPOSALS", "TEST.PRECISE_BN.ENABLED"])
 def test_values_that_would_change_the_run_are_refused_with_key_and_remedy(merge, key):
     *sections, last = key.split(".")
     text = f"{last}: true"

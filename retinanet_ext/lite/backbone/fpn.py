@@ -1,5 +1,5 @@
-"""Feature pyramid (Lin et al., "Feature Pyramid Networks for Object Detection") and RetinaNet's two levels
-on top of it (Lin et al., "Focal Loss for Dense Object Detection")."""
+"""Feature pyramid (Lin et al., "Feature Pyramid Networks for Object Detection"), with P6 for proposals on top of it, or
+RetinaNet's P6 and P7 (Lin et al., "Focal Loss for Dense Object Detection")."""
 
 from __future__ import annotations
 
@@ -108,6 +108,19 @@ def _levels(shapes: dict[str, ShapeSpec], in_features: list[str]) -> list[int]:
     return levels
 
 
+class LastLevelMaxPool(nn.Module):
+    """The level P6 of two-stage models: every second pixel of P5 in both directions, without parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_levels = 1
+        self.in_feature = "p5"
+
+    def forward(self, p5: torch.Tensor) -> list[torch.Tensor]:
+        """(N, C, H, W) to P6 (N, C, H / 2, W / 2), rounded up."""
+        return [F.max_pool2d(p5, kernel_size=1, stride=2)]
+
+
 class LastLevelP6P7(nn.Module):
     """RetinaNet's levels P6 and P7: 3x3 convolutions of stride 2, the second one after a ReLU.
 
@@ -130,6 +143,14 @@ class LastLevelP6P7(nn.Module):
         """(N, in_channels, H, W) to P6 (N, out_channels, H / 2, W / 2) and P7 at half of that, rounded up."""
         p6 = self.p6(c5)
         return [p6, self.p7(F.relu(p6))]
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """ResNet, FPN over MODEL.FPN.IN_FEATURES, and P6 subsampled from P5."""
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    fpn = cfg.MODEL.FPN
+    return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, LastLevelMaxPool(), fpn.FUSE_TYPE)
 
 
 @BACKBONE_REGISTRY.register()
