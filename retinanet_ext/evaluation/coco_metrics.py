@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,32 @@ def compute_metrics(
             number of keypoints or sigmas; the message names them.
         KeyError: predictions of a class that is not in `category_ids`.
     """
+    with _no_garbage_collection():
+        return _compute(task, coco, predictions, category_ids, max_dets_per_image, use_fast_impl, oks_sigmas, image_ids)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Python would search all annotations for reference cycles again and again, while more of them are made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _compute(
+    task: str,
+    coco: dict[str, Any],
+    predictions: Mapping[Any, ImagePredictions],
+    category_ids: Mapping[int, int],
+    max_dets_per_image: int,
+    use_fast_impl: bool,
+    oks_sigmas: Sequence[float],
+    image_ids: list | None,
+) -> Metrics:
     images = number_images(coco, image_ids)
     objects = object_annotations(task, coco, images, category_ids)
     found = predicted_annotations(task, predictions, images, category_ids)

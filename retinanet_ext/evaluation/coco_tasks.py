@@ -40,10 +40,10 @@ class Protocol:
     kpt_oks_sigmas: Sequence[float] = ()
 
     def __post_init__(self):
-        if self.tasks is not None:
-            if isinstance(self.tasks, str) or not self.tasks or not set(self.tasks) <= FIELDS.keys():
-                legal = ", ".join(repr(task) for task in FIELDS)
-                raise ValueError(f"tasks={self.tasks!r} cannot be evaluated; legal: None, or a list of {legal}")
+        tasks = ("bbox",) if self.tasks is None else self.tasks
+        if isinstance(tasks, str) or not tasks or not set(tasks) <= FIELDS.keys():
+            legal = ", ".join(repr(task) for task in FIELDS)
+            raise ValueError(f"tasks={tasks!r} cannot be evaluated; legal: None, or a list of {legal}")
         if self.max_dets_per_image is None:
             self.max_dets_per_image = DEFAULT_MAX_DETS_PER_IMAGE
         if not isinstance(self.max_dets_per_image, int) or self.max_dets_per_image < 1:

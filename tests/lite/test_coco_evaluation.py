@@ -11,10 +11,10 @@ import random
 import pytest
 import torch
 
+from retinanet_ext.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.cfg_node import get_cfg
 from retinanet_ext.lite.data.catalog import DatasetCatalog, MetadataCatalog
 from retinanet_ext.lite.evaluation import COCOEvaluator
-from retinanet_ext.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.structures import Boxes, BoxMode, Instances
 
 

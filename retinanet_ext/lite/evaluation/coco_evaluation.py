@@ -63,7 +63,7 @@ class COCOEvaluator(DatasetEvaluator):
             KeyError, FileNotFoundError, ValueError: unknown dataset, unusable ground truth, illegal argument.
         """
         if isinstance(tasks, CfgNode):
-            logger.warning("COCOEvaluator(%r, cfg, ...): cfg has no effect; what is predicted is evaluated", dataset_name)
+            logger.warning("COCOEvaluator(%r, cfg, ...): cfg has no effect", dataset_name)
             tasks = None
         self._protocol = Protocol(tasks, max_dets_per_image, use_fast_impl, kpt_oks_sigmas)
         self._dataset_name = dataset_name

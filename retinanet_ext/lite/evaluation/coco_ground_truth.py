@@ -8,7 +8,7 @@ from typing import Any
 from pycocotools import mask as mask_api
 
 from retinanet_ext.data.coco_file import parse_coco_file
-from retinanet_ext.evaluation.ground_truth import GroundTruth
+from retinanet_ext.evaluation.ground_truth import GroundTruth, ascending_inverse
 
 from ..data.catalog import DatasetCatalog, MetadataCatalog
 from ..structures import Boxes, BoxMode
@@ -31,15 +31,8 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
         # The mapping is set by the loader of the dataset, which may not have run in this process yet.
         DatasetCatalog.get(dataset_name)
     coco = parse_coco_file(json_file, required=["images", "categories"])
-    names = {category["id"]: category["name"] for category in coco["categories"]}
-    mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in names}
-    thing_classes = metadata.get("thing_classes")
-    category_ids = _ascending_inverse(mapping)
-    class_names = {
-        class_id: thing_classes[class_id] if thing_classes else names.get(category_id, "?")
-        for class_id, category_id in category_ids.items()
-    }
-    return GroundTruth(coco, str(json_file), category_ids, class_names)
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id")
+    return GroundTruth.of(coco, str(json_file), mapping, metadata.get("thing_classes"))
 
 
 def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
@@ -51,7 +44,7 @@ def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
             f"MetadataCatalog.get({dataset_name!r}).thing_classes = [...] before it is evaluated"
         )
     mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(thing_classes))}
-    category_ids = _ascending_inverse(mapping)
+    category_ids = ascending_inverse(mapping)
     class_names = {class_id: thing_classes[class_id] for class_id in category_ids}
     coco = dicts_to_coco(dicts, category_ids, class_names)
     logger.info(
@@ -59,10 +52,6 @@ def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
         dataset_name, len(coco["images"]), len(coco["annotations"]),
     )  # fmt: skip
     return GroundTruth(coco, f"dataset {dataset_name!r}", category_ids, class_names, converted=True)
-
-
-def _ascending_inverse(mapping: dict[int, int]) -> dict[int, int]:
-    return dict(sorted((class_id, category_id) for category_id, class_id in mapping.items()))
 
 
 def dicts_to_coco(dicts: list[dict], category_ids: dict[int, int], class_names: dict[int, str]) -> dict[str, Any]:
