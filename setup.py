@@ -34,6 +34,7 @@ setup(
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.7,<0.1.10",
         "pycocotools>=2.0.8",
+        "faster-coco-eval>=1.8",
         "opencv-python-headless>=4.8",
         "numpy>=1.26",
         "pillow>=10.0",

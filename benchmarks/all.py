@@ -20,6 +20,7 @@ ON_CPU = [
     ["matching"],
     ["decoding"],
     ["coco_eval"],
+    ["mask_eval"],
     ["loader"],
     ["scaling", "--height", "240", "--width", "320"],
 ]

@@ -16,9 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, now, print_header, write_cases
+from retinanet_ext.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.data import MetadataCatalog
 from retinanet_ext.lite.evaluation import COCOEvaluator
-from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.structures import Boxes, Instances
 
 HEIGHT, WIDTH = 480, 640

@@ -146,7 +146,7 @@ def _add_run_keys(cfg: CN) -> None:
     # micro-batches.
     cfg.SOLVER.ACCUMULATE = 1
     # Metric that chooses model_best.pth: "task/metric" of the evaluator, on the first dataset of DATASETS.TEST. If
-    # empty, no model_best.pth is written.
+    # empty, no model_best.pth is written. "segm/AP" and "keypoints/AP" for models with masks or keypoints.
     cfg.TEST.BEST_METRIC = "bbox/AP"
     # Type that the network computes in at inference: "float32", "bfloat16", or on CUDA "float16".
     cfg.TEST.DTYPE = "float32"

@@ -11,6 +11,7 @@ In reading order:
 - ``sources.py``: the images and videos below the paths that a user gives
 - ``predictions_json.py``: detections as a COCO-format file
 - ``progress_report.py``: how far a long prediction is
+- ``encoded_mask_output.py``: masks as run lengths while a model is evaluated
 - ``fast_copy.py``: a faster copy of a model, for inference only
 - ``tta.py``: test-time augmentation for dense detectors
 """

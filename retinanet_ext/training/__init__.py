@@ -11,6 +11,7 @@ In reading order:
 - ``running_statistics.py``: averages batch norms' running statistics over processes
 - ``process_checks.py``: refuses jobs that cannot work, before they start
 - ``progress_line.py``: progress on a terminal and in a log
+- ``compact_evaluator.py``: Detectron2's COCO evaluator with this package's metrics
 - ``overlapped_evaluation.py``: evaluates one batch while the model computes the next
 - ``run_record.py``: `run.json` and `results.json`
 """

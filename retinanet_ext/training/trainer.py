@@ -14,7 +14,6 @@ from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
     ENGINE,
     META_ARCH_REGISTRY,
-    COCOEvaluator,
     DatasetMapper,
     DefaultTrainer,
     JSONWriter,
@@ -28,12 +27,14 @@ from retinanet_ext.d2 import (
 )
 from retinanet_ext.data.checked_mapper import CheckedMapper, mapper_for_test
 from retinanet_ext.data.checked_records import data_counts, dataset_for_evaluation, load_checked_dicts
+from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
 from retinanet_ext.machine.cpu import keep_freed_memory
 from retinanet_ext.machine.devices import check_device
 from retinanet_ext.registry import check_registered
 
+from .compact_evaluator import DefaultCOCOEvaluator
 from .frozen_parts import refuse_unfilled_frozen_parts
 from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
@@ -45,8 +46,8 @@ from .step import TrainStep, mixed_precision
 logger = logging.getLogger(__name__)
 
 # Makes an evaluator, by the evaluator_type in a dataset's metadata. Called like COCOEvaluator: obj(dataset_name,
-# output_dir=..., max_dets_per_image=..., allow_cached_coco=...) -> evaluator.
-EVALUATORS = {"coco": COCOEvaluator}
+# output_dir=..., max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator.
+EVALUATORS = {"coco": DefaultCOCOEvaluator}
 
 
 class _BestCheckpointer(CheckedCheckpointer):
@@ -195,6 +196,7 @@ class Trainer(DefaultTrainer):
             dataset_for_evaluation(cfg, dataset_name),
             output_dir=output_folder,
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
             # A file left by an earlier run may hold other annotations under the same name.
             allow_cached_coco=False,
         )
@@ -210,7 +212,9 @@ class Trainer(DefaultTrainer):
         In a job of several processes the model's running statistics are averaged over them first, in place.
         """
         average_buffers(model)
-        results = super().test(cfg, inference_model(cfg, model), evaluators)
+        model = inference_model(cfg, model)
+        with encoded_masks(model):
+            results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, results))
         return results
@@ -232,7 +236,9 @@ class Trainer(DefaultTrainer):
             for name in cfg.DATASETS.TEST
         ]
         average_buffers(model)
-        results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
+        model = DenseDetectorWithTTA(cfg, inference_model(cfg, model))
+        with encoded_masks(model):
+            results = super().test(cfg, model, evaluators)
         results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
         if comm.is_main_process():
             write_results(cfg.OUTPUT_DIR, results, add=True)

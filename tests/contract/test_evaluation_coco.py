@@ -1,5 +1,6 @@
 """Evaluation of the embedded engine against Detectron2's: the same predictions, the same numbers."""
 
+import copy
 import json
 import logging
 import math
@@ -17,12 +18,15 @@ from detectron2.data.datasets import register_coco_instances as d2_register
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json as d2_to_json
 from detectron2.structures import Boxes as D2Boxes
 from detectron2.structures import Instances as D2Instances
+from pycocotools import mask as mask_api
 
+from retinanet_ext.d2 import ENGINE
+from retinanet_ext.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite import data as lite_data
 from retinanet_ext.lite import evaluation as lite_evaluation
 from retinanet_ext.lite.data.coco_json import register_coco_instances as lite_register
-from retinanet_ext.lite.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.lite.structures import Boxes, Instances
+from retinanet_ext.training.compact_evaluator import CompactCOCOEvaluator
 
 CATALOGS = (d2_data.DatasetCatalog, lite_data.DatasetCatalog)
 METADATA = (d2_data.MetadataCatalog, lite_data.MetadataCatalog)
@@ -189,6 +193,108 @@ def test_same_metrics_on_boxes_at_the_size_borders(tmp_path, forget):
     (expected, _), (found, _) = _evaluate_both(name, predictions, tmp_path)
     assert all(expected["bbox"][key] > 0 for key in ("AP", "APs", "APm", "APl"))
     _assert_same(expected, found)
+
+
+def _record_with_masks(rng, number):
+    """An image with triangles, some with a crowd's mask, with 17 keypoints of which some are not labelled."""
+    annotations = []
+    for index in range(int(rng.choice([0, 1, 6]))):
+        x, y, side = (float(value) for value in rng.integers([5, 5, 20], [90, 90, 100]))
+        points = np.stack([x + rng.random(17) * side, y + rng.random(17) * side, rng.integers(3, size=17)], axis=1)
+        points[0, 2] = 2
+        annotation = {"bbox": [x, y, side, side], "bbox_mode": 1, "category_id": int(rng.integers(2)), "iscrowd": 0}
+        annotation |= {"segmentation": [[x, y, x + side, y, x, y + side]], "keypoints": points.ravel().tolist()}
+        if index == 5:
+            crowd = np.zeros((200, 200), np.uint8, order="F")
+            crowd[100:190, 50:180] = 1
+            rle = mask_api.encode(crowd)
+            annotation |= {"segmentation": rle, "iscrowd": 1, "bbox": [50.0, 100.0, 130.0, 90.0]}
+        annotations.append(annotation)
+    record = {"file_name": f"{number}.jpg", "image_id": number, "height": 200, "width": 200}
+    return {**record, "annotations": annotations}
+
+
+def _masks_and_keypoints(rng, record):
+    """Moved boxes (N, 4) XYXY, scores, classes, masks (N, H, W) and keypoints (N, 17, 3), scores with ties."""
+    chosen = [a for a in record["annotations"] for _ in range(int(rng.integers(4)))]
+    masks, points, boxes = np.zeros((len(chosen), 200, 200), bool), np.ones((len(chosen), 17, 3)), []
+    for mask, found, annotation in zip(masks, points, chosen):
+        x, y, w, h = np.array(annotation["bbox"]) + rng.integers(-4, 5, size=4)
+        boxes.append([x, y, x + w, y + h])
+        rows, columns = np.mgrid[:200, :200]
+        mask[:] = (rows >= y) & (columns >= x) & ((rows - y) / h + (columns - x) / w <= 1)
+        found[:] = np.array(annotation["keypoints"]).reshape(17, 3) + rng.normal(size=(17, 3)) * 0.05 * w
+    arrays = [boxes, rng.integers(8, size=len(chosen)) / 8, [a["category_id"] for a in chosen]]
+    return [np.array(array).reshape(len(chosen), *shape) for array, shape in zip(arrays, [(4,), (), ()])] + [
+        masks,
+        points,
+    ]
+
+
+@pytest.fixture
+def masks_and_keypoints(forget):
+    """A dataset name known to both engines, and predictions by image id."""
+    name = "evaluation_contract_masks"
+    forget.append(name)
+    rng = np.random.default_rng(4)
+    records = [_record_with_masks(rng, number) for number in range(15)]
+    for catalog, metadata in zip(CATALOGS, METADATA, strict=True):
+        # Detectron2 moves the keypoints of the records in place.
+        catalog.register(name, lambda: copy.deepcopy(records))
+        metadata.get(name).set(thing_classes=["u", "v"])
+    return name, {record["image_id"]: _masks_and_keypoints(rng, record) for record in records}
+
+
+def _with_masks(arrays, boxes_type, instances_type, encode=False):
+    boxes, scores, classes, masks, keypoints = arrays
+    instances = _instances((boxes, scores, classes), boxes_type, instances_type)
+    rles = [mask_api.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    instances.pred_masks = _RunLengths(rles) if encode else torch.as_tensor(masks)
+    instances.pred_keypoints = torch.as_tensor(keypoints, dtype=torch.float32)
+    return instances
+
+
+class _RunLengths:
+    """What an evaluator may know of ``EncodedMasks``, with nothing to decode."""
+
+    def __init__(self, rles):
+        self.rles = rles
+
+    def __len__(self):
+        return len(self.rles)
+
+
+def _evaluate_masks(evaluator, predictions, out, *types, **options):
+    evaluator.reset()
+    for image_id, arrays in predictions.items():
+        evaluator.process([{"image_id": image_id}], [{"instances": _with_masks(arrays, *types, **options)}])
+    results = evaluator.evaluate()
+    return results, json.loads((out / "coco_instances_results.json").read_text())
+
+
+@pytest.mark.parametrize("options", [{}, {"use_fast_impl": False}, {"kpt_oks_sigmas": [0.05] * 17}])
+def test_same_metrics_of_masks_and_keypoints(masks_and_keypoints, tmp_path, options):
+    """Also if masks come as RLE. The evaluator that the trainer uses on Detectron2 is the third."""
+    name, predictions = masks_and_keypoints
+    theirs = d2_evaluation.COCOEvaluator(name, output_dir=str(tmp_path / "theirs"), **options)
+    expected, d2_json = _evaluate_masks(theirs, predictions, tmp_path / "theirs", D2Boxes, D2Instances)
+    assert list(expected) == ["bbox", "keypoints", "segm"] and 10 < expected["segm"]["AP"] < 90
+    ours = [(lite_evaluation.COCOEvaluator, Boxes, Instances)]
+    if ENGINE == "detectron2":
+        ours.append((CompactCOCOEvaluator, D2Boxes, D2Instances))
+    for number, (evaluator, *types) in enumerate(ours):
+        for encode in (False, True):
+            out = tmp_path / f"{number}{encode}"
+            evaluation = evaluator(name, output_dir=str(out), **options)
+            found, our_json = _evaluate_masks(evaluation, predictions, out, *types, encode=encode)
+            assert our_json == d2_json
+            assert {task: list(metrics) for task, metrics in found.items()} == {
+                task: list(metrics) for task, metrics in expected.items()
+            }
+            for task, metrics in expected.items():
+                np.testing.assert_allclose(
+                    list(found[task].values()), list(metrics.values()), rtol=0, atol=1e-9, equal_nan=True
+                )
 
 
 def test_same_answer_without_predictions(coco_mini):

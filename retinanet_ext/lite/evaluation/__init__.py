@@ -1,14 +1,10 @@
-"""From predictions to metrics.
+"""From predictions to metrics. The metrics themselves are in ``retinanet_ext.evaluation``.
 
 In reading order:
 
 - ``evaluator.py``: the evaluator interface, and the loop that runs a model over a data set
 - ``coco_evaluation.py``: COCO average precision
 - ``coco_ground_truth.py``: the ground truth as a COCO dict
-- ``coco_predictions.py``: predictions as arrays, and in COCO's format
-- ``coco_box_ap.py``: average precision from ground truth and predictions
-- ``box_matching.py``: COCO's matching of predictions with objects, for all images at once
-- ``coco_report.py``: logs tables, and why a number is missing
 - ``print_csv.py``: logs results as CSV lines, and compares them with expected values
 """
 

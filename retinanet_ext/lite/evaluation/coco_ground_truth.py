@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 from pycocotools import mask as mask_api
 
 from retinanet_ext.data.coco_file import parse_coco_file
+from retinanet_ext.evaluation.ground_truth import GroundTruth, ascending_inverse
 
 from ..data.catalog import DatasetCatalog, MetadataCatalog
 from ..structures import Boxes, BoxMode
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class GroundTruth:
-    """The ground truth that predictions are compared with.
-
-    Attributes:
-        coco: `images`, `categories`, `annotations` as in a COCO file; without the key `annotations` if the
-            dataset has none (a test set with secret labels).
-        source: file or dataset name, for messages.
-        category_ids: class id that a model predicts -> category id of the dataset; class ids ascend.
-        class_names: class id -> name; class ids ascend.
-        converted: the dataset has no COCO file; `coco` was made from its dicts.
-    """
-
-    coco: dict[str, Any]
-    source: str
-    category_ids: dict[int, int]
-    class_names: dict[int, str]
-    converted: bool = False
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
@@ -51,15 +31,8 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
         # The mapping is set by the loader of the dataset, which may not have run in this process yet.
         DatasetCatalog.get(dataset_name)
     coco = parse_coco_file(json_file, required=["images", "categories"])
-    names = {category["id"]: category["name"] for category in coco["categories"]}
-    mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in names}
-    thing_classes = metadata.get("thing_classes")
-    category_ids = _ascending_inverse(mapping)
-    class_names = {
-        class_id: thing_classes[class_id] if thing_classes else names.get(category_id, "?")
-        for class_id, category_id in category_ids.items()
-    }
-    return GroundTruth(coco, str(json_file), category_ids, class_names)
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id")
+    return GroundTruth.of(coco, str(json_file), mapping, metadata.get("thing_classes"))
 
 
 def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
@@ -71,7 +44,7 @@ def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
             f"MetadataCatalog.get({dataset_name!r}).thing_classes = [...] before it is evaluated"
         )
     mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(thing_classes))}
-    category_ids = _ascending_inverse(mapping)
+    category_ids = ascending_inverse(mapping)
     class_names = {class_id: thing_classes[class_id] for class_id in category_ids}
     coco = dicts_to_coco(dicts, category_ids, class_names)
     logger.info(
@@ -79,10 +52,6 @@ def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
         dataset_name, len(coco["images"]), len(coco["annotations"]),
     )  # fmt: skip
     return GroundTruth(coco, f"dataset {dataset_name!r}", category_ids, class_names, converted=True)
-
-
-def _ascending_inverse(mapping: dict[int, int]) -> dict[int, int]:
-    return dict(sorted((class_id, category_id) for category_id, class_id in mapping.items()))
 
 
 def dicts_to_coco(dicts: list[dict], category_ids: dict[int, int], class_names: dict[int, str]) -> dict[str, Any]:
@@ -95,7 +64,8 @@ def dicts_to_coco(dicts: list[dict], category_ids: dict[int, int], class_names: 
 
     Returns:
         A dict with `images`, `categories`, `annotations`. Boxes are XYWH rounded to a thousandth of a pixel.
-        An annotation's area is that of its polygons or mask, or else of its box, as in Detectron2.
+        An annotation's area is that of its polygons or mask, or else of its box, as in Detectron2. Keypoints are
+        moved by half a pixel, to where COCO counts: the centre of the first pixel is (0, 0).
 
     Raises:
         ValueError: class id outside of `category_ids`, or a malformed annotation; the message names the image.
@@ -130,13 +100,29 @@ def _convert_annotation(annotation: dict, category_ids: dict[int, int], where: s
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     segmentation = annotation.get("segmentation")
-    return {
+    converted = {
         "category_id": category_ids[class_id],
         "bbox": [round(value, 3) for value in box_xywh],
         # Box area in float32, as in Detectron2: rounding decides the size class of boxes at a border.
         "area": _segmentation_area(segmentation) if segmentation else Boxes([box_xyxy]).area().item(),
         "iscrowd": int(annotation.get("iscrowd", 0)),
     }
+    if segmentation:
+        converted["segmentation"] = _as_json(segmentation)
+    keypoints = annotation.get("keypoints")
+    if keypoints:
+        values = [float(value) for value in keypoints]
+        xs, ys, visible = (values[start::3] for start in range(3))
+        converted["keypoints"] = [v for x, y, v in zip(xs, ys, visible) for v in (x - 0.5, y - 0.5, int(v))]
+        converted["num_keypoints"] = sum(v > 0 for v in visible)
+    return converted
+
+
+def _as_json(segmentation: list | dict) -> list | dict:
+    """Polygons as they are; the bytes of a compressed RLE as text."""
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
+        return {**segmentation, "counts": segmentation["counts"].decode("ascii")}
+    return segmentation
 
 
 def _segmentation_area(segmentation: list | dict) -> float:

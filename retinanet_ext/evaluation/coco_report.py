@@ -10,14 +10,15 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .coco_box_ap import SIZES, BoxMetrics
-from .coco_ground_truth import GroundTruth
+from .coco_metrics import SIZES, Metrics
 from .coco_predictions import ImagePredictions
+from .ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
 
 CLASSES_PER_ROW = 3
 EXAMPLES = 10
+TASK_NAMES = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint"}
 
 
 def warn_about_object_counts(truth: GroundTruth, max_dets_per_image: int) -> None:
@@ -51,30 +52,33 @@ def warn_about_images(truth: GroundTruth, processed: Collection, wanted: Sequenc
         )  # fmt: skip
 
 
-def log_box_report(
-    metrics: BoxMetrics, truth: GroundTruth, predictions: Mapping[Any, ImagePredictions]
+def log_report(
+    task: str, metrics: Metrics, truth: GroundTruth, predictions: Mapping[Any, ImagePredictions]
 ) -> dict[str, float]:
     """Logs the metrics, and why some are NaN or zero.
 
     Returns:
-        The metrics: AP, AP50, AP75, APs, APm, APl, then `AP-<class>` for each class. Without any prediction
-        only the first six, all NaN, as in Detectron2.
+        The metrics: AP, AP50, AP75, APs (not of keypoints), APm, APl, then `AP-<class>` for each class, if there are
+        several. Without any prediction none of the classes', and the others NaN, as in Detectron2.
     """
     main = metrics.average_precisions()
     if not any(len(found) for found in predictions.values()):
         logger.warning(
             "Nothing was predicted, so AP is not defined: the model found no object in any image with a "
-            "score above its threshold (MODEL.RETINANET.SCORE_THRESH_TEST). The ground truth has %d objects.",
+            "score above its threshold (such as MODEL.RETINANET.SCORE_THRESH_TEST). The ground truth has %d objects.",
             len(truth.coco["annotations"]),
         )
         return dict.fromkeys(main, float("nan"))
     by_class = dict(zip(truth.class_names.values(), metrics.class_average_precisions(), strict=True))
-    logger.info("Box AP:\n%s", _table(main))
+    kind = TASK_NAMES[task]
+    logger.info("%s AP:\n%s", kind, _table(main))
     recalls = ", ".join(f"{n}: {recall:.3f}" for n, recall in metrics.average_recalls().items())
-    logger.info("Box AR by number of detections per image: %s", recalls)
+    logger.info("%s AR by number of detections per image: %s", kind, recalls)
     if len(by_class) > 1:
-        logger.info("Box AP by class:\n%s", _class_table(by_class))
+        logger.info("%s AP by class:\n%s", kind, _class_table(by_class))
     _explain(main, by_class, truth, predictions)
+    if len(by_class) == 1:
+        return main
     return {**main, **{f"AP-{name}": ap for name, ap in by_class.items()}}
 
 
@@ -104,7 +108,7 @@ def _explain(
             truth.source, len(truth.coco["annotations"]), len(objects),
         )  # fmt: skip
         return
-    no_size = [name for size, name in SIZES.items() if math.isnan(main[f"AP{size}"])]
+    no_size = [name for size, name in SIZES.items() if math.isnan(main.get(f"AP{size}", 0))]
     if no_size:
         logger.info("NaN above: the ground truth has no object that is %s.", " or ".join(no_size))
     no_class = [name for name, ap in by_class.items() if math.isnan(ap)]

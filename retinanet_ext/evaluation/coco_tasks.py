@@ -1,0 +1,163 @@
+"""From the predictions for all images to the results of each task and the predictions' file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .coco_metrics import compute_metrics
+from .coco_predictions import ImagePredictions, write_coco_results
+from .coco_report import log_report, warn_about_images
+from .ground_truth import FIELDS, GroundTruth
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_DETS_PER_IMAGE = 100
+RESULTS_FILE = "coco_instances_results.json"
+
+
+@dataclass
+class Protocol:
+    """What to evaluate, and how; the arguments of a COCO evaluator.
+
+    Attributes:
+        tasks: of `bbox`, `segm` and `keypoints`; None: boxes, and masks and keypoints if they are predicted.
+        max_dets_per_image: number of predictions that count per image and class, highest scores first; None: 100.
+        use_fast_impl: match by faster-coco-eval, else by pycocotools.
+        kpt_oks_sigmas: one for each keypoint; empty: COCO's for 17 keypoints, else 0.05 for each.
+
+    Raises:
+        ValueError: an unknown task, or a number of predictions below 1.
+    """
+
+    tasks: Sequence[str] | None = None
+    max_dets_per_image: int | None = None
+    use_fast_impl: bool = True
+    kpt_oks_sigmas: Sequence[float] = ()
+
+    def __post_init__(self):
+        tasks = ("bbox",) if self.tasks is None else self.tasks
+        if isinstance(tasks, str) or not tasks or not set(tasks) <= FIELDS.keys():
+            legal = ", ".join(repr(task) for task in FIELDS)
+            raise ValueError(f"tasks={tasks!r} cannot be evaluated; legal: None, or a list of {legal}")
+        if self.max_dets_per_image is None:
+            self.max_dets_per_image = DEFAULT_MAX_DETS_PER_IMAGE
+        if not isinstance(self.max_dets_per_image, int) or self.max_dets_per_image < 1:
+            raise ValueError(f"max_dets_per_image must be a positive integer, found {self.max_dets_per_image!r}")
+
+    def check_truth(self, truth: GroundTruth) -> None:
+        """Refuses tasks whose ground truth is missing.
+
+        Raises:
+            ValueError: no annotation has what a task needs.
+        """
+        for task in self.tasks or ():
+            if not truth.supports(task):
+                raise ValueError(
+                    f"tasks={tuple(self.tasks)}, but of the {len(truth.coco['annotations'])} annotations of "
+                    f"{truth.source} none has `{FIELDS[task]}`. Add it, or leave out {task!r}"
+                )
+
+    def tasks_of(self, truth: GroundTruth, predictions: Mapping[Any, ImagePredictions]) -> list[str]:
+        """The tasks to evaluate, sorted by name."""
+        if self.tasks is not None:
+            return sorted(set(self.tasks))
+        tasks = ["bbox"]
+        predicted = {
+            "keypoints": any(found.keypoints is not None for found in predictions.values()),
+            "segm": any(found.rles is not None for found in predictions.values()),
+        }
+        for task in (task for task, is_predicted in predicted.items() if is_predicted):
+            if truth.supports(task):
+                tasks.append(task)
+            else:
+                logger.warning(
+                    "The task %r is not evaluated: no annotation of %s has `%s`.", task, truth.source, FIELDS[task]
+                )
+        return tasks
+
+
+def merge_parts(parts: Sequence[Mapping[Any, ImagePredictions]]) -> dict[Any, ImagePredictions]:
+    """The predictions of all processes, by image; those of the first process where several have an image."""
+    merged: dict[Any, ImagePredictions] = {}
+    for part in parts:
+        for image_id, found in part.items():
+            merged.setdefault(image_id, found)
+    return merged
+
+
+def evaluate_predictions(
+    by_image: Mapping[Any, ImagePredictions],
+    truth: GroundTruth,
+    protocol: Protocol,
+    *,
+    output_dir: str | None = None,
+    image_ids: list | None = None,
+) -> OrderedDict[str, dict[str, float]]:
+    """Writes the predictions, and computes and logs the metrics.
+
+    Args:
+        by_image: the predictions of all processes, by image id.
+        output_dir: where to write `coco_instances_results.json`; None: nowhere.
+        image_ids: evaluate only these images of the ground truth.
+
+    Returns:
+        `{task: {metric: value}}`, NaN where undefined; all NaN if nothing was predicted. Empty if `by_image` is, or if
+        the dataset has no annotations.
+
+    Raises:
+        ValueError: the ground truth does not have a predicted class, or an image with predictions; an annotation or
+            a prediction lacks what a task needs.
+    """
+    if not by_image:
+        logger.warning("Nothing to evaluate: no output with `instances` was processed.")
+        return OrderedDict()
+    predictions = _in_order(by_image, truth)
+    if output_dir:
+        os.makedirs(output_dir, exist_ok=True)
+        path = os.path.join(output_dir, RESULTS_FILE)
+        write_coco_results(path, predictions, truth.category_ids)
+        logger.info("Wrote %s", path)
+    if "annotations" not in truth.coco:
+        logger.info("%s has no annotations: predictions were written, but not evaluated.", truth.source)
+        return OrderedDict()
+    warn_about_images(truth, processed=by_image.keys(), wanted=image_ids)
+    results = OrderedDict()
+    for task in protocol.tasks_of(truth, predictions):
+        metrics = compute_metrics(
+            task,
+            truth.coco,
+            predictions,
+            truth.category_ids,
+            max_dets_per_image=protocol.max_dets_per_image,
+            use_fast_impl=protocol.use_fast_impl,
+            oks_sigmas=protocol.kpt_oks_sigmas,
+            image_ids=image_ids,
+        )
+        results[task] = log_report(task, metrics, truth, predictions)
+    return results
+
+
+def _in_order(by_image: Mapping[Any, ImagePredictions], truth: GroundTruth) -> dict[Any, ImagePredictions]:
+    """Check image ids and classes; return the predictions in the order of the dataset's images."""
+    index = {image["id"]: n for n, image in enumerate(truth.coco["images"])}
+    unknown = [image_id for image_id, found in by_image.items() if len(found) and image_id not in index]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} images with predictions are not in {truth.source}: ids {unknown[:10]}, but "
+            f"it has ids like {list(index)[:5]}. Evaluate on the dataset that the loader reads"
+        )
+    for image_id, found in by_image.items():
+        strange = set(found.classes.tolist()) - truth.category_ids.keys()
+        if strange:
+            raise ValueError(
+                f"class {min(strange)} was predicted on image {image_id}, but {truth.source} has the "
+                f"{len(truth.category_ids)} classes 0 to {max(truth.category_ids, default=-1)}. Is "
+                "MODEL.RETINANET.NUM_CLASSES (or MODEL.ROI_HEADS.NUM_CLASSES) the number of classes of this dataset?"
+            )
+    ordered = sorted((i for i in by_image if i in index), key=index.__getitem__)
+    return {image_id: by_image[image_id] for image_id in ordered}
