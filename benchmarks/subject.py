@@ -24,11 +24,14 @@ from retinanet_ext.d2 import (
 from retinanet_ext.inference.fast_copy import optimize_for_inference
 from retinanet_ext.machine.cpu import keep_freed_memory
 
-CONFIG = Path(__file__).parents[1] / "configs" / "detection" / "retinanet_R_50_FPN_1x.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class Subject:
-    """One model with its optimizer and its fixed inputs."""
+    """One model with its optimizer and its fixed inputs: RetinaNet; a subclass may be another detector."""
+
+    config = CONFIGS / "detection" / "retinanet_R_50_FPN_1x.yaml"
+    own_model = "FocalRetinaNet"
 
     def __init__(self, row: Row, settings):
         """
@@ -41,18 +44,30 @@ class Subject:
         torch.backends.cudnn.allow_tf32 = False  # the table says float32
         torch.manual_seed(0)
         opts = ["MODEL.META_ARCHITECTURE", model_name, "MODEL.DEVICE", settings.device, "MODEL.WEIGHTS", ""]
-        opts += ["MODEL.RESNETS.DEPTH", str(settings.depth), "MODEL.RETINANET.NUM_CLASSES", str(settings.classes)]
+        opts += ["MODEL.RESNETS.DEPTH", str(settings.depth), *self.options(settings)]
         opts += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"] if settings.depth < 50 else []
         # The optimizer does all its work, but the weights stay the same, so every round measures the same computation.
         opts += ["SOLVER.BASE_LR", "0.0"]
-        self.cfg = cfg = retinanet_ext.load_config(str(CONFIG), opts, datasets=False)
+        self.cfg = cfg = retinanet_ext.load_config(str(self.config), opts, datasets=False)
         self.model = build_model(cfg).train()
-        if model_name == "FocalRetinaNet" and self.device.type == "cpu":
+        if model_name == self.own_model and self.device.type == "cpu":
             keep_freed_memory()  # as the trainer and the predictor of this package do
         self.scaler = torch.amp.GradScaler(settings.device, enabled=row.dtype == "float16")
         self._inference_model = None
         self.optimizer = DefaultTrainer.build_optimizer(cfg, self.model)
-        self.inputs = make_inputs(settings)
+        self.inputs = self.make_inputs(settings)
+
+    def options(self, settings) -> list[str]:
+        """Overrides of the config, beyond those that every detector needs."""
+        return ["MODEL.RETINANET.NUM_CLASSES", str(settings.classes)]
+
+    def make_inputs(self, settings) -> list[dict]:
+        """The batch that every round repeats."""
+        return make_inputs(settings)
+
+    def dense_head(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The part of ``model`` that gives the logits and deltas of each level."""
+        return model.head
 
     @torch.no_grad()
     def make_weights(self, path: Path) -> None:
@@ -67,6 +82,11 @@ class Subject:
                 module.register_forward_pre_hook(_take_statistics)
         backbone(pixels.to(self.model.device))
         self.model.backbone.load_state_dict(backbone.state_dict())
+        self.scale_predictions()
+        torch.save(self.state_of_both(), path)
+
+    def scale_predictions(self) -> None:
+        """Scale the weights of the predictors, so that the scores and boxes of a random network resemble real ones."""
         features = self.model.backbone(self.model.preprocess_image(self.inputs).tensor)
         outputs = self.model.head([features[name] for name in self.model.head_in_features])
         logits, deltas = (torch.cat([level.flatten() for level in levels]) for levels in outputs)
@@ -75,9 +95,12 @@ class Subject:
         found = logits.kthvalue(int(0.999 * len(logits))).values - score.bias[0]
         score.weight.mul_((math.log(threshold / (1 - threshold)) - score.bias[0]) / found)
         self.model.head.bbox_pred.weight.mul_(0.1 / deltas.std())
+
+    def state_of_both(self) -> dict:
+        """The weights that this package's model and Detectron2's have in common: all."""
         state = self.model.state_dict()
         del state["loss_normalizer.average"]  # Detectron2's RetinaNet has no such buffer, and ours does not need it
-        torch.save(state, path)
+        return state
 
     def load_weights(self, path: Path) -> None:
         self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -85,7 +108,8 @@ class Subject:
     def train_step_outputs(self) -> dict:
         """Losses, norm of their gradient, and a sample of the network's outputs."""
         self.model.train()
-        with EventStorage(0), self._precision(), sampled_outputs(self.model.head) as network:
+        torch.manual_seed(0)  # two stages draw samples
+        with EventStorage(0), self._precision(), sampled_outputs(self.dense_head(self.model)) as network:
             losses = self.model(self.inputs)
         sum(losses.values()).backward()
         gradients = [p.grad.double().norm() for p in self.model.parameters() if p.grad is not None]
@@ -96,7 +120,7 @@ class Subject:
     def inference_outputs(self) -> dict:
         """Detections of each image ``(D, 6)``: class, score, box / longer side; sample of the network's outputs."""
         model = self._model_for_inference()
-        with sampled_outputs(model.head) as network:
+        with sampled_outputs(self.dense_head(model)) as network:
             results = [result["instances"].to("cpu") for result in self._infer(model)]
         detections = [
             np.column_stack([r.pred_classes, r.scores, r.pred_boxes.tensor / max(r.image_size)]) for r in results
@@ -127,6 +151,7 @@ class Subject:
 
     def _loss(self) -> torch.Tensor:
         self.model.train()
+        torch.manual_seed(0)
         with EventStorage(0):
             return sum(self.model(self.inputs).values())
 
@@ -138,7 +163,7 @@ class Subject:
         """The model itself; for this package in another dtype or mode, the fast copy that the predictor would make."""
         if self._inference_model is None:
             self._inference_model = self.model.eval()
-            if self.row.model == "FocalRetinaNet" and self.row[2:] != ("float32", ""):
+            if self.row.model == self.own_model and self.row[2:] != ("float32", ""):
                 modes = {"compile": self.row.mode == "compile", "cuda_graphs": self.row.mode == "CUDA graphs"}
                 self._inference_model = optimize_for_inference(self.model, dtype=self.row.dtype, **modes)
         return self._inference_model

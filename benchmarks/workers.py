@@ -28,6 +28,7 @@ TOLERANCES = {
     "bfloat16": {"loss_cls": 0.1, "loss_box_reg": 0.1, "gradient": 0.3, "network": 0.2},
     "float16": {"loss_cls": 0.02, "loss_box_reg": 0.02, "gradient": 0.1, "network": 0.02},
 }
+TWO_STAGE_MODELS = ("MaskRCNN", "GeneralizedRCNN")
 # For detections of float32 rows: absolute, for scores and for coordinates divided by the longer image side.
 DETECTION_TOLERANCE = 1e-4
 
@@ -63,13 +64,12 @@ def _build(row: Row, settings: argparse.Namespace) -> None:
     os.environ["RETINANET_EXT_ENGINE"] = row.engine or "lite"
     # Imports stand here, because they choose the engine.
     if row.model == "torchvision":
-        from benchmarks.torchvision_subject import TorchvisionSubject
-
-        _subject = TorchvisionSubject(row, settings)
+        from benchmarks.torchvision_subject import TorchvisionSubject as Class
+    elif row.model in TWO_STAGE_MODELS:
+        from benchmarks.two_stage_subject import TwoStageSubject as Class
     else:
-        from benchmarks.subject import Subject
-
-        _subject = Subject(row, settings)
+        from benchmarks.subject import Subject as Class
+    _subject = Class(row, settings)
 
 
 def _call(method: str, args: tuple):
