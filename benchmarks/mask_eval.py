@@ -90,7 +90,8 @@ def build_evaluators(coco: dict, predictions: Sequence[Arrays], masks: list[list
         "thing_classes": [category["name"] for category in coco["categories"]],
         "thing_dataset_id_to_contiguous_id": {k + 1: k for k in range(len(coco["categories"]))},
     }
-    rows = {"lite": _row(MetadataCatalog, COCOEvaluator, (Instances, Boxes), metadata, predictions, masks, folder / "0")}
+    of_lite = (MetadataCatalog, COCOEvaluator, (Instances, Boxes))
+    rows = {"lite": _row(*of_lite, metadata, predictions, masks, folder / "0")}
     if not has_detectron2():
         return rows
     from detectron2 import data, evaluation, structures

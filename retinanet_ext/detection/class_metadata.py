@@ -8,7 +8,7 @@ def publish_class_names(cfg: CfgNode) -> None:
     """Put ``MODEL.CLASS_NAMES`` into the metadata of the first training dataset, unless that states class names.
 
     Tools that draw or slice, such as SAHI and Detectron2's demo, build a model from its config and look its class names
-    up there, also where the dataset is not registered. A list of another length than the number of classes of the model is not
+    up there, also where the dataset is not registered. A list of another length than the number of classes is not
     published.
     """
     names = cfg.MODEL.get("CLASS_NAMES", [])

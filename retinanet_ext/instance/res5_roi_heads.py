@@ -11,9 +11,10 @@ from torch import nn
 from retinanet_ext.d2 import BottleneckBlock, Instances, ResNet, ShapeSpec, configurable
 
 from .box_head import BoxPredictor
+from .branches import check_in_features, pooler_of
 from .mask_head import build_mask_head
 from .pooler import ROIPooler
-from .roi_heads import RoIHeads, build_sampler, check_in_features, pooler_of
+from .roi_heads import RoIHeads, build_sampler
 from .roi_targets import RoISampler, foreground_of
 
 NUM_BLOCKS = 3
@@ -45,7 +46,8 @@ class Res5ROIHeads(RoIHeads):
             mask_head: None: no mask branch.
             num_classes, sampler: see ``RoIHeads``.
         """
-        super().__init__(num_classes=num_classes, sampler=sampler, mask_on=mask_head is not None, keypoint_on=False)
+        super().__init__(num_classes=num_classes, sampler=sampler)
+        self.mask_on, self.keypoint_on = mask_head is not None, False
         self.in_features = list(in_features)
         self.pooler, self.res5, self.box_predictor = pooler, res5, box_predictor
         if self.mask_on:

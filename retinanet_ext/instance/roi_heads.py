@@ -11,30 +11,28 @@ from torch import nn
 from retinanet_ext.d2 import ImageList, Instances, ShapeSpec, configurable
 
 from .box_head import BoxHead, BoxPredictor
-from .keypoint_head import build_keypoint_head
-from .mask_head import build_mask_head
+from .branches import MaskAndKeypointBranches, check_in_features, pooler_of
 from .pooler import ROIPooler
-from .roi_targets import RoISampler, foreground_of, with_visible_keypoints
+from .roi_targets import RoISampler, foreground_of
 
 
 class RoIHeads(nn.Module):
     """What all second stages share: sampling in training, and the order of the branches.
 
-    A subclass has ``_training_losses(features, sampled, targets)`` and the methods ``detect`` and
-    ``forward_with_given_boxes``.
+    A subclass has ``_training_losses(features, sampled, targets)``, the methods ``detect`` and
+    ``forward_with_given_boxes``, and the attributes ``mask_on`` and ``keypoint_on``.
     """
 
-    def __init__(self, *, num_classes: int, sampler: RoISampler, mask_on: bool, keypoint_on: bool):
+    def __init__(self, *, num_classes: int, sampler: RoISampler, **branches):
         """
         Args:
             num_classes: K, without background.
             sampler: chooses the RoIs that train.
-            mask_on, keypoint_on: which branches exist besides that of the boxes.
+            branches: arguments of the next base class.
         """
-        super().__init__()
+        super().__init__(**branches)
         self.num_classes = num_classes
         self.sampler = sampler
-        self.mask_on, self.keypoint_on = mask_on, keypoint_on
 
     def forward(
         self,
@@ -64,14 +62,8 @@ class RoIHeads(nn.Module):
         """Boxes without masks and keypoints: ``pred_boxes``, ``scores``, ``pred_classes``, best first."""
         raise NotImplementedError
 
-    def forward_with_given_boxes(
-        self, features: dict[str, torch.Tensor], instances: Sequence[Instances]
-    ) -> list[Instances]:
-        """Add ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints`` ``(D, J, 3)`` to instances with ``pred_boxes``."""
-        raise NotImplementedError
 
-
-class StandardROIHeads(RoIHeads):
+class StandardROIHeads(RoIHeads, MaskAndKeypointBranches):
     """A box, a mask and a keypoint head, each on RoI features pooled from one or more feature maps.
 
     Parameter names are those of Detectron2's class of this name: ``box_head``, ``box_predictor``, ``mask_head``,
@@ -86,91 +78,56 @@ class StandardROIHeads(RoIHeads):
         box_pooler: ROIPooler,
         box_head: nn.Module,
         box_predictor: nn.Module,
-        mask_pooler: ROIPooler | None = None,
-        mask_head: nn.Module | None = None,
-        keypoint_pooler: ROIPooler | None = None,
-        keypoint_head: nn.Module | None = None,
         train_on_pred_boxes: bool = False,
         num_classes: int,
         sampler: RoISampler,
+        **branches,
     ):
         """
         Args:
             in_features: names of the feature maps, finest first.
-            box_pooler, mask_pooler, keypoint_pooler: RoI features of each branch.
-            mask_head, keypoint_head: None: the branch is absent.
+            box_pooler: RoI features of the box branch.
             train_on_pred_boxes: train the mask and keypoint branches on the boxes that the box branch predicts, in
                 place of the proposals.
             num_classes, sampler: see ``RoIHeads``.
+            branches: see ``MaskAndKeypointBranches.add_branches``.
         """
-        has_mask, has_keypoints = mask_head is not None, keypoint_head is not None
-        super().__init__(num_classes=num_classes, sampler=sampler, mask_on=has_mask, keypoint_on=has_keypoints)
-        self.in_features = list(in_features)
+        super().__init__(num_classes=num_classes, sampler=sampler, in_features=in_features)
         self.box_pooler, self.box_head, self.box_predictor = box_pooler, box_head, box_predictor
-        if has_mask:
-            self.mask_pooler, self.mask_head = mask_pooler, mask_head
-        if has_keypoints:
-            self.keypoint_pooler, self.keypoint_head = keypoint_pooler, keypoint_head
+        self.add_branches(**branches)
         self.train_on_pred_boxes = train_on_pred_boxes
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
         check_in_features(names, input_shape)
-        shapes = [input_shape[name] for name in names]
-        box_pooler, pooled = pooler_of(cfg.MODEL.ROI_BOX_HEAD, shapes)
+        box_pooler, pooled = pooler_of(cfg.MODEL.ROI_BOX_HEAD, [input_shape[name] for name in names])
         box_head = BoxHead(cfg, pooled)
-        parts = {
-            "in_features": names,
+        # In this order the heads draw the same initial weights as Detectron2's.
+        return {
             "box_pooler": box_pooler,
             "box_head": box_head,
             "box_predictor": BoxPredictor(cfg, box_head.output_shape),
             "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "sampler": build_sampler(cfg),
+            **MaskAndKeypointBranches.from_config(cfg, input_shape),
         }
-        if cfg.MODEL.MASK_ON:
-            parts["mask_pooler"], pooled = pooler_of(cfg.MODEL.ROI_MASK_HEAD, shapes)
-            parts["mask_head"] = build_mask_head(cfg, pooled)
-        if cfg.MODEL.KEYPOINT_ON:
-            parts["keypoint_pooler"], pooled = pooler_of(cfg.MODEL.ROI_KEYPOINT_HEAD, shapes)
-            parts["keypoint_head"] = build_keypoint_head(cfg, pooled)
-        return parts
 
     def _training_losses(self, features, sampled, targets) -> dict[str, torch.Tensor]:
-        maps = [features[name] for name in self.in_features]
-        predictions = self._predict(maps, sampled)
+        predictions = self._predict(features, sampled)
         losses = self.box_predictor.losses(predictions, sampled)
-        if not (self.mask_on or self.keypoint_on):
-            return losses
         if self.train_on_pred_boxes:
             for image, boxes in zip(sampled, self.box_predictor.boxes_of_labels(predictions, sampled)):
                 image.proposal_boxes = boxes
         foreground, _ = foreground_of(sampled, targets, self.num_classes)
-        if self.mask_on:
-            rois = self.mask_pooler(maps, [image.proposal_boxes for image in foreground])
-            losses.update(self.mask_head(rois, foreground))
-        if self.keypoint_on:
-            foreground = with_visible_keypoints(foreground)
-            rois = self.keypoint_pooler(maps, [image.proposal_boxes for image in foreground])
-            losses.update(self.keypoint_head(rois, foreground))
-        return losses
+        return {**losses, **self.branch_losses(features, foreground)}
 
     def detect(self, features, proposals) -> list[Instances]:
-        maps = [features[name] for name in self.in_features]
-        return self.box_predictor.inference(self._predict(maps, proposals), proposals)
+        return self.box_predictor.inference(self._predict(features, proposals), proposals)
 
-    def forward_with_given_boxes(self, features, instances) -> list[Instances]:
-        maps, instances = [features[name] for name in self.in_features], list(instances)
-        boxes = [image.pred_boxes for image in instances]
-        if self.mask_on:
-            instances = self.mask_head(self.mask_pooler(maps, boxes), instances)
-        if self.keypoint_on:
-            instances = self.keypoint_head(self.keypoint_pooler(maps, boxes), instances)
-        return instances
-
-    def _predict(self, maps, proposals) -> tuple[torch.Tensor, torch.Tensor]:
-        rois = self.box_pooler(maps, [image.proposal_boxes for image in proposals])
+    def _predict(self, features, proposals) -> tuple[torch.Tensor, torch.Tensor]:
+        rois = self.box_pooler(self._maps(features), [image.proposal_boxes for image in proposals])
         return self.box_predictor(self.box_head(rois))
 
 
@@ -185,37 +142,3 @@ def build_sampler(cfg) -> RoISampler:
         iou_labels=heads.IOU_LABELS,
         append_gt=heads.PROPOSAL_APPEND_GT,
     )
-
-
-def pooler_of(branch, shapes: Sequence[ShapeSpec]) -> tuple[ROIPooler, ShapeSpec]:
-    """The RoI pooling of a branch, and the shape of an RoI's features.
-
-    Args:
-        branch: ``MODEL.ROI_BOX_HEAD``, ``ROI_MASK_HEAD`` or ``ROI_KEYPOINT_HEAD``, with its keys ``POOLER_...``.
-        shapes: of the feature maps, finest first.
-
-    Raises:
-        ValueError: the maps have different numbers of channels.
-    """
-    channels = {shape.channels for shape in shapes}
-    if len(channels) > 1:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.IN_FEATURES names maps with {sorted(channels)} channels; they must have the same number"
-        )
-    side = branch.POOLER_RESOLUTION
-    pooler = ROIPooler(
-        output_size=side,
-        scales=[1 / shape.stride for shape in shapes],
-        sampling_ratio=branch.POOLER_SAMPLING_RATIO,
-        pooler_type=branch.POOLER_TYPE,
-    )
-    return pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
-
-
-def check_in_features(names: Sequence[str], input_shape: dict[str, ShapeSpec]) -> None:
-    """Refuse names in ``MODEL.ROI_HEADS.IN_FEATURES`` of maps that the backbone does not have."""
-    missing = [name for name in names if name not in input_shape]
-    if missing or not names:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.IN_FEATURES is {list(names)}; the backbone has {', '.join(sorted(input_shape))}"
-        )

@@ -1,0 +1,138 @@
+"""Masks and keypoints of RoIs: each branch with its own RoI pooling and head, in one stage and in two.
+
+N images, D detections of an image, C channels, J keypoints, S sides of a mask.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from retinanet_ext.d2 import Instances, ShapeSpec, configurable
+
+from .keypoint_head import build_keypoint_head
+from .mask_head import build_mask_head
+from .pooler import ROIPooler
+from .roi_targets import with_visible_keypoints
+
+
+class MaskAndKeypointBranches(nn.Module):
+    """The mask branch, if ``MODEL.MASK_ON``, and the keypoint branch, if ``MODEL.KEYPOINT_ON``.
+
+    Attributes:
+        mask_on, keypoint_on: which branches exist. Parameters of a branch are named ``mask_head...``,
+            ``keypoint_head...``.
+    """
+
+    @configurable
+    def __init__(self, *, in_features: Sequence[str], **branches):
+        """
+        Args:
+            in_features: names of the feature maps, finest first.
+            branches: see :meth:`add_branches`.
+        """
+        super().__init__()
+        self.in_features = list(in_features)
+        self.add_branches(**branches)
+
+    def add_branches(
+        self,
+        *,
+        mask_pooler: ROIPooler | None = None,
+        mask_head: nn.Module | None = None,
+        keypoint_pooler: ROIPooler | None = None,
+        keypoint_head: nn.Module | None = None,
+    ) -> None:
+        """Add the branches after the modules that exist already: the order of parameters is Detectron2's.
+
+        Args:
+            mask_pooler, keypoint_pooler: RoI features of each branch.
+            mask_head, keypoint_head: None: the branch is absent.
+        """
+        self.mask_on, self.keypoint_on = mask_head is not None, keypoint_head is not None
+        if self.mask_on:
+            self.mask_pooler, self.mask_head = mask_pooler, mask_head
+        if self.keypoint_on:
+            self.keypoint_pooler, self.keypoint_head = keypoint_pooler, keypoint_head
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        check_in_features(names, input_shape)
+        shapes, parts = [input_shape[name] for name in names], {"in_features": names}
+        if cfg.MODEL.MASK_ON:
+            parts["mask_pooler"], pooled = pooler_of(cfg.MODEL.ROI_MASK_HEAD, shapes)
+            parts["mask_head"] = build_mask_head(cfg, pooled)
+        if cfg.MODEL.KEYPOINT_ON:
+            parts["keypoint_pooler"], pooled = pooler_of(cfg.MODEL.ROI_KEYPOINT_HEAD, shapes)
+            parts["keypoint_head"] = build_keypoint_head(cfg, pooled)
+        return parts
+
+    def branch_losses(
+        self, features: dict[str, torch.Tensor], foreground: Sequence[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """``loss_mask`` and ``loss_keypoint``, of the branches that exist.
+
+        Args:
+            features: maps ``(N, C, H, W)`` by name.
+            foreground: N, the RoIs that are objects, from ``foreground_of``.
+        """
+        maps, losses = self._maps(features), {}
+        if self.mask_on:
+            rois = self.mask_pooler(maps, [image.proposal_boxes for image in foreground])
+            losses.update(self.mask_head(rois, foreground))
+        if self.keypoint_on:
+            foreground = with_visible_keypoints(foreground)
+            rois = self.keypoint_pooler(maps, [image.proposal_boxes for image in foreground])
+            losses.update(self.keypoint_head(rois, foreground))
+        return losses
+
+    def forward_with_given_boxes(
+        self, features: dict[str, torch.Tensor], instances: Sequence[Instances]
+    ) -> list[Instances]:
+        """Add ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints`` ``(D, J, 3)`` to instances with ``pred_boxes`` and
+        ``pred_classes``, as far as the branches exist."""
+        maps, instances = self._maps(features), list(instances)
+        boxes = [image.pred_boxes for image in instances]
+        if self.mask_on:
+            instances = self.mask_head(self.mask_pooler(maps, boxes), instances)
+        if self.keypoint_on:
+            instances = self.keypoint_head(self.keypoint_pooler(maps, boxes), instances)
+        return instances
+
+    def _maps(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        return [features[name] for name in self.in_features]
+
+
+def pooler_of(branch, shapes: Sequence[ShapeSpec]) -> tuple[ROIPooler, ShapeSpec]:
+    """The RoI pooling of a branch, and the shape of an RoI's features.
+
+    Args:
+        branch: ``MODEL.ROI_BOX_HEAD``, ``ROI_MASK_HEAD`` or ``ROI_KEYPOINT_HEAD``, with its keys ``POOLER_...``.
+        shapes: of the feature maps, finest first.
+
+    Raises:
+        ValueError: the maps have different numbers of channels.
+    """
+    channels = {shape.channels for shape in shapes}
+    if len(channels) > 1:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES names maps with {sorted(channels)} channels; they must have the same number"
+        )
+    side = branch.POOLER_RESOLUTION
+    pooler = ROIPooler(
+        output_size=side,
+        scales=[1 / shape.stride for shape in shapes],
+        sampling_ratio=branch.POOLER_SAMPLING_RATIO,
+        pooler_type=branch.POOLER_TYPE,
+    )
+    return pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
+
+
+def check_in_features(names: Sequence[str], input_shape: dict[str, ShapeSpec]) -> None:
+    """Refuse names in ``MODEL.ROI_HEADS.IN_FEATURES`` of maps that the model does not have."""
+    missing = [name for name in names if name not in input_shape]
+    if missing or not names:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES is {list(names)}; RoIs can be pooled from {', '.join(sorted(input_shape))}"
+        )

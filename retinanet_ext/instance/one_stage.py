@@ -1,0 +1,183 @@
+"""RetinaNet with masks and keypoints on its detections: boxes, masks and keypoints from one model in one pass.
+
+N images per batch, K classes, A anchors per position, R anchors per image over all levels (order: level, H, W, A).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from retinanet_ext.d2 import META_ARCH_REGISTRY, Boxes, ImageList, Instances, configurable
+from retinanet_ext.detection import FocalRetinaNet
+
+from .branches import MaskAndKeypointBranches
+from .ground_truth_parts import check_masks_and_keypoints
+from .micro_batch_shares import MicroBatchShares
+from .postprocess import scale_detections
+from .roi_heads import build_sampler
+from .roi_targets import RoISampler, foreground_of
+
+
+@META_ARCH_REGISTRY.register()
+class InstanceRetinaNet(FocalRetinaNet):
+    """One-stage detector of boxes, masks and keypoints.
+
+    To the RoI heads of Mask R-CNN, RetinaNet's detections are what proposals are in two stages: in training the
+    branches learn on a sample of them, to which the ground truth is added, and at inference they run on the best
+    detections. Boxes come from RetinaNet alone; its parameters have the names of ``FocalRetinaNet``, those of the
+    branches the names that they have in ``MaskRCNN`` (``roi_heads.mask_head...``). A branch that is off is absent.
+
+    Attributes:
+        encode_masks: give masks as ``EncodedMasks`` (run lengths) in place of pixels, at inference.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        roi_heads: MaskAndKeypointBranches,
+        roi_sampler: RoISampler,
+        roi_nms_thresh: float = 0.8,
+        max_rois_per_image: int = 300,
+        num_keypoints: int = 0,
+        **retinanet,
+    ):
+        """
+        Args:
+            roi_heads: the branches that exist.
+            roi_sampler: chooses the detections that the branches learn on, in training.
+            roi_nms_thresh: IoU above which NMS drops a detection before the sampling; above that of inference, so that
+                the branches see several boxes of an object.
+            max_rois_per_image: most detections of an image that the sampler sees.
+            num_keypoints: keypoints that every object must have in training; 0: no check.
+            retinanet: see ``FocalRetinaNet``.
+        """
+        super().__init__(**retinanet)
+        self.roi_heads = roi_heads.to(memory_format=torch.channels_last)
+        self.roi_sampler = roi_sampler
+        self.roi_nms_thresh, self.max_rois_per_image = roi_nms_thresh, max_rois_per_image
+        self.num_keypoints = num_keypoints
+        self.encode_masks = False
+        self._shares = MicroBatchShares()
+
+    @classmethod
+    def from_config(cls, cfg):
+        retinanet = super().from_config(cfg)
+        _check_num_classes(cfg)
+        _check_maps(cfg)
+        shapes = retinanet["backbone"].output_shape()
+        return {
+            **retinanet,
+            "roi_heads": MaskAndKeypointBranches(cfg, shapes),
+            "roi_sampler": build_sampler(cfg),
+            "roi_nms_thresh": cfg.MODEL.RETINANET.ROIS.NMS_THRESH,
+            "max_rois_per_image": cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE,
+            "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,
+        }
+
+    def check_inputs(self, batched_inputs: list[dict]) -> None:
+        """Refuse ground truth that cannot be trained on; the error names the file."""
+        super().check_inputs(batched_inputs)
+        check_masks_and_keypoints(
+            batched_inputs, mask_on=self.roi_heads.mask_on, num_keypoints=self.num_keypoints
+        )
+
+    def branch_losses(
+        self,
+        features: Sequence[torch.Tensor],
+        logits: Sequence[torch.Tensor],
+        deltas: Sequence[torch.Tensor],
+        anchors: Sequence[Boxes],
+        images: ImageList,
+        instances: Sequence[Instances],
+    ) -> dict[str, torch.Tensor]:
+        """``loss_mask`` and ``loss_keypoint``, of the branches that exist, on a sample of the detections.
+
+        Args:
+            features, logits, deltas, anchors: per level, see :meth:`network`.
+            images: the batch of N images.
+            instances: N, with ``gt_boxes``, ``gt_classes``, and ``gt_masks``, ``gt_keypoints`` for the branches.
+        """
+        rois = self.sample_rois(logits, deltas, anchors, images, instances)
+        with self._shares.next_micro_batch() as share:
+            losses = self.roi_heads.losses(self._maps(features), rois)
+        return {name: loss * share for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def sample_rois(self, logits, deltas, anchors, images: ImageList, instances: Sequence[Instances]):
+        """The RoIs that the branches learn on; arguments as for :meth:`branch_losses`.
+
+        Returns:
+            For each image ``Instances`` with ``proposal_boxes`` and the ``gt_...`` fields of the object that each box
+            has an IoU of at least 0.5 with (``MODEL.ROI_HEADS.IOU_THRESHOLDS``).
+        """
+        detections = self.inference(
+            logits,
+            deltas,
+            anchors,
+            images,
+            nms_thresh=self.roi_nms_thresh,
+            max_detections=self.max_rois_per_image,
+        )
+        proposals = [
+            Instances(image.image_size, proposal_boxes=image.pred_boxes, objectness_logits=image.scores)
+            for image in map(_clipped, detections)
+        ]
+        return foreground_of(self.roi_sampler(proposals, instances), instances, self.num_classes)[0]
+
+    def branch_outputs(self, features: Sequence[torch.Tensor], detections: Sequence[Instances]) -> list[Instances]:
+        """The detections, clipped to their image, with ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints``
+        ``(D, J, 3)`` of the branches that exist."""
+        return self.roi_heads.forward_with_given_boxes(self._maps(features), [_clipped(image) for image in detections])
+
+    @contextmanager
+    def as_one_batch(self, micro_batches: Sequence[list[dict]]) -> Iterator[None]:
+        """As in ``FocalRetinaNet`` for ``loss_cls`` and ``loss_box_reg``.
+
+        ``loss_mask`` and ``loss_keypoint`` are the mean over the images of the micro-batches' means: which RoIs a
+        micro-batch draws is known only after it has run.
+        """
+        with super().as_one_batch(micro_batches), self._shares.prepared(micro_batches, self.device):
+            yield
+
+    def _maps(self, features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(zip(self.head_in_features, features))
+
+    def _scaled(self, detections: Instances, height: int, width: int) -> Instances:
+        return scale_detections(detections, height, width, encode_masks=self.encode_masks)
+
+    def _zero_losses(self) -> dict[str, torch.Tensor]:
+        losses = super()._zero_losses()
+        # The branches run on nothing: their communication must take place in every process.
+        zero, shapes = losses["loss_cls"], self.backbone.output_shape()
+        maps = {name: zero.new_zeros(0, shape.channels, 1, 1) for name, shape in shapes.items()}
+        with self._shares.next_micro_batch():
+            branches = self.roi_heads.losses(maps, [])
+        return {**losses, **{name: loss + zero for name, loss in branches.items()}}
+
+
+def _clipped(detections: Instances) -> Instances:
+    """Boxes within the image: the parts of a RoI beyond it have no features, and its mask no pixels."""
+    boxes = detections.pred_boxes.clone()
+    boxes.clip(detections.image_size)
+    return Instances(detections.image_size, **{**detections.get_fields(), "pred_boxes": boxes})
+
+
+def _check_num_classes(cfg) -> None:
+    detector, branches = cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if detector != branches:
+        raise ValueError(
+            f"MODEL.RETINANET.NUM_CLASSES is {detector} and MODEL.ROI_HEADS.NUM_CLASSES is {branches}; the masks need "
+            "the classes of the boxes: set both to the same number (retinanet_ext.load_config does so)"
+        )
+
+
+def _check_maps(cfg) -> None:
+    known, wanted = cfg.MODEL.RETINANET.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES
+    missing = [name for name in wanted if name not in known]
+    if missing or not wanted:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES is {list(wanted)}; masks and keypoints are pooled from maps of "
+            f"MODEL.RETINANET.IN_FEATURES: {', '.join(known)}"
+        )
