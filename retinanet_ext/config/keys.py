@@ -58,6 +58,12 @@ def _add_model_keys(cfg: CN) -> None:
     # Res5ROIHeads only: stride of the first block of res5 on an RoI's features. 2 with POOLER_RESOLUTION 14 is
     # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
     cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
+    # InstanceRetinaNet, in training: masks and keypoints learn on the detections that overlap an object, and on the
+    # objects' own boxes. NMS at this IoU leaves at most so many detections of an image, of which MODEL.ROI_HEADS says
+    # how many are drawn.
+    cfg.MODEL.RETINANET.ROIS = CN()
+    cfg.MODEL.RETINANET.ROIS.NMS_THRESH = 0.8
+    cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE = 300
     # Name of the box loss in BOX_LOSS_REGISTRY; if empty, Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""

@@ -152,3 +152,13 @@ def _make_subnet(in_channels: int, conv_dims: Sequence[int], norm: str, num_leve
         layers.append(nn.ReLU(inplace=True))
         in_channels = out_channels
     return _Subnet(*layers)
+
+
+def check_in_features(names: Sequence[str], backbone_shape: dict) -> None:
+    """Refuse names in ``MODEL.RETINANET.IN_FEATURES`` of maps that the backbone does not have."""
+    missing = [name for name in names if name not in backbone_shape]
+    if missing:
+        raise ValueError(
+            f"MODEL.RETINANET.IN_FEATURES names {missing}, which the backbone does not have; "
+            f"it has {', '.join(sorted(backbone_shape))}"
+        )

@@ -24,14 +24,14 @@ from retinanet_ext.d2 import (
     has_event_storage,
 )
 from retinanet_ext.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DenseFocalLoss, DensePredictions, DenseTargets
-from retinanet_ext.losses.box_losses import make_box_loss
+from retinanet_ext.losses.box_losses import box_loss_name, make_box_loss
 from retinanet_ext.ops import Box2BoxTransform
 
 from .class_metadata import publish_class_names
 from .convolutions import avoid_wrong_gradients_of_narrow_maps, fold_frozen_norms
 from .decoding import decode_batch
 from .gradient_checkpointing import recompute_in_backward
-from .head import DENSE_HEAD_REGISTRY
+from .head import DENSE_HEAD_REGISTRY, check_in_features
 from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
 from .micro_batches import check_targets_fit, expected_maps
 from .normalizer import NORMALIZERS
@@ -152,7 +152,7 @@ class FocalRetinaNet(nn.Module):
         publish_class_names(cfg)
         backbone = build_backbone(cfg)
         backbone_shape = backbone.output_shape()
-        _check_in_features(retinanet.IN_FEATURES, backbone_shape)
+        check_in_features(retinanet.IN_FEATURES, backbone_shape)
         feature_shapes = [backbone_shape[name] for name in retinanet.IN_FEATURES]
         return {
             "backbone": backbone,
@@ -163,7 +163,7 @@ class FocalRetinaNet(nn.Module):
             "anchor_matcher": ANCHOR_MATCHER_REGISTRY.get(retinanet.MATCHER.NAME)(cfg),
             "num_classes": retinanet.NUM_CLASSES,
             "cls_loss": CLS_LOSS_REGISTRY.get(retinanet.CLS_LOSS.NAME)(cfg),
-            "box_loss": BOX_LOSS_REGISTRY.get(_box_loss_name(retinanet))(cfg),
+            "box_loss": BOX_LOSS_REGISTRY.get(box_loss_name(retinanet, "MODEL.RETINANET"))(cfg),
             "normalizer": retinanet.NORMALIZER,
             "test_score_thresh": retinanet.SCORE_THRESH_TEST,
             "test_topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
@@ -198,23 +198,37 @@ class FocalRetinaNet(nn.Module):
         if not batched_inputs:
             return self._zero_losses() if self.training else []
         if self.training:
-            check_ground_truth(batched_inputs, self.num_classes)
+            self.check_ground_truth(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         features, logits, deltas = self.network(images.tensor)
         anchors = self.anchor_generator(features)
         if not self.training:
-            return self._postprocess(self.inference(logits, deltas, anchors, images), batched_inputs)
+            detections = self.inference(logits, deltas, anchors, images)
+            return self._postprocess(self.branch_outputs(features, detections), batched_inputs)
 
         instances = [inputs["instances"].to(self.device) for inputs in batched_inputs]
         # Rebind the names, so that the per-level tensors are freed once concatenated.
         logits, deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         losses = self.losses(logits, deltas, anchors, instances)
+        levels = [len(level) for level in anchors]
+        outputs = (logits.detach().split(levels, dim=1), deltas.detach().split(levels, dim=1), anchors, images)
+        losses.update(self.branch_losses(features, outputs, instances))
         if self.vis_period > 0 and is_time_for_a_picture(self.vis_period):
-            levels = [len(level) for level in anchors]
-            with torch.no_grad():
-                detections = self.inference(logits.split(levels, dim=1), deltas.split(levels, dim=1), anchors, images)
-            draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
+            self._draw_training_picture(features, outputs, batched_inputs)
         return losses
+
+    def check_ground_truth(self, batched_inputs: list[dict]) -> None:
+        """Refuse ground truth that cannot be trained on; the ``ValueError`` names the file."""
+        check_ground_truth(batched_inputs, self.num_classes)
+
+    def branch_losses(self, features: list[torch.Tensor], outputs: tuple, instances: list[Instances]) -> dict:
+        """Further losses, for subclasses: here there are none. Called with the feature map of each level, the arguments
+        of :meth:`inference` without a graph, and the ground truth of N images."""
+        return {}
+
+    def branch_outputs(self, features: list[torch.Tensor], detections: list[Instances]) -> list[Instances]:
+        """Add to the detections of N images what else is predicted, for subclasses: here nothing."""
+        return detections
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Move images ``(C, H, W)`` to the device, normalise, and batch, padded to a size the backbone can divide."""
@@ -296,7 +310,7 @@ class FocalRetinaNet(nn.Module):
 
     def _targets_ahead(self, batch: list[dict]) -> DenseTargets:
         """Targets of a micro-batch, without its feature maps."""
-        check_ground_truth(batch, self.num_classes)
+        self.check_ground_truth(batch)
         maps = expected_maps(batch, self.backbone, self.head_in_features, self.device)
         instances = [inputs["instances"].to(self.device) for inputs in batch]
         return self._make_targets(self.anchor_generator(maps), instances)
@@ -307,6 +321,7 @@ class FocalRetinaNet(nn.Module):
         deltas: Sequence[torch.Tensor],
         anchors: Sequence[Boxes],
         images: ImageList,
+        **limits,
     ) -> list[Instances]:
         """Detections of each image in pixels of the network's input.
 
@@ -314,31 +329,25 @@ class FocalRetinaNet(nn.Module):
             logits, deltas: per level ``(N, H*W*A, K)`` and ``(N, H*W*A, 4)``.
             anchors: per level, H*W*A boxes.
             images: the batch of N images, with the size of each before padding.
+            limits: other limits than those of inference; see ``decode_batch``.
         """
+        of_inference = {"score_thresh": self.test_score_thresh, "topk": self.test_topk_candidates}
+        of_inference |= {"nms_thresh": self.test_nms_thresh, "max_detections": self.max_detections_per_image}
         batch = decode_batch(
             logits,
             deltas,
             [level.tensor for level in anchors],
             self.box2box_transform.apply_deltas,
-            score_thresh=self.test_score_thresh,
-            topk=self.test_topk_candidates,
-            nms_thresh=self.test_nms_thresh,
-            max_detections=self.max_detections_per_image,
+            **{**of_inference, **limits},
         )
-        results = []
-        for image_size, detections in zip(images.image_sizes, batch):
-            result = Instances(image_size)
-            result.pred_boxes = Boxes(detections.boxes)
-            result.scores = detections.scores
-            result.pred_classes = detections.classes
-            results.append(result)
-        return results
+        return [
+            Instances(size, pred_boxes=Boxes(found.boxes), scores=found.scores, pred_classes=found.classes)
+            for size, found in zip(images.image_sizes, batch)
+        ]
 
     def _make_targets(self, anchors: Sequence[Boxes], instances: Sequence[Instances]) -> DenseTargets:
-        gt_boxes = [image_instances.gt_boxes.tensor for image_instances in instances]
-        gt_classes = [image_instances.gt_classes for image_instances in instances]
-        levels = [level.tensor for level in anchors]
-        return label_anchors(levels, gt_boxes, gt_classes, self.anchor_matcher, self.num_classes)
+        gt = [[x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances]]
+        return label_anchors([level.tensor for level in anchors], *gt, self.anchor_matcher, self.num_classes)
 
     def _loss_weights(self, targets: Sequence[DenseTargets]) -> torch.Tensor:
         """Factors ``(N,)`` of the losses of each image, from the targets of all N images of a step."""
@@ -360,13 +369,21 @@ class FocalRetinaNet(nn.Module):
             for output, anchors in zip(outputs, num_anchors)
         ]
 
+    postprocess = staticmethod(detector_postprocess)
+    """Scales the detections of an image to another height and width."""
+
     def _postprocess(self, results: Sequence[Instances], batched_inputs: list[dict]) -> list[dict]:
         """Scale the detections to the size that each input asks for."""
         outputs = []
         for result, inputs in zip(results, batched_inputs):
             height, width = inputs.get("height", result.image_size[0]), inputs.get("width", result.image_size[1])
-            outputs.append({"instances": detector_postprocess(result, height, width)})
+            outputs.append({"instances": self.postprocess(result, height, width)})
         return outputs
+
+    @torch.no_grad()
+    def _draw_training_picture(self, features, outputs, batched_inputs) -> None:
+        detections = self.branch_outputs(features, self.inference(*outputs))
+        draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
         # Every parameter joins the graph and the normaliser is called as always: a process without images must take
@@ -377,22 +394,3 @@ class FocalRetinaNet(nn.Module):
             self._loss_weights([])
         zero = sum(parameter.sum() for parameter in self.parameters()) * 0.0
         return {"loss_cls": zero, "loss_box_reg": zero}
-
-
-def _check_in_features(names: Sequence[str], backbone_shape: dict) -> None:
-    missing = [name for name in names if name not in backbone_shape]
-    if missing:
-        raise ValueError(
-            f"MODEL.RETINANET.IN_FEATURES names {missing}, which the backbone does not have; "
-            f"it has {', '.join(sorted(backbone_shape))}"
-        )
-
-
-def _box_loss_name(retinanet) -> str:
-    """BOX_LOSS.NAME, or Detectron2's BBOX_REG_LOSS_TYPE if that is empty; the two must not name different losses."""
-    name, detectron2_name = retinanet.BOX_LOSS.NAME, retinanet.BBOX_REG_LOSS_TYPE
-    if name and detectron2_name not in ("smooth_l1", name):
-        raise ValueError(
-            f"MODEL.RETINANET.BOX_LOSS.NAME is {name!r} and BBOX_REG_LOSS_TYPE is {detectron2_name!r}; set only one"
-        )
-    return name or detectron2_name

@@ -1,8 +1,10 @@
-"""Detectors of instances: boxes, masks and keypoints, in two stages (He et al., "Mask R-CNN", 2017).
+"""Detectors of instances: boxes, masks and keypoints, in one stage and in two (He et al., "Mask R-CNN", 2017).
 
 In reading order:
 
-- ``two_stage.py``: the meta-architecture: the steps of training and inference
+- ``one_stage.py``: RetinaNet with masks and keypoints on its detections
+- ``two_stage.py``: Mask R-CNN: the steps of training and inference
+- ``branches.py``: the mask and the keypoint branch, for one stage and two
 - ``rpn.py``: the first stage: where there may be objects
 - ``proposals.py``: from the first stage's raw outputs to the boxes that the second stage looks at
 - ``sampling.py``: which anchors or boxes take part in a loss
@@ -17,6 +19,7 @@ In reading order:
 - ``keypoint_head.py``: from the features of RoIs to a heatmap for each keypoint, and its loss
 - ``keypoint_heatmaps.py``: keypoints as positions in a heatmap, and back
 - ``shared_count.py``: the count that a loss is divided by, shared by all processes
+- ``micro_batch_shares.py``: what the losses of a micro-batch are multiplied by
 - ``roi_heads.py``: the second stage with a head per task: boxes, masks, keypoints
 - ``res5_roi_heads.py``: the second stage on a C4 backbone, with one stage of the ResNet for all tasks
 - ``roi_targets.py``: what each proposal should predict, and which ones train the second stage
@@ -28,6 +31,7 @@ In reading order:
 
 from retinanet_ext.d2 import META_ARCH_REGISTRY
 
+from .one_stage import InstanceRetinaNet
 from .res5_roi_heads import Res5ROIHeads
 from .roi_heads import StandardROIHeads
 from .two_stage import MaskRCNN
@@ -36,4 +40,4 @@ if "GeneralizedRCNN" not in META_ARCH_REGISTRY:
     # On `lite`, a config for Detectron2's own class builds this one, which computes the same.
     META_ARCH_REGISTRY.register(MaskRCNN, name="GeneralizedRCNN")
 
-__all__ = ["MaskRCNN", "Res5ROIHeads", "StandardROIHeads"]
+__all__ = ["InstanceRetinaNet", "MaskRCNN", "Res5ROIHeads", "StandardROIHeads"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from retinanet_ext.d2 import META_ARCH_REGISTRY, Boxes, ImageList, Instances, configurable
+from retinanet_ext.d2 import META_ARCH_REGISTRY, Instances, configurable
 from retinanet_ext.detection import FocalRetinaNet
 
 from .branches import MaskAndKeypointBranches
@@ -76,50 +76,35 @@ class InstanceRetinaNet(FocalRetinaNet):
             "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,
         }
 
-    def check_inputs(self, batched_inputs: list[dict]) -> None:
-        """Refuse ground truth that cannot be trained on; the error names the file."""
-        super().check_inputs(batched_inputs)
-        check_masks_and_keypoints(
-            batched_inputs, mask_on=self.roi_heads.mask_on, num_keypoints=self.num_keypoints
-        )
+    def check_ground_truth(self, batched_inputs: list[dict]) -> None:
+        """As in ``FocalRetinaNet``, and for what the branches learn from."""
+        super().check_ground_truth(batched_inputs)
+        check_masks_and_keypoints(batched_inputs, mask_on=self.roi_heads.mask_on, num_keypoints=self.num_keypoints)
 
     def branch_losses(
-        self,
-        features: Sequence[torch.Tensor],
-        logits: Sequence[torch.Tensor],
-        deltas: Sequence[torch.Tensor],
-        anchors: Sequence[Boxes],
-        images: ImageList,
-        instances: Sequence[Instances],
+        self, features: Sequence[torch.Tensor], outputs: tuple, instances: Sequence[Instances]
     ) -> dict[str, torch.Tensor]:
         """``loss_mask`` and ``loss_keypoint``, of the branches that exist, on a sample of the detections.
 
         Args:
-            features, logits, deltas, anchors: per level, see :meth:`network`.
-            images: the batch of N images.
+            features: per level ``(N, C, H, W)``.
+            outputs: arguments of :meth:`inference`, without a graph.
             instances: N, with ``gt_boxes``, ``gt_classes``, and ``gt_masks``, ``gt_keypoints`` for the branches.
         """
-        rois = self.sample_rois(logits, deltas, anchors, images, instances)
-        with self._shares.next_micro_batch() as share:
-            losses = self.roi_heads.losses(self._maps(features), rois)
+        rois = self.sample_rois(outputs, instances)
+        with self._shares.of_next() as share:
+            losses = self.roi_heads.branch_losses(self._maps(features), rois)
         return {name: loss * share for name, loss in losses.items()}
 
     @torch.no_grad()
-    def sample_rois(self, logits, deltas, anchors, images: ImageList, instances: Sequence[Instances]):
+    def sample_rois(self, outputs: tuple, instances: Sequence[Instances]) -> list[Instances]:
         """The RoIs that the branches learn on; arguments as for :meth:`branch_losses`.
 
         Returns:
             For each image ``Instances`` with ``proposal_boxes`` and the ``gt_...`` fields of the object that each box
             has an IoU of at least 0.5 with (``MODEL.ROI_HEADS.IOU_THRESHOLDS``).
         """
-        detections = self.inference(
-            logits,
-            deltas,
-            anchors,
-            images,
-            nms_thresh=self.roi_nms_thresh,
-            max_detections=self.max_rois_per_image,
-        )
+        detections = self.inference(*outputs, nms_thresh=self.roi_nms_thresh, max_detections=self.max_rois_per_image)
         proposals = [
             Instances(image.image_size, proposal_boxes=image.pred_boxes, objectness_logits=image.scores)
             for image in map(_clipped, detections)
@@ -129,7 +114,11 @@ class InstanceRetinaNet(FocalRetinaNet):
     def branch_outputs(self, features: Sequence[torch.Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """The detections, clipped to their image, with ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints``
         ``(D, J, 3)`` of the branches that exist."""
-        return self.roi_heads.forward_with_given_boxes(self._maps(features), [_clipped(image) for image in detections])
+        was_training = self.roi_heads.training  # for the pictures of training
+        self.roi_heads.eval()
+        detections = self.roi_heads.forward_with_given_boxes(self._maps(features), list(map(_clipped, detections)))
+        self.roi_heads.train(was_training)
+        return detections
 
     @contextmanager
     def as_one_batch(self, micro_batches: Sequence[list[dict]]) -> Iterator[None]:
@@ -144,7 +133,8 @@ class InstanceRetinaNet(FocalRetinaNet):
     def _maps(self, features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(zip(self.head_in_features, features))
 
-    def _scaled(self, detections: Instances, height: int, width: int) -> Instances:
+    def postprocess(self, detections: Instances, height: int, width: int) -> Instances:
+        """See ``scale_detections``."""
         return scale_detections(detections, height, width, encode_masks=self.encode_masks)
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
@@ -152,8 +142,8 @@ class InstanceRetinaNet(FocalRetinaNet):
         # The branches run on nothing: their communication must take place in every process.
         zero, shapes = losses["loss_cls"], self.backbone.output_shape()
         maps = {name: zero.new_zeros(0, shape.channels, 1, 1) for name, shape in shapes.items()}
-        with self._shares.next_micro_batch():
-            branches = self.roi_heads.losses(maps, [])
+        with self._shares.of_next():
+            branches = self.roi_heads.branch_losses(maps, [])
         return {**losses, **{name: loss + zero for name, loss in branches.items()}}
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from retinanet_ext.d2 import CfgNode
 from retinanet_ext.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DensePredictions, DenseTargets
+from retinanet_ext.losses.box_losses import box_loss_name
 from retinanet_ext.losses.loss_interface import upcast
 from retinanet_ext.ops import Box2BoxTransform
 from retinanet_ext.registry import check_registered
@@ -185,15 +186,7 @@ def _build_cls_loss(cfg: CfgNode, stage: str, num_classes: int, name: str | None
 
 
 def _build_box_loss(cfg: CfgNode, stage: str, num_classes: int) -> nn.Module:
-    section = cfg.MODEL[stage]
-    name, detectron2_name = section.BOX_LOSS.NAME, section.BBOX_REG_LOSS_TYPE
-    if name and detectron2_name not in ("smooth_l1", name):
-        raise ValueError(
-            f"MODEL.{stage}.BOX_LOSS.NAME is {name!r} and BBOX_REG_LOSS_TYPE is {detectron2_name!r}; set only one"
-        )
-    key = "BOX_LOSS.NAME" if name else "BBOX_REG_LOSS_TYPE"
-    name = name or detectron2_name
-    check_registered(f"MODEL.{stage}.{key}", name, BOX_LOSS_REGISTRY)
+    name = box_loss_name(cfg.MODEL[stage], f"MODEL.{stage}")
     return _build(BOX_LOSS_REGISTRY.get(name), cfg, stage, num_classes, "BOX_LOSS")
 
 

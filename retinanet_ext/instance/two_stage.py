@@ -3,7 +3,6 @@
 N images per batch, K classes, R proposals of an image.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,11 +26,11 @@ from retinanet_ext.detection.training_picture import draw_training_picture, is_t
 from retinanet_ext.registry import Registry, check_registered
 
 from .ground_truth_parts import check_masks_and_keypoints
+from .micro_batch_shares import MicroBatchShares
 from .postprocess import scale_detections
 from .res5_roi_heads import Res5ROIHeads
 from .roi_heads import StandardROIHeads
 from .rpn import RPN
-from .shared_count import average_over_processes, counts_of_this_process
 
 PROPOSAL_GENERATORS = Registry("PROPOSAL_GENERATORS")
 PROPOSAL_GENERATORS.register(RPN)
@@ -87,8 +86,7 @@ class MaskRCNN(nn.Module):
         self.input_format, self.vis_period = input_format, vis_period
         self.num_keypoints = num_keypoints
         self.encode_masks = False
-        # Loss weights of the micro-batches that have yet to run, in order; see `as_one_batch`.
-        self._weights_of_micro_batches: deque[torch.Tensor] = deque()
+        self._shares = MicroBatchShares()
         self.to(memory_format=torch.channels_last)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
@@ -145,12 +143,9 @@ class MaskRCNN(nn.Module):
         if not self.training:
             return self.inference(batched_inputs)
         self._check(batched_inputs)
-        if not self._weights_of_micro_batches:
-            return self._training_losses(batched_inputs)
-        weight = self._weights_of_micro_batches.popleft()
-        with counts_of_this_process():
+        with self._shares.of_next() as share:
             losses = self._training_losses(batched_inputs)
-        return {name: loss * weight for name, loss in losses.items()}
+        return {name: loss * share for name, loss in losses.items()}
 
     def inference(
         self,
@@ -204,13 +199,8 @@ class MaskRCNN(nn.Module):
         Args:
             micro_batches: inputs as for :meth:`forward`. Call the model with each of them once, in this order.
         """
-        sizes = [len(batch) for batch in micro_batches]
-        images = average_over_processes(sum(sizes), self.device)
-        self._weights_of_micro_batches.extend(size / images for size in sizes)
-        try:
+        with self._shares.prepared(micro_batches, self.device):
             yield
-        finally:
-            self._weights_of_micro_batches.clear()
 
     def _check(self, batched_inputs: list[dict]) -> None:
         check_ground_truth(batched_inputs, self.roi_heads.num_classes, "MODEL.ROI_HEADS.NUM_CLASSES")

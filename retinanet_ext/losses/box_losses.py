@@ -8,12 +8,13 @@ them to the foreground anchors.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from retinanet_ext.ops.box_math import box_areas, box_centers
+from retinanet_ext.registry import check_registered
 
 from .loss_interface import BOX_LOSS_REGISTRY, DensePredictions, DenseTargets, reduce_loss, sum_per_image, upcast
 
@@ -174,3 +175,24 @@ for _name in ("l1", *OVERLAP_LOSSES):
 @BOX_LOSS_REGISTRY.register(name="smooth_l1")
 def _build_smooth_l1(cfg) -> nn.Module:
     return make_box_loss("smooth_l1", cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA)
+
+
+def box_loss_name(section: Any, path: str) -> str:
+    """The name in BOX_LOSS_REGISTRY that a section of a config chooses.
+
+    Args:
+        section: with ``BOX_LOSS.NAME``, and Detectron2's ``BBOX_REG_LOSS_TYPE``, which decides if the first is empty.
+        path: the section's place in the config, such as ``MODEL.RETINANET``.
+
+    Raises:
+        KeyError: there is no such loss; the message lists the registered names.
+        ValueError: the two keys name different losses.
+    """
+    name, detectron2_name = section.BOX_LOSS.NAME, section.BBOX_REG_LOSS_TYPE
+    if name and detectron2_name not in ("smooth_l1", name):
+        raise ValueError(
+            f"{path}.BOX_LOSS.NAME is {name!r} and BBOX_REG_LOSS_TYPE is {detectron2_name!r}; set only one"
+        )
+    key = "BOX_LOSS.NAME" if name else "BBOX_REG_LOSS_TYPE"
+    check_registered(f"{path}.{key}", name or detectron2_name, BOX_LOSS_REGISTRY)
+    return name or detectron2_name
