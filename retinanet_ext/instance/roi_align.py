@@ -6,7 +6,7 @@ The file goes from the method to what runs:
    it; tests compare the fast forms with it.
 2. :func:`average_samples` is what runs on a CPU. Bilinear interpolation is separable, so a pooled RoI is
    ``A F B^T`` with small matrices A (h, rows) and B (w, columns), and F the window of the map that the RoI touches:
-   two small matrix products per RoI, read in place from the channels-last map.
+   two small matrix products per RoI, read in place from the channels-last map. The levels and images run side by side.
 
 N images, C channels, map H x W, M RoIs, output h x w. Regions ``(M, 5)`` are ``(image index, x, y, width, height)`` in
 index coordinates: the centre of the map's first cell is (0, 0). A sample farther than one cell outside the map is 0;
@@ -15,10 +15,13 @@ the others are moved onto the map, as in torchvision.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
+
+from .single_threads import run_single_threaded
 
 # Bounds the memory of passing tensors: RoIs handled together, and samples along one axis of all of them.
 BLOCK_ROIS, BLOCK_SAMPLES = 64, 1 << 20
@@ -175,34 +178,43 @@ class _AverageSamples(torch.autograd.Function):
         ctx.shapes, ctx.dtype = [features.shape for features in maps], maps[0].dtype
         num_rois, dtype = sum(len(level.rows) for level in levels), accumulation_dtype(maps[0].dtype)
         pooled = maps[0].new_empty((num_rois, *output_size, maps[0].shape[1]))
-        # Autocast would turn the matrix products into bfloat16.
-        with torch.autocast("cpu", enabled=False):
-            for features, level in zip(maps, levels):
-                for image, blocks in _blocks_of_images(level, features.shape[0], output_size, sampling_ratio):
-                    table = features[image].permute(1, 2, 0).to(dtype).contiguous()
-                    for regions, rows in blocks:
-                        pooled[rows] = _pool(table, regions.to(dtype), output_size, sampling_ratio).to(pooled.dtype)
+
+        def _pool_image(features: torch.Tensor, blocks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+            table = features.permute(1, 2, 0).to(dtype).contiguous()
+            for regions, rows in blocks:
+                pooled[rows] = _pool(table, regions.to(dtype), output_size, sampling_ratio).to(pooled.dtype)
+
+        run_single_threaded(
+            [
+                partial(_pool_image, features[image], blocks)
+                for features, level in zip(maps, levels)
+                for image, blocks in _blocks_of_images(level, features.shape[0], output_size, sampling_ratio)
+            ]
+        )
         return pooled.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        gradient, dtype, of_maps = gradient.permute(0, 2, 3, 1), accumulation_dtype(ctx.dtype), []
-        with torch.autocast("cpu", enabled=False):
-            for shape, level, needed in zip(ctx.shapes, ctx.levels, ctx.needs_input_grad[3:]):
-                if not needed:
-                    of_maps.append(None)
-                    continue
-                num_images, channels, height, width = shape
-                of_map = gradient.new_zeros((num_images, height, width, channels), dtype=ctx.dtype)
-                for image, blocks in _blocks_of_images(level, num_images, ctx.output_size, ctx.sampling_ratio):
-                    # In half precision, the sum over many RoIs is rounded once, at its end.
-                    total = of_map[image].to(dtype)
-                    for regions, rows in blocks:
-                        _spread(total, gradient[rows].to(dtype).contiguous(), regions.to(dtype), ctx.sampling_ratio)
-                    if dtype != ctx.dtype:
-                        of_map[image] = total
-                of_maps.append(of_map.permute(0, 3, 1, 2))
+        gradient, dtype, of_maps, jobs = gradient.permute(0, 2, 3, 1), accumulation_dtype(ctx.dtype), [], []
+
+        def _spread_image(of_map: torch.Tensor, blocks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+            # In half precision, the sum over many RoIs is rounded once, at its end.
+            total = of_map.to(dtype)
+            for regions, rows in blocks:
+                _spread(total, gradient[rows].to(dtype).contiguous(), regions.to(dtype), ctx.sampling_ratio)
+            if dtype != ctx.dtype:
+                of_map.copy_(total)
+
+        for (num_images, channels, *size), level, needed in zip(ctx.shapes, ctx.levels, ctx.needs_input_grad[3:]):
+            if not needed:
+                of_maps.append(None)
+                continue
+            of_map = gradient.new_zeros((num_images, *size, channels), dtype=ctx.dtype)
+            of_maps.append(of_map.permute(0, 3, 1, 2))
+            blocks_of_images = _blocks_of_images(level, num_images, ctx.output_size, ctx.sampling_ratio)
+            jobs.extend(partial(_spread_image, of_map[image], blocks) for image, blocks in blocks_of_images)
+        run_single_threaded(jobs)
         return None, None, None, *of_maps
 
 
