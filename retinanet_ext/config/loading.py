@@ -117,13 +117,14 @@ def _refuse_unknown(keys: Iterable[str], legal: set[str], where: str) -> None:
 
 def _refuse_ignored_box_loss(cfg: CN, overridden: Sequence[str]) -> None:
     """The model cannot tell smooth_l1, the default of BBOX_REG_LOSS_TYPE, from an override that asks for it."""
-    name, asked = cfg.MODEL.RETINANET.BOX_LOSS.NAME, cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE
-    key = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
-    if key in overridden and name and name != asked:
-        raise ValueError(
-            f"the overrides: {key} is {asked!r}, but MODEL.RETINANET.BOX_LOSS.NAME is {name!r}, which comes first; "
-            "override BOX_LOSS.NAME instead"
-        )
+    for section in ("RETINANET", "RPN", "ROI_BOX_HEAD"):
+        name, asked = cfg.MODEL[section].BOX_LOSS.NAME, cfg.MODEL[section].BBOX_REG_LOSS_TYPE
+        key = f"MODEL.{section}.BBOX_REG_LOSS_TYPE"
+        if key in overridden and name and name != asked:
+            raise ValueError(
+                f"the overrides: {key} is {asked!r}, but MODEL.{section}.BOX_LOSS.NAME is {name!r}, which comes first; "
+                "override BOX_LOSS.NAME instead"
+            )
 
 
 def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:

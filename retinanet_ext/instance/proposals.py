@@ -20,6 +20,9 @@ from retinanet_ext.ops import batched_nms
 # On CUDA, NMS compares all pairs of the boxes in a call, also those of different images, and keeps a bit for each pair.
 # Images share a call up to this many boxes: 33 MB.
 BOXES_PER_NMS = 2**14
+# NMS is tried on this many candidates per wanted proposal first, then on all. A box with a lower logit never affects
+# one with a higher logit, so the first ones suffice if they leave enough.
+CANDIDATES_PER_PROPOSAL = (2, 4)
 
 
 class Proposals(NamedTuple):
@@ -78,7 +81,7 @@ def proposals_of_batch(
     """Proposals of each image of a batch: as :func:`proposals_of_image`, except for the choice among equal logits.
 
     Only the best anchors are decoded. On CUDA all shapes but those of the result are known in advance: the host waits
-    for the device once at the end, and once in each call of NMS, which images share up to ``BOXES_PER_NMS`` boxes.
+    for the device once in each call of NMS, which images share up to ``BOXES_PER_NMS`` boxes, and once after it.
 
     Args:
         logits, deltas, anchors: per level ``(N, R_l)``, ``(N, R_l, 4)``, ``(R_l, 4)``; anchors xyxy in pixels.
@@ -100,10 +103,17 @@ def proposals_of_batch(
     sizes = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device)
     boxes = torch.minimum(boxes.clamp(min=0), sizes[:, None])
     is_valid = is_finite & ((boxes[..., 2:] - boxes[..., :2]) > min_box_size).all(dim=2)
-    kept = _not_suppressed(boxes, scores, levels, is_valid, nms_thresh, len(logits))
-    numbers = torch.stack([kept.sum(dim=1).clamp(max=post_nms_topk), (~is_finite).sum(dim=1)]).tolist()
+    num_bad, total = (~is_finite).sum(dim=1), scores.shape[1]
+    for count in sorted({min(total, factor * post_nms_topk) for factor in CANDIDATES_PER_PROPOSAL} | {total}):
+        candidates = (values[:, :count] for values in (boxes, scores, levels, is_valid))
+        kept = _not_suppressed(*candidates, nms_thresh, len(logits))
+        num_kept = kept.sum(dim=1)
+        lacks = (num_kept < post_nms_topk) & is_valid[:, count:].any(dim=1)
+        *numbers, lacking = torch.stack([num_kept.clamp(max=post_nms_topk), num_bad, lacks.long()]).tolist()
+        if not any(lacking):
+            break
     if refuse_non_finite and any(numbers[1]):
-        _refuse(numbers[1], scores.shape[1])
+        _refuse(numbers[1], total)
     index = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :post_nms_topk]
     image = torch.arange(len(boxes), device=boxes.device)[:, None]
     boxes, scores = boxes[image, index], scores[image, index]

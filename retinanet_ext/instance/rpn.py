@@ -283,7 +283,13 @@ class RPN(nn.Module):
         gt_instances: Sequence[Instances],
     ) -> dict[str, torch.Tensor]:
         """Sums over the sampled anchors, divided by the size that the samples of all images of all processes should
-        have. Outputs and anchors are those of :meth:`proposals`."""
+        have.
+
+        Args:
+            logits, deltas, anchors: per level ``(N, R_l)``, ``(N, R_l, 4)`` and ``(R_l, 4)``.
+            image_sizes: height and width of each of the N images before padding.
+            gt_instances: N, with ``gt_boxes``.
+        """
         predictions = DensePredictions(
             logits=torch.cat(list(logits), dim=1)[..., None],
             # Boxes need more digits than half precision has. Losses raise the logits themselves, with less memory.

@@ -220,6 +220,13 @@ def test_an_override_of_the_box_loss_that_would_be_ignored_is_refused():
         assert name == cfg.MODEL.RETINANET.BOX_LOSS.NAME
 
 
+@pytest.mark.parametrize("section", ["RPN", "ROI_BOX_HEAD"])
+def test_an_override_of_a_stages_box_loss_that_would_be_ignored_is_refused(section, tmp_path):
+    path = write(tmp_path, f"MODEL: {{{section}: {{BOX_LOSS: {{NAME: giou}}}}}}")
+    with pytest.raises(ValueError, match=f"MODEL.{section}.BBOX_REG_LOSS_TYPE is 'smooth_l1', but .*NAME is 'giou'"):
+        load_config(path, [f"MODEL.{section}.BBOX_REG_LOSS_TYPE", "smooth_l1"], datasets=False)
+
+
 def test_a_config_that_was_dumped_with_the_default_of_the_other_box_loss_key_loads_again(tmp_path):
     cfg = load_config("quick/retinanet.yaml", datasets=False)
     assert (cfg.MODEL.RETINANET.BOX_LOSS.NAME, cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE) == ("giou", "smooth_l1")

@@ -22,9 +22,10 @@ def outputs(generator, device, sizes=(200, 50, 9), num_images=3):
     return [[level.to(device) for level in levels] for levels in (logits, deltas, anchors)]
 
 
-@pytest.mark.parametrize("boxes_per_nms", [1, 10**6])
-def test_a_batch_has_the_proposals_of_its_images(boxes_per_nms, generator, device, monkeypatch):
+@pytest.mark.parametrize("boxes_per_nms, per_proposal", [(1, (2, 4)), (10**6, (2, 4)), (10**6, (1,)), (10**6, ())])
+def test_a_batch_has_the_proposals_of_its_images(boxes_per_nms, per_proposal, generator, device, monkeypatch):
     monkeypatch.setattr(proposals_module, "BOXES_PER_NMS", boxes_per_nms)
+    monkeypatch.setattr(proposals_module, "CANDIDATES_PER_PROPOSAL", per_proposal)
     logits, deltas, anchors = outputs(generator, device)
     sizes = [(90, 100), (60, 80), (100, 50)]
     batch = proposals_of_batch(logits, deltas, anchors, DECODE, sizes, **LIMITS)
@@ -34,7 +35,7 @@ def test_a_batch_has_the_proposals_of_its_images(boxes_per_nms, generator, devic
         assert 0 < len(expected.boxes) <= 25
         torch.testing.assert_close(found.boxes, expected.boxes)
         torch.testing.assert_close(found.logits, expected.logits)
-        assert (found.boxes >= 0).all() and (found.boxes[:, 2] <= size[1]).all() and (found.boxes[:, 3] <= size[0]).all()
+        assert (found.boxes >= 0).all() and (found.boxes[:, 2:] <= torch.tensor(size[::-1], device=device)).all()
         assert (found.boxes[:, 2:] - found.boxes[:, :2] > 3).all()
 
 
@@ -61,6 +62,14 @@ def test_limits_count_before_and_after_nms(device):
     # Two of each level enter, whichever level has the greater logits.
     assert by_hand(apart, logits, device=device, pre_nms_topk=2).logits.tolist() == [4.0, 3.0, -1.0, -2.0]
     assert by_hand(apart, logits, device=device, pre_nms_topk=2, post_nms_topk=3).logits.tolist() == [4.0, 3.0, -1.0]
+
+
+def test_more_candidates_are_taken_where_nms_leaves_too_few(device):
+    # Ten boxes of one place come first; NMS leaves one of them, and two proposals are wanted.
+    boxes = [[[10 + i / 10, 10, 40, 40] for i in range(10)] + [[60, 60, 90, 90], [5, 50, 20, 70]]]
+    logits = [[20.0 - i for i in range(12)]]
+    assert by_hand(boxes, logits, device=device, pre_nms_topk=99, post_nms_topk=2).logits.tolist() == [20.0, 10.0]
+    assert by_hand(boxes, logits, device=device, pre_nms_topk=99).logits.tolist() == [20.0, 10.0, 9.0]
 
 
 def test_small_boxes_are_dropped_after_clipping(device):
@@ -90,7 +99,7 @@ def test_what_is_not_finite_is_dropped_or_refused(bad, where, generator, device)
 
 
 def test_without_images_or_boxes(device):
-    empty = [torch.zeros(0, 5, device=device)], [torch.zeros(0, 5, 4, device=device)], [torch.zeros(5, 4, device=device)]
+    empty = ([torch.zeros(shape, device=device)] for shape in ((0, 5), (0, 5, 4), (5, 4)))
     assert proposals_of_batch(*empty, DECODE, [], **LIMITS) == []
     nothing = by_hand([[[5, 5, 5, 5]]], [[1.0]], device=device)
     assert nothing.boxes.shape == (0, 4) and nothing.logits.shape == (0,)

@@ -119,7 +119,7 @@ def test_bfloat16(generator):
 @pytest.mark.parametrize(
     "overrides, error, message",
     [
-        (["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], ValueError, "PROPOSAL_GENERATOR.NAME is 'RRPN'; legal value: 'RPN'"),
+        (["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], ValueError, "GENERATOR.NAME is 'RRPN'; legal value: 'RPN'"),
         (["MODEL.RPN.IN_FEATURES", ["p2"]], ValueError, r"IN_FEATURES names \['p2'\].*it has res4"),
         (["MODEL.RPN.HEAD_NAME", "Standard"], KeyError, "MODEL.RPN.HEAD_NAME is 'Standard'.*StandardRPNHead"),
         (["MODEL.RPN.CLS_LOSS.NAME", "focale"], KeyError, "MODEL.RPN.CLS_LOSS.NAME is 'focale'.*focal"),

@@ -178,6 +178,23 @@ def test_a_bare_backbone_finds_its_place(tmp_path):
     assert torch.equal(net.backbone.bottom_up.res2[0].conv1.weight, donor.backbone.bottom_up.res2[0].conv1.weight)
 
 
+def test_a_stage_of_the_backbone_finds_its_place_in_the_heads(tmp_path):
+    """As in C4 models, whose backbone ends with res4: their heads on regions hold res5."""
+    file = {name: torch.full(shape, value) for name, shape, value in [
+        ("res2.0.conv1.weight", (2, 2, 1, 1), 2.0), ("res5.0.conv1.weight", (2, 2, 1, 1), 5.0), ("conv1_w", (1,), 1.0),
+    ]}  # fmt: skip
+    file["res5_1_branch2b_w"] = torch.full((2, 2, 3, 3), 6.0)  # Caffe2's spelling
+    torch.save(file, tmp_path / "backbone.pth")
+    model = _Detector(nn.BatchNorm2d)
+    model.roi_heads = nn.Module()
+    model.roi_heads.res5 = nn.Sequential(nn.Module(), nn.Module())
+    model.roi_heads.res5[0].conv1 = nn.Conv2d(2, 2, 1, bias=False)
+    model.roi_heads.res5[1].conv2 = nn.Conv2d(2, 2, 3, bias=False)
+    net, _, _ = _load(tmp_path / "backbone.pth", model)
+    assert net.backbone.bottom_up.res2[0].conv1.weight.eq(2).all()
+    assert net.roi_heads.res5[0].conv1.weight.eq(5).all() and net.roi_heads.res5[1].conv2.weight.eq(6).all()
+
+
 def test_matching_can_be_asked_for_in_the_path(tmp_path):
     torch.save(_Detector(nn.BatchNorm2d).backbone.bottom_up.state_dict(), tmp_path / "backbone.pth")
     _, strict, _ = _load(f"{tmp_path}/backbone.pth", _Detector(nn.BatchNorm2d))
