@@ -126,8 +126,9 @@ def _add_stage_loss_keys(cfg: CN) -> None:
 
 
 def _add_mask_head_keys(cfg: CN) -> None:
-    # MLPMaskHead only: number of hidden fully connected layers, and their outputs.
+    # MLPMaskHead only: number of hidden fully connected layers.
     cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 2
+    # MLPMaskHead only: outputs of each hidden layer.
     cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
 
 

@@ -39,7 +39,7 @@ class MaskHead(nn.Module):
             count = average_over_processes(len(classes), x.device)
             return {"loss_mask": self.summed_loss(features, classes, targets) / (count * size * size)}
         classes = [of_image.pred_classes for of_image in instances]
-        # An image at least, so that there is something to concatenate.
+        # The empty tensor makes `cat` work without images.
         classes = torch.cat([torch.zeros(0, dtype=torch.int64, device=x.device), *classes])
         masks = self.class_probabilities(features, classes)[:, None]
         counts = [len(of_image) for of_image in instances]
@@ -48,11 +48,11 @@ class MaskHead(nn.Module):
         return instances
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """What the masks are predicted from, of RoIs ``(M, C, h, w)``."""
+        """The input of the predictor, from the features of RoIs ``(M, C, h, w)``."""
         raise NotImplementedError
 
     def class_logits(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Of each RoI the logits ``(M, S, S)`` of one class, for classes ``(M,)``."""
+        """Logits ``(M, S, S)`` of one mask for each RoI: that of its class, for classes ``(M,)``."""
         raise NotImplementedError
 
     def summed_loss(self, features: torch.Tensor, classes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class MaskHead(nn.Module):
         return mask_loss(self.class_logits(features, classes)[:, None], classes, targets)
 
     def class_probabilities(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Of each RoI the probabilities ``(M, S, S)``, float32, of the mask of one class, for classes ``(M,)``."""
+        """Probabilities ``(M, S, S)``, float32, of one mask for each RoI: that of its class, for classes ``(M,)``."""
         return self.class_logits(features, classes).float().sigmoid()
 
 
@@ -128,6 +128,7 @@ class FCNMaskHead(MaskHead):
         return F.relu_(self.deconv(x))
 
     def class_logits(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """``(M, S, S)``, one class of each RoI, of features ``(M, C, S, S)``. Other classes are not computed."""
         weight, bias = self.predictor.weight.flatten(1), self.predictor.bias
         if len(weight) == 1:
             return self.predictor(features)[:, 0]
@@ -176,7 +177,7 @@ class MLPMaskHead(MaskHead):
             num_fc: hidden layers; 2 or 3 in the paper.
         """
         super().__init__()
-        self.size, self.num_fc = 2 * input_shape.width, num_fc
+        self.size, self.num_masks, self.num_fc = 2 * input_shape.width, num_masks, num_fc
         in_features = input_shape.channels * input_shape.height * input_shape.width
         for number in range(1, num_fc + 1):
             self.add_module(f"fc{number}", nn.Linear(in_features, fc_dim))
@@ -186,12 +187,11 @@ class MLPMaskHead(MaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec):
-        head = cfg.MODEL.ROI_MASK_HEAD
         return {
             "input_shape": input_shape,
             "num_masks": _num_masks(cfg),
-            "fc_dim": head.FC_DIM,
-            "num_fc": head.NUM_FC,
+            "fc_dim": cfg.MODEL.ROI_MASK_HEAD.FC_DIM,
+            "num_fc": cfg.MODEL.ROI_MASK_HEAD.NUM_FC,
         }
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -202,8 +202,9 @@ class MLPMaskHead(MaskHead):
         return x
 
     def class_logits(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        logits = self.predictor(features).view(len(features), -1, self.size, self.size)
-        if logits.shape[1] == 1:
+        """``(M, S, S)``, one class of each RoI. All classes are computed: one call costs less than one per class."""
+        logits = self.predictor(features).view(-1, self.num_masks, self.size, self.size)
+        if self.num_masks == 1:
             return logits[:, 0]
         return logits[torch.arange(len(logits), device=logits.device), classes]
 
@@ -239,4 +240,3 @@ def build_mask_head(cfg, input_shape: ShapeSpec) -> nn.Module:
         return _SAME_HEADS[name](cfg, input_shape)
     check_registered("MODEL.ROI_MASK_HEAD.NAME", name, ROI_MASK_HEAD_REGISTRY)
     return ROI_MASK_HEAD_REGISTRY.get(name)(cfg, input_shape)
-

@@ -150,7 +150,7 @@ def _strips(mask: np.ndarray, window: _Window, threshold: float) -> Iterator[tup
             distance -= np.float32(threshold)
             bits = distance >= 0
             np.abs(distance, out=distance)
-            # Written so that values that are not a number are unclear too.
+            # With NaN the comparison is false, and the value unclear.
             unclear = ~(distance > ROUNDING)
             if unclear.any():
                 column, row = np.nonzero(unclear)
@@ -179,8 +179,10 @@ def _values_at(mask: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _changes(bits: np.ndarray, column: int, window: _Window, height: int) -> np.ndarray:
-    """Where the image, read column by column, changes between background and object: int64 ``(changes,)``, an even
-    number, because runs end with their column at the latest."""
+    """Pixels, counted column by column, at which a run of the object starts or ends: int64 ``(changes,)``, ascending.
+
+    Every run ends with its column at the latest.
+    """
     columns, rows = bits.shape
     # A zero before the first column and one below every column.
     padded = np.zeros(1 + columns * (rows + 1), dtype=bool)
