@@ -7,22 +7,20 @@ import pytest
 import torch
 
 from retinanet_ext import d2
-from tests.builders import free_port
 from tests.conftest import REPO_ROOT
 from tests.instance.tiny_rcnn import tame, two_stage_batch, two_stage_config
 from tests.instance.two_stage_worker import BRANCHES, OPTS, run
 
 
 def run_two(case: str, folder) -> dict:
-    port, output = str(free_port()), str(folder / "result.pth")
     command = [sys.executable, "-m", "tests.instance.two_stage_worker"]
-    processes = [subprocess.Popen([*command, str(rank), port, output, case], cwd=REPO_ROOT) for rank in range(2)]
+    processes = [subprocess.Popen([*command, str(rank), str(folder), case], cwd=REPO_ROOT) for rank in range(2)]
     try:
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
-    return torch.load(output)
+    return torch.load(folder / "result.pth")
 
 
 @pytest.mark.parametrize("case", ["objects", "empty", "nothing", "c4", "c4_nothing"])

@@ -1,9 +1,8 @@
 """One process of a distributed step of a two-stage model, started by ``test_two_stage_distributed.py``.
 
-python -m tests.instance.two_stage_worker RANK PORT OUTPUT CASE
+python -m tests.instance.two_stage_worker RANK FOLDER CASE
 """
 
-import os
 import sys
 
 import torch
@@ -51,12 +50,11 @@ def run(rank: int, world_size: int, case: str) -> dict:
 
 
 if __name__ == "__main__":
-    rank, port, output, case = int(sys.argv[1]), *sys.argv[2:5]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    rank, folder, case = int(sys.argv[1]), *sys.argv[2:4]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     d2.comm.create_local_process_group(2)
     result = run(rank, 2, case)
     if rank == 0:
-        torch.save(result, output)
+        torch.save(result, f"{folder}/result.pth")
     dist.destroy_process_group()
