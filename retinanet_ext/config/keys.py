@@ -149,7 +149,8 @@ def _add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = ""
     # Each process splits its images of a step into this many micro-batches and computes one after the other. This takes
     # the memory of a micro-batch and gives the losses and gradients of the whole batch. Only batch norms see the
-    # micro-batches.
+    # micro-batches. MaskRCNN samples in each micro-batch, so its heads' losses are a mean over micro-batches, weighted
+    # by their images.
     cfg.SOLVER.ACCUMULATE = 1
     # Metric that chooses model_best.pth: "task/metric" of the evaluator, on the first dataset of DATASETS.TEST. If
     # empty, no model_best.pth is written. "segm/AP" and "keypoints/AP" for models with masks or keypoints.

@@ -16,7 +16,6 @@ from .shared_count import average_over_processes
 from .stage_losses import RoIBoxes, build_box_stage_losses
 
 HEAD_NAMES = ("FastRCNNConvFCHead",)
-SIGMOID_CE_PRIOR = 0.01
 
 
 class BoxHead(nn.Sequential):
@@ -135,8 +134,7 @@ class BoxPredictor(nn.Module):
             "cls_loss": cls_loss,
             "box_loss": box_loss,
             "cls_agnostic_bbox_reg": head.CLS_AGNOSTIC_BBOX_REG,
-            # Detectron2's USE_SIGMOID_CE starts at this prior, and no key of its own sets it.
-            "prior_prob": head.CLS_LOSS.PRIOR_PROB or (SIGMOID_CE_PRIOR if head.USE_SIGMOID_CE else 0.0),
+            "prior_prob": head.CLS_LOSS.PRIOR_PROB,
             "loss_weight": head.BBOX_REG_LOSS_WEIGHT,
             "test_score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "test_nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,

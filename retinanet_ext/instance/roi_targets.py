@@ -10,7 +10,7 @@ import torch
 from retinanet_ext.d2 import Boxes, Instances, get_event_storage, has_event_storage
 from retinanet_ext.ops import pairwise_iou
 
-from .sampling import subsample_labels
+from .sampling import subsample_each
 
 # Objectness logit of a ground truth box among the proposals: that of a probability of 1 - 1e-10.
 GROUND_TRUTH_LOGIT = 23.02585
@@ -67,7 +67,7 @@ class RoISampler:
             proposals = [with_ground_truth(*pair) for pair in zip(proposals, targets)]
         matches = [self._match(x.proposal_boxes.tensor, y) for x, y in zip(proposals, targets)]
         settings = (self.batch_size_per_image, self.positive_fraction, self.num_classes)
-        drawn = [subsample_labels(classes, *settings) for classes, _ in matches]
+        drawn = subsample_each([classes for classes, _ in matches], *settings)
         sampled = [self._rows(*image) for image in zip(proposals, targets, matches, drawn)]
         if has_event_storage() and sampled:
             positives = sum(len(positive) for positive, _ in drawn)
@@ -128,9 +128,11 @@ def foreground_of(
         targets, one row per RoI; and a mask of them among all RoIs, ``(N S,)`` bool.
     """
     masks = [(image.gt_classes >= 0) & (image.gt_classes < num_classes) for image in sampled]
+    # The foreground comes first. All counts are read at once, because reading waits for the device.
+    counts = torch.stack([mask.sum() for mask in masks]).tolist() if masks else []
     found = []
-    for image, target, mask in zip(sampled, targets, masks):
-        rows = torch.nonzero(mask).squeeze(1)
+    for image, target, count in zip(sampled, targets, counts):
+        rows = slice(count)
         kept = Instances(image.image_size)
         kept.proposal_boxes, kept.objectness_logits = image.proposal_boxes[rows], image.objectness_logits[rows]
         for name, value in target[image.gt_index[rows]].get_fields().items():

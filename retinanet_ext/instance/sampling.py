@@ -5,6 +5,8 @@ deciding alone what is learned. :func:`subsample_labels` is the rule for one ima
 same for a batch.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 IGNORED = -1
@@ -56,6 +58,28 @@ def subsample_batch(
         chosen = torch.cat(chosen)
         sampled.view(-1)[chosen] = labels.reshape(-1)[chosen]
     return sampled
+
+
+def subsample_each(
+    labels: Sequence[torch.Tensor], num_samples: int, positive_fraction: float, background: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """:func:`subsample_labels` for each of N images, in order, with equal draws; waits for the device three times.
+
+    Args:
+        labels: N tensors ``(R_i,)`` of integers; the other arguments are those of :func:`subsample_labels`.
+    """
+    if not labels:
+        return []
+    flat, lengths = torch.cat(list(labels)), [len(image) for image in labels]
+    kinds = [_foreground(flat, background), flat == background]
+    counts = torch.stack([part.sum() for kind in kinds for part in kind.split(lengths)]).view(2, -1).tolist()
+    found = [kind.nonzero().squeeze(1).split(sizes) for kind, sizes in zip(kinds, counts)]
+    drawn, first = [], 0
+    for index, length in zip(zip(*found), lengths):
+        order = _draw(*map(len, index), num_samples, positive_fraction, flat.device)
+        drawn.append(tuple(rows[chosen] - first for rows, chosen in zip(index, order)))
+        first += length
+    return drawn
 
 
 def _foreground(labels: torch.Tensor, background: int) -> torch.Tensor:

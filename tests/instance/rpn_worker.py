@@ -1,6 +1,6 @@
 """One process of a job that computes the losses of the region proposal network, started by ``test_rpn_distributed.py``.
 
-python -m tests.instance.rpn_worker RANK WORLD_SIZE PORT OUTPUT
+python -m tests.instance.rpn_worker RANK WORLD_SIZE OUTPUT
 """
 
 import sys
@@ -44,9 +44,10 @@ def run(rank: int, world_size: int, case: str) -> dict:
 
 
 if __name__ == "__main__":
-    rank, world_size, port, output = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+    rank, world_size, output = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    # The processes meet by a file: a port that was free a moment ago may be taken.
+    dist.init_process_group("gloo", f"file://{output}.meeting", rank=rank, world_size=world_size)
     results = {case: run(rank, world_size, case) for case in SHARES}
     if rank == 0:
         torch.save(results, output)

@@ -54,6 +54,15 @@ def test_parameters_are_exactly_detectron2s(name, opts):
     }
 
 
+def test_untrained_scores_start_as_in_detectron2():
+    file, opts = model_zoo.get_config_file(FILES["faster_fpn"]), ["MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True"]
+    for name in ("MaskRCNN", "GeneralizedRCNN"):
+        predictor = d2.build_model(tiny_config(file, name, *opts)).roi_heads.box_predictor
+        assert not predictor.cls_score.bias.any() and not predictor.bbox_pred.bias.any()
+        assert predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.3)
+        assert predictor.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.3)
+
+
 @pytest.mark.parametrize(("name", "opts"), MODELS + VARIANTS)
 def test_same_losses_and_gradients(name, opts):
     ours, theirs = pair(name, *opts)

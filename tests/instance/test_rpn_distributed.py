@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 
-from tests.builders import free_port
 from tests.conftest import REPO_ROOT
 from tests.instance.rpn_worker import SHARES, run
 
@@ -16,8 +15,7 @@ def results(tmp_path_factory):
     """What two processes computed, by case."""
     output = str(tmp_path_factory.mktemp("job") / "results.pth")
     command = [sys.executable, "-m", "tests.instance.rpn_worker"]
-    port = str(free_port())
-    processes = [subprocess.Popen([*command, str(rank), "2", port, output], cwd=REPO_ROOT) for rank in range(2)]
+    processes = [subprocess.Popen([*command, str(rank), "2", output], cwd=REPO_ROOT) for rank in range(2)]
     try:
         # A rank without images, or whose image has no object, must neither hang nor break the other.
         assert [process.wait(timeout=120) for process in processes] == [0, 0]

@@ -32,6 +32,25 @@ def tiny_config(file: str, meta_architecture: str, *opts: str):
     return load_config(file, [*words, "MODEL.META_ARCHITECTURE", meta_architecture, *opts], datasets=False)
 
 
+FPN = shlex.split(
+    """
+MODEL.BACKBONE.NAME build_resnet_fpn_backbone MODEL.RESNETS.OUT_FEATURES "['res2','res3','res4','res5']"
+MODEL.FPN.IN_FEATURES "['res2','res3','res4','res5']" MODEL.RPN.IN_FEATURES "['p2','p3','p4','p5','p6']"
+MODEL.ROI_HEADS.NAME StandardROIHeads MODEL.ROI_HEADS.IN_FEATURES "['p2','p3','p4','p5']"
+MODEL.ROI_BOX_HEAD.NAME FastRCNNConvFCHead MODEL.ROI_BOX_HEAD.NUM_FC 2 MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 7
+MODEL.ROI_MASK_HEAD.NUM_CONV 2
+"""
+)
+
+
+def two_stage_config(form: str, *opts: str):
+    """MaskRCNN with a backbone FPN or C4, with few channels; masks and keypoints are off."""
+    words = [*TINY, "MODEL.META_ARCHITECTURE", "MaskRCNN", *(FPN if form == "FPN" else [])]
+    if form == "C4":
+        words[words.index("MODEL.ANCHOR_GENERATOR.SIZES") + 1] = "[[16,32,64]]"
+    return load_config(None, [*words, *opts], datasets=False)
+
+
 @torch.no_grad()
 def tame(model) -> None:
     """Give an untrained model sane features, and outputs that differ from RoI to RoI."""
