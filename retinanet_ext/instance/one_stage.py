@@ -65,11 +65,11 @@ class InstanceRetinaNet(FocalRetinaNet):
     def from_config(cls, cfg):
         retinanet = super().from_config(cfg)
         _check_num_classes(cfg)
-        _check_maps(cfg)
         shapes = retinanet["backbone"].output_shape()
+        maps = {name: shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES}  # those that `forward` hands on
         return {
             **retinanet,
-            "roi_heads": MaskAndKeypointBranches(cfg, shapes),
+            "roi_heads": MaskAndKeypointBranches(cfg, maps),
             "roi_sampler": build_sampler(cfg),
             "roi_nms_thresh": cfg.MODEL.RETINANET.ROIS.NMS_THRESH,
             "max_rois_per_image": cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE,
@@ -160,14 +160,4 @@ def _check_num_classes(cfg) -> None:
         raise ValueError(
             f"MODEL.RETINANET.NUM_CLASSES is {detector} and MODEL.ROI_HEADS.NUM_CLASSES is {branches}; the masks need "
             "the classes of the boxes: set both to the same number (retinanet_ext.load_config does so)"
-        )
-
-
-def _check_maps(cfg) -> None:
-    known, wanted = cfg.MODEL.RETINANET.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES
-    missing = [name for name in wanted if name not in known]
-    if missing or not wanted:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.IN_FEATURES is {list(wanted)}; masks and keypoints are pooled from maps of "
-            f"MODEL.RETINANET.IN_FEATURES: {', '.join(known)}"
         )

@@ -11,7 +11,7 @@ from torch import nn
 from retinanet_ext.d2 import ImageList, Instances, ShapeSpec, configurable
 
 from .box_head import BoxHead, BoxPredictor
-from .branches import MaskAndKeypointBranches, check_in_features, pooler_of
+from .branches import MaskAndKeypointBranches, pooler_of, shapes_of_rois
 from .pooler import ROIPooler
 from .roi_targets import RoISampler, foreground_of
 
@@ -99,9 +99,7 @@ class StandardROIHeads(RoIHeads, MaskAndKeypointBranches):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        check_in_features(names, input_shape)
-        box_pooler, pooled = pooler_of(cfg.MODEL.ROI_BOX_HEAD, [input_shape[name] for name in names])
+        box_pooler, pooled = pooler_of(cfg.MODEL.ROI_BOX_HEAD, shapes_of_rois(cfg, input_shape))
         box_head = BoxHead(cfg, pooled)
         # In this order the heads draw the same initial weights as Detectron2's.
         return {

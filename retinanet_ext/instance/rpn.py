@@ -24,6 +24,7 @@ from retinanet_ext.d2 import (
     get_event_storage,
     has_event_storage,
 )
+from retinanet_ext.detection.head import shapes_of_features
 from retinanet_ext.detection.matcher import IoUMatcher
 from retinanet_ext.detection.targets import label_anchors
 from retinanet_ext.losses import DensePredictions, DenseTargets
@@ -192,13 +193,7 @@ class RPN(nn.Module):
                 f"MODEL.PROPOSAL_GENERATOR.NAME is {cfg.MODEL.PROPOSAL_GENERATOR.NAME!r}; legal value: 'RPN'. Other "
                 "proposals need a model of Detectron2's own"
             )
-        missing = [name for name in rpn.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.RPN.IN_FEATURES names {missing}, which the backbone does not have; "
-                f"it has {', '.join(sorted(input_shape))}"
-            )
-        shapes = [input_shape[name] for name in rpn.IN_FEATURES]
+        shapes = shapes_of_features("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, input_shape)
         cls_loss, box_loss = build_rpn_losses(cfg)
         return {
             "in_features": rpn.IN_FEATURES,
