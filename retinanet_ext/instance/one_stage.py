@@ -109,7 +109,7 @@ class InstanceRetinaNet(FocalRetinaNet):
             Instances(image.image_size, proposal_boxes=image.pred_boxes, objectness_logits=image.scores)
             for image in map(_clipped, detections)
         ]
-        return foreground_of(self.roi_sampler(proposals, instances), instances, self.num_classes)[0]
+        return foreground_of(self.roi_sampler(proposals, instances), instances, self.num_classes)
 
     def branch_outputs(self, features: Sequence[torch.Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """The detections, clipped to their image, with ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints``

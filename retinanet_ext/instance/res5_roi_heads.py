@@ -76,8 +76,11 @@ class Res5ROIHeads(RoIHeads):
         rois = self._roi_features(features, [image.proposal_boxes for image in sampled])
         losses = self.box_predictor.losses(self.box_predictor(rois.mean(dim=(2, 3))), sampled)
         if self.mask_on:
-            foreground, is_foreground = foreground_of(sampled, targets, self.num_classes)
-            losses.update(self.mask_head(rois[is_foreground], foreground))
+            foreground = foreground_of(sampled, targets, self.num_classes)
+            parts = rois.split([len(image) for image in sampled])
+            # In each image the foreground comes first. The empty slice makes `cat` work without images.
+            rois = torch.cat([rois[:0], *(part[: len(image)] for part, image in zip(parts, foreground))])
+            losses.update(self.mask_head(rois, foreground))
         return losses
 
     def detect(self, features, proposals) -> list[Instances]:

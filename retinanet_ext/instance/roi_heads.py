@@ -14,6 +14,7 @@ from .box_head import BoxHead, BoxPredictor
 from .branches import MaskAndKeypointBranches, pooler_of, shapes_of_rois
 from .pooler import ROIPooler
 from .roi_targets import RoISampler, foreground_of
+from .sampling import build_stage_matcher
 
 
 class RoIHeads(nn.Module):
@@ -118,7 +119,7 @@ class StandardROIHeads(RoIHeads, MaskAndKeypointBranches):
         if self.train_on_pred_boxes:
             for image, boxes in zip(sampled, self.box_predictor.boxes_of_labels(predictions, sampled)):
                 image.proposal_boxes = boxes
-        foreground, _ = foreground_of(sampled, targets, self.num_classes)
+        foreground = foreground_of(sampled, targets, self.num_classes)
         return {**losses, **self.branch_losses(features, foreground)}
 
     def detect(self, features, proposals) -> list[Instances]:
@@ -136,7 +137,6 @@ def build_sampler(cfg) -> RoISampler:
         num_classes=heads.NUM_CLASSES,
         batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE,
         positive_fraction=heads.POSITIVE_FRACTION,
-        iou_thresholds=heads.IOU_THRESHOLDS,
-        iou_labels=heads.IOU_LABELS,
+        matcher=build_stage_matcher(cfg, "ROI_HEADS", low_quality="never"),
         append_gt=heads.PROPOSAL_APPEND_GT,
     )
