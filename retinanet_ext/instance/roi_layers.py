@@ -1,12 +1,12 @@
 """The RoI layers of Mask R-CNN's Table 2c: each pools RoIs from one feature map into bins of a fixed size.
 
-=====================  ==============  ============  ===========
-layer                  RoI rounded     bins rounded  bilinear
-=====================  ==============  ============  ===========
-RoIAlign (ours: both)  no              no            yes
-RoIWarp                yes             no            yes
-RoIPool                yes             yes           no
-=====================  ==============  ============  ===========
+=========  ===========  ============  ========
+method     RoI rounded  bins rounded  bilinear
+=========  ===========  ============  ========
+RoIAlign   no           no            yes
+RoIWarp    yes          no            yes
+RoIPool    yes          yes           no
+=========  ===========  ============  ========
 
 RoIAlign and RoIWarp take regular samples in each bin, and keep their average or their maximum; RoIPool keeps the
 largest cell of a bin. :func:`roi_pool_reference` is RoIPool in loops, a reference; training runs torchvision's.
@@ -133,8 +133,6 @@ class ROIAlignMax(ROIAlignV2):
 
 class ROIWarpMax(ROIWarp, ROIAlignMax):
     """RoIWarp with the largest sample of a bin instead of the average."""
-
-    forward = ROIAlignMax.forward
 
 
 class ROIPool(ROILayer):
