@@ -387,7 +387,7 @@ class FocalRetinaNet(nn.Module):
     @torch.no_grad()
     def _draw_training_picture(self, features, outputs, batched_inputs) -> None:
         detections = self.branch_outputs(features, self.inference(*outputs))
-        draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
+        draw_training_picture(batched_inputs[0], detections[0], self.postprocess, self.input_format)
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
         # Every parameter joins the graph and the normaliser is called as always: a process without images must take

@@ -132,3 +132,11 @@ def pooler_of(branch, shapes: Sequence[ShapeSpec]) -> tuple[ROIPooler, ShapeSpec
         pooler_type=branch.POOLER_TYPE,
     )
     return pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
+
+
+def maps_without_images(backbone: nn.Module, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The feature maps of a batch of no images, ``(0, C, 1, 1)`` by name, with dtype and device of ``like``.
+
+    On them a process without images runs all branches, and so takes part in the communication of the others.
+    """
+    return {name: like.new_zeros(0, shape.channels, 1, 1) for name, shape in backbone.output_shape().items()}

@@ -11,7 +11,7 @@ import torch
 from retinanet_ext.d2 import META_ARCH_REGISTRY, Instances, configurable
 from retinanet_ext.detection import FocalRetinaNet
 
-from .branches import MaskAndKeypointBranches
+from .branches import MaskAndKeypointBranches, maps_without_images
 from .ground_truth_parts import check_masks_and_keypoints
 from .micro_batch_shares import MicroBatchShares
 from .postprocess import scale_detections
@@ -140,10 +140,9 @@ class InstanceRetinaNet(FocalRetinaNet):
     def _zero_losses(self) -> dict[str, torch.Tensor]:
         losses = super()._zero_losses()
         # The branches run on nothing: their communication must take place in every process.
-        zero, shapes = losses["loss_cls"], self.backbone.output_shape()
-        maps = {name: zero.new_zeros(0, shape.channels, 1, 1) for name, shape in shapes.items()}
+        zero = losses["loss_cls"]
         with self._shares.of_next():
-            branches = self.roi_heads.branch_losses(maps, [])
+            branches = self.roi_heads.branch_losses(maps_without_images(self.backbone, zero), [])
         return {**losses, **{name: loss + zero for name, loss in branches.items()}}
 
 
