@@ -32,13 +32,13 @@ def recompute_in_backward(detector: nn.Module) -> None:
     resnets = [module for module in detector.backbone.modules() if hasattr(module, "stage_names")]
     stages = [getattr(resnet, name) for resnet in resnets for name in resnet.stage_names]
     stages += [child for name, child in detector.named_modules() if name == "roi_heads.res5"]
-    head = getattr(detector, "head", nn.Identity())
-    subnets = [child for child in head.children() if type(child) in _RECOMPUTED_SUBNETS]
+    head = getattr(detector, "head", None)  # a two-stage model has none
+    subnets = [child for child in head.children() if type(child) in _RECOMPUTED_SUBNETS] if head is not None else []
     if not stages and not subnets:
+        no_subnets = f", and the head {type(head).__name__} has no nn.Sequential subnets" if head is not None else ""
         raise ValueError(
             f"MODEL.GRADIENT_CHECKPOINTING is True, but the backbone {type(detector.backbone).__name__} has no stages "
-            f"of residual blocks, and the head {type(head).__name__} has no nn.Sequential subnets; set "
-            "MODEL.GRADIENT_CHECKPOINTING to False"
+            f"of residual blocks{no_subnets}; set MODEL.GRADIENT_CHECKPOINTING to False"
         )
     for stage in stages:
         stage.__class__ = _RecomputedStage

@@ -1,7 +1,7 @@
 """The two subnets of RetinaNet (paper, section 4 "Classification Subnet" and "Box Regression Subnet")."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -154,11 +154,19 @@ def _make_subnet(in_channels: int, conv_dims: Sequence[int], norm: str, num_leve
     return _Subnet(*layers)
 
 
-def check_in_features(names: Sequence[str], backbone_shape: dict) -> None:
-    """Refuse names in ``MODEL.RETINANET.IN_FEATURES`` of maps that the backbone does not have."""
-    missing = [name for name in names if name not in backbone_shape]
-    if missing:
-        raise ValueError(
-            f"MODEL.RETINANET.IN_FEATURES names {missing}, which the backbone does not have; "
-            f"it has {', '.join(sorted(backbone_shape))}"
-        )
+def shapes_of_features(key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec]) -> list[ShapeSpec]:
+    """The shapes of the feature maps that a config key names.
+
+    Args:
+        key: the config key, such as ``MODEL.RETINANET.IN_FEATURES``.
+        names: its value.
+        shapes: all maps that may be named.
+
+    Raises:
+        ValueError: no name, or a name without a map; the message lists the maps.
+    """
+    missing = [name for name in names if name not in shapes]
+    if missing or not names:
+        found = f"names {missing}, which do not exist" if missing else "is empty"
+        raise ValueError(f"{key} {found}; name one or more of the feature maps {', '.join(sorted(shapes))}")
+    return [shapes[name] for name in names]

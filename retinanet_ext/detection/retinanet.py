@@ -31,7 +31,7 @@ from .class_metadata import publish_class_names
 from .convolutions import avoid_wrong_gradients_of_narrow_maps, fold_frozen_norms
 from .decoding import decode_batch
 from .gradient_checkpointing import recompute_in_backward
-from .head import DENSE_HEAD_REGISTRY, check_in_features
+from .head import DENSE_HEAD_REGISTRY, shapes_of_features
 from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
 from .micro_batches import check_targets_fit, expected_maps
 from .normalizer import NORMALIZERS
@@ -151,13 +151,12 @@ class FocalRetinaNet(nn.Module):
             )
         publish_class_names(cfg)
         backbone = build_backbone(cfg)
-        backbone_shape = backbone.output_shape()
-        check_in_features(retinanet.IN_FEATURES, backbone_shape)
-        feature_shapes = [backbone_shape[name] for name in retinanet.IN_FEATURES]
+        names = retinanet.IN_FEATURES
+        feature_shapes = shapes_of_features("MODEL.RETINANET.IN_FEATURES", names, backbone.output_shape())
         return {
             "backbone": backbone,
             "head": DENSE_HEAD_REGISTRY.get(retinanet.HEAD.NAME)(cfg, feature_shapes),
-            "head_in_features": retinanet.IN_FEATURES,
+            "head_in_features": names,
             "anchor_generator": build_anchor_generator(cfg, feature_shapes),
             "box2box_transform": Box2BoxTransform(weights=retinanet.BBOX_REG_WEIGHTS),
             "anchor_matcher": ANCHOR_MATCHER_REGISTRY.get(retinanet.MATCHER.NAME)(cfg),
@@ -222,12 +221,17 @@ class FocalRetinaNet(nn.Module):
         check_ground_truth(batched_inputs, self.num_classes)
 
     def branch_losses(self, features: list[torch.Tensor], outputs: tuple, instances: list[Instances]) -> dict:
-        """Further losses, for subclasses: here there are none. Called with the feature map of each level, the arguments
-        of :meth:`inference` without a graph, and the ground truth of N images."""
+        """Losses of further branches. This class has none; subclasses override the method.
+
+        Args:
+            features: per level ``(N, C, H, W)``.
+            outputs: arguments of :meth:`inference`, without a graph.
+            instances: ground truth of the N images.
+        """
         return {}
 
     def branch_outputs(self, features: list[torch.Tensor], detections: list[Instances]) -> list[Instances]:
-        """Add to the detections of N images what else is predicted, for subclasses: here nothing."""
+        """The detections of N images with the predictions of further branches, from maps ``(N, C, H, W)`` per level."""
         return detections
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
@@ -329,16 +333,16 @@ class FocalRetinaNet(nn.Module):
             logits, deltas: per level ``(N, H*W*A, K)`` and ``(N, H*W*A, 4)``.
             anchors: per level, H*W*A boxes.
             images: the batch of N images, with the size of each before padding.
-            limits: other limits than those of inference; see ``decode_batch``.
+            limits: replace the limits of inference, such as ``nms_thresh``; see ``decode_batch``.
         """
-        of_inference = {"score_thresh": self.test_score_thresh, "topk": self.test_topk_candidates}
-        of_inference |= {"nms_thresh": self.test_nms_thresh, "max_detections": self.max_detections_per_image}
+        defaults = {"score_thresh": self.test_score_thresh, "topk": self.test_topk_candidates}
+        defaults |= {"nms_thresh": self.test_nms_thresh, "max_detections": self.max_detections_per_image}
         batch = decode_batch(
             logits,
             deltas,
             [level.tensor for level in anchors],
             self.box2box_transform.apply_deltas,
-            **{**of_inference, **limits},
+            **{**defaults, **limits},
         )
         return [
             Instances(size, pred_boxes=Boxes(found.boxes), scores=found.scores, pred_classes=found.classes)
@@ -383,7 +387,7 @@ class FocalRetinaNet(nn.Module):
     @torch.no_grad()
     def _draw_training_picture(self, features, outputs, batched_inputs) -> None:
         detections = self.branch_outputs(features, self.inference(*outputs))
-        draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
+        draw_training_picture(batched_inputs[0], detections[0], self.postprocess, self.input_format)
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
         # Every parameter joins the graph and the normaliser is called as always: a process without images must take

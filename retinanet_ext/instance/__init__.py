@@ -7,7 +7,7 @@ In reading order:
 - ``branches.py``: the mask and the keypoint branch, for one stage and two
 - ``rpn.py``: the first stage: where there may be objects
 - ``proposals.py``: from the first stage's raw outputs to the boxes that the second stage looks at
-- ``sampling.py``: which anchors or boxes take part in a loss
+- ``sampling.py``: which anchors or boxes take part in a loss; the matcher of a stage
 - ``roi_heads.py``: the second stage with a head per task: boxes, masks, keypoints
 - ``res5_roi_heads.py``: the second stage on a C4 backbone, with one stage of the ResNet for all tasks
 - ``roi_targets.py``: what each proposal should predict, and which ones train the second stage

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from retinanet_ext.d2 import Instances, ShapeSpec, configurable
+from retinanet_ext.detection.head import shapes_of_features
 
 from .keypoint_head import build_keypoint_head
 from .mask_head import build_mask_head
@@ -57,9 +58,8 @@ class MaskAndKeypointBranches(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        check_in_features(names, input_shape)
-        shapes, parts = [input_shape[name] for name in names], {"in_features": names}
+        shapes = shapes_of_rois(cfg, input_shape)
+        parts = {"in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES}
         if cfg.MODEL.MASK_ON:
             parts["mask_pooler"], pooled = pooler_of(cfg.MODEL.ROI_MASK_HEAD, shapes)
             parts["mask_head"] = build_mask_head(cfg, pooled)
@@ -104,6 +104,11 @@ class MaskAndKeypointBranches(nn.Module):
         return [features[name] for name in self.in_features]
 
 
+def shapes_of_rois(cfg, input_shape: dict[str, ShapeSpec]) -> list[ShapeSpec]:
+    """The shapes of the maps that RoIs are pooled from, ``MODEL.ROI_HEADS.IN_FEATURES``."""
+    return shapes_of_features("MODEL.ROI_HEADS.IN_FEATURES", cfg.MODEL.ROI_HEADS.IN_FEATURES, input_shape)
+
+
 def pooler_of(branch, shapes: Sequence[ShapeSpec]) -> tuple[ROIPooler, ShapeSpec]:
     """The RoI pooling of a branch, and the shape of an RoI's features.
 
@@ -129,10 +134,9 @@ def pooler_of(branch, shapes: Sequence[ShapeSpec]) -> tuple[ROIPooler, ShapeSpec
     return pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
 
 
-def check_in_features(names: Sequence[str], input_shape: dict[str, ShapeSpec]) -> None:
-    """Refuse names in ``MODEL.ROI_HEADS.IN_FEATURES`` of maps that the model does not have."""
-    missing = [name for name in names if name not in input_shape]
-    if missing or not names:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.IN_FEATURES is {list(names)}; RoIs can be pooled from {', '.join(sorted(input_shape))}"
-        )
+def maps_without_images(backbone: nn.Module, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The feature maps of a batch of no images, ``(0, C, 1, 1)`` by name, with dtype and device of ``like``.
+
+    On them a process without images runs all branches, and so takes part in the communication of the others.
+    """
+    return {name: like.new_zeros(0, shape.channels, 1, 1) for name, shape in backbone.output_shape().items()}

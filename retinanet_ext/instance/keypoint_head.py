@@ -108,9 +108,9 @@ class FCNKeypointHead(nn.Module):
             return {"loss_keypoint": self._loss(heatmaps, instances)}
         boxes = torch.cat([x.new_zeros(0, 4, dtype=torch.float32), *(found.pred_boxes.tensor for found in instances)])
         keypoints = heatmaps_to_keypoints(heatmaps, boxes)[:, :, [0, 1, 3]]
-        counts = [len(of_image) for of_image in instances]
-        for of_image, of_rois in zip(instances, keypoints.split(counts), strict=True):
-            of_image.pred_keypoints = of_rois
+        counts = [len(image) for image in instances]
+        for image, image_keypoints in zip(instances, keypoints.split(counts), strict=True):
+            image.pred_keypoints = image_keypoints
         return instances
 
     def heatmaps(self, x: torch.Tensor) -> torch.Tensor:
@@ -125,11 +125,11 @@ class FCNKeypointHead(nn.Module):
         size, device = heatmaps.shape[-1], heatmaps.device
         index = [torch.zeros(0, heatmaps.shape[1], dtype=torch.int64, device=device)]
         valid = [torch.zeros(0, heatmaps.shape[1], dtype=torch.bool, device=device)]
-        for of_image in instances:
-            if len(of_image) > 0:
-                keypoints = of_image.gt_keypoints.tensor.to(device)
+        for image in instances:
+            if len(image) > 0:
+                keypoints = image.gt_keypoints.tensor.to(device)
                 self._check(keypoints, heatmaps)
-                cells = keypoints_to_heatmap_index(keypoints, of_image.proposal_boxes.tensor, size)
+                cells = keypoints_to_heatmap_index(keypoints, image.proposal_boxes.tensor, size)
                 index.append(cells[0])
                 valid.append(cells[1])
         index, valid = torch.cat(index), torch.cat(valid)

@@ -130,13 +130,13 @@ def _maxima(
     widths, heights = torch.tensor(pixels, device=heatmaps.device).unbind(dim=1)
     width, height = max(w for w, _ in pixels), max(h for _, h in pixels)
     num_rois, num_keypoints, rows, columns = heatmaps.shape
-    of_rows = _bicubic_weights(heights, height, rows)
-    of_columns = _bicubic_weights(widths, width, columns)
+    row_weights = _bicubic_weights(heights, height, rows)
+    column_weights = _bicubic_weights(widths, width, columns)
     if heatmaps.is_cuda and torch.backends.cuda.matmul.allow_tf32:
         # TF32 has the digits of float16.
-        heatmaps, of_rows, of_columns = heatmaps.double(), of_rows.double(), of_columns.double()
-    stretched = torch.bmm(heatmaps.reshape(num_rois, -1, columns), of_columns.transpose(1, 2))
-    values = of_rows[:, None] @ stretched.view(num_rois, num_keypoints, rows, width)
+        heatmaps, row_weights, column_weights = heatmaps.double(), row_weights.double(), column_weights.double()
+    stretched = torch.bmm(heatmaps.reshape(num_rois, -1, columns), column_weights.transpose(1, 2))
+    values = row_weights[:, None] @ stretched.view(num_rois, num_keypoints, rows, width)
     if any(size != [width, height] for size in pixels):
         columns_beyond = torch.arange(width, device=values.device) >= widths[:, None]
         rows_beyond = torch.arange(height, device=values.device) >= heights[:, None]

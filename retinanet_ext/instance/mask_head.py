@@ -38,13 +38,13 @@ class MaskHead(nn.Module):
             classes, targets = mask_targets(instances, size, x.device)
             count = average_over_processes(len(classes), x.device)
             return {"loss_mask": self.summed_loss(features, classes, targets) / (count * size * size)}
-        classes = [of_image.pred_classes for of_image in instances]
+        classes = [image.pred_classes for image in instances]
         # The empty tensor makes `cat` work without images.
         classes = torch.cat([torch.zeros(0, dtype=torch.int64, device=x.device), *classes])
         masks = self.class_probabilities(features, classes)[:, None]
-        counts = [len(of_image) for of_image in instances]
-        for of_image, of_rois in zip(instances, masks.split(counts), strict=True):
-            of_image.pred_masks = of_rois
+        counts = [len(image) for image in instances]
+        for image, image_masks in zip(instances, masks.split(counts), strict=True):
+            image.pred_masks = image_masks
         return instances
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,8 +57,7 @@ class MaskHead(nn.Module):
 
     def summed_loss(self, features: torch.Tensor, classes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The sum of the losses of all RoIs and pixels, a scalar, for classes ``(M,)`` and masks ``(M, S, S)``."""
-        # `class_logits` has chosen the class already.
-        return mask_loss(self.class_logits(features, classes)[:, None], classes, targets)
+        return mask_loss(self.class_logits(features, classes), targets)
 
     def class_probabilities(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Probabilities ``(M, S, S)``, float32, of one mask for each RoI: that of its class, for classes ``(M,)``."""

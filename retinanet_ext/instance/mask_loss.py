@@ -24,16 +24,17 @@ def mask_targets(instances: Sequence[Instances], size: int, device: torch.device
     """
     classes = [torch.zeros(0, dtype=torch.int64, device=device)]
     targets = [torch.zeros(0, size, size, dtype=torch.bool, device=device)]
-    for of_image in instances:
-        if len(of_image) > 0:
-            classes.append(of_image.gt_classes.to(device))
-            boxes = of_image.proposal_boxes.tensor
-            targets.append(of_image.gt_masks.crop_and_resize(boxes, size).to(device=device, dtype=torch.bool))
+    for image in instances:
+        if len(image) > 0:
+            classes.append(image.gt_classes.to(device))
+            boxes = image.proposal_boxes.tensor
+            targets.append(image.gt_masks.crop_and_resize(boxes, size).to(device=device, dtype=torch.bool))
     return torch.cat(classes), torch.cat(targets)
 
 
 def mask_loss_reference(logits: torch.Tensor, classes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The definition of `mask_loss`, mask by mask: logits ``(M, K, S, S)`` or ``(M, 1, S, S)``."""
+    """The definition of `mask_loss`, mask by mask, from the logits of all classes ``(M, K, S, S)`` or, for masks that
+    all classes share, ``(M, 1, S, S)``; classes ``(M,)``, masks ``(M, S, S)``."""
     total = logits.float().sum() * 0  # keeps the graph if there are no masks
     for logit, label, target in zip(logits.float(), classes.tolist(), targets, strict=True):
         probability = logit[label if len(logit) > 1 else 0].sigmoid()
@@ -41,21 +42,17 @@ def mask_loss_reference(logits: torch.Tensor, classes: torch.Tensor, targets: to
     return total
 
 
-def mask_loss(logits: torch.Tensor, classes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Binary cross entropy of the mask of the ground truth class, summed. The masks of other classes get no gradient.
+def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Binary cross entropy of the mask of the ground truth class, summed. Other classes have no part in it.
 
     Args:
-        logits: ``(M, K, S, S)``, or ``(M, 1, S, S)`` for masks that all classes share.
-        classes: ``(M,)`` int64, 0..K-1.
+        logits: ``(M, S, S)``, those of the ground truth class, or of the mask that all classes share.
         targets: bool ``(M, S, S)``.
 
     Returns:
         A float32 scalar.
     """
-    if logits.shape[1] > 1:
-        index = classes.view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
-        logits = logits.gather(1, index)
-    return F.binary_cross_entropy_with_logits(logits[:, 0].float(), targets.float(), reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum")
 
 
 def softmax_mask_loss_reference(logits: torch.Tensor, classes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

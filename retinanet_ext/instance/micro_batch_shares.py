@@ -33,9 +33,9 @@ class MicroBatchShares:
 
     @contextmanager
     def of_next(self) -> Iterator[torch.Tensor | float]:
-        """The share of the next micro-batch; within this context counts are not shared by the processes.
+        """The share of the next micro-batch, a scalar. Within this context, processes do not share their counts.
 
-        Outside of :meth:`prepared` a batch is whole: the share is 1, and counts are shared.
+        Outside of :meth:`prepared` a batch is whole: the share is 1, and processes share their counts.
         """
         share = self._shares.popleft() if self._shares else None
         with nullcontext() if share is None else counts_of_this_process():

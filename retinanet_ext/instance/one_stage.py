@@ -11,7 +11,7 @@ import torch
 from retinanet_ext.d2 import META_ARCH_REGISTRY, Instances, configurable
 from retinanet_ext.detection import FocalRetinaNet
 
-from .branches import MaskAndKeypointBranches
+from .branches import MaskAndKeypointBranches, maps_without_images
 from .ground_truth_parts import check_masks_and_keypoints
 from .micro_batch_shares import MicroBatchShares
 from .postprocess import scale_detections
@@ -65,11 +65,11 @@ class InstanceRetinaNet(FocalRetinaNet):
     def from_config(cls, cfg):
         retinanet = super().from_config(cfg)
         _check_num_classes(cfg)
-        _check_maps(cfg)
         shapes = retinanet["backbone"].output_shape()
+        maps = {name: shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES}  # those that `forward` hands on
         return {
             **retinanet,
-            "roi_heads": MaskAndKeypointBranches(cfg, shapes),
+            "roi_heads": MaskAndKeypointBranches(cfg, maps),
             "roi_sampler": build_sampler(cfg),
             "roi_nms_thresh": cfg.MODEL.RETINANET.ROIS.NMS_THRESH,
             "max_rois_per_image": cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE,
@@ -109,7 +109,7 @@ class InstanceRetinaNet(FocalRetinaNet):
             Instances(image.image_size, proposal_boxes=image.pred_boxes, objectness_logits=image.scores)
             for image in map(_clipped, detections)
         ]
-        return foreground_of(self.roi_sampler(proposals, instances), instances, self.num_classes)[0]
+        return foreground_of(self.roi_sampler(proposals, instances), instances, self.num_classes)
 
     def branch_outputs(self, features: Sequence[torch.Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """The detections, clipped to their image, with ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints``
@@ -140,10 +140,9 @@ class InstanceRetinaNet(FocalRetinaNet):
     def _zero_losses(self) -> dict[str, torch.Tensor]:
         losses = super()._zero_losses()
         # The branches run on nothing: their communication must take place in every process.
-        zero, shapes = losses["loss_cls"], self.backbone.output_shape()
-        maps = {name: zero.new_zeros(0, shape.channels, 1, 1) for name, shape in shapes.items()}
+        zero = losses["loss_cls"]
         with self._shares.of_next():
-            branches = self.roi_heads.branch_losses(maps, [])
+            branches = self.roi_heads.branch_losses(maps_without_images(self.backbone, zero), [])
         return {**losses, **{name: loss + zero for name, loss in branches.items()}}
 
 
@@ -160,14 +159,4 @@ def _check_num_classes(cfg) -> None:
         raise ValueError(
             f"MODEL.RETINANET.NUM_CLASSES is {detector} and MODEL.ROI_HEADS.NUM_CLASSES is {branches}; the masks need "
             "the classes of the boxes: set both to the same number (retinanet_ext.load_config does so)"
-        )
-
-
-def _check_maps(cfg) -> None:
-    known, wanted = cfg.MODEL.RETINANET.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES
-    missing = [name for name in wanted if name not in known]
-    if missing or not wanted:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.IN_FEATURES is {list(wanted)}; masks and keypoints are pooled from maps of "
-            f"MODEL.RETINANET.IN_FEATURES: {', '.join(known)}"
         )

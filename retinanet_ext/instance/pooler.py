@@ -18,7 +18,17 @@ from retinanet_ext.d2 import Boxes
 from retinanet_ext.registry import Registry
 
 from .roi_align import LevelRegions, average_samples
-from .roi_layers import ROIAlign, ROIAlignMax, ROIAlignV2, ROIPool, ROIWarp, ROIWarpMax, runs_on_cpu, wide_rois
+from .roi_layers import (
+    ROIAlign,
+    ROIAlignMax,
+    ROIAlignV2,
+    ROIPool,
+    ROIWarp,
+    ROIWarpMax,
+    pair_of_bins,
+    runs_on_cpu,
+    wide_rois,
+)
 
 ROI_POOLER_REGISTRY = Registry("ROI_POOLER", config_key="POOLER_TYPE (of MODEL.ROI_*_HEAD)")
 for _layer in (ROIAlignV2, ROIAlign, ROIAlignMax, ROIPool, ROIWarp, ROIWarpMax):
@@ -67,7 +77,7 @@ class ROIPooler(nn.Module):
             ValueError: an argument that is not legal, named in the message.
         """
         super().__init__()
-        self.output_size = _pair(output_size)
+        self.output_size = pair_of_bins(output_size)
         self.min_level, self.max_level = _levels_of_scales(scales)
         if canonical_box_size <= 0:
             raise ValueError(f"canonical_box_size is {canonical_box_size}; legal are pixels above 0")
@@ -133,13 +143,6 @@ def rois_of_boxes(box_lists: Sequence[Boxes]) -> torch.Tensor:
     return torch.cat(
         [nn.functional.pad(boxes.tensor, (1, 0), value=float(image)) for image, boxes in enumerate(box_lists)]
     )
-
-
-def _pair(output_size: int | Sequence[int]) -> tuple[int, int]:
-    pair = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(pair) != 2 or not all(isinstance(size, int) and size > 0 for size in pair):
-        raise ValueError(f"output_size is {output_size!r}; legal are an int above 0, or two of them (h, w)")
-    return pair
 
 
 def _levels_of_scales(scales: Sequence[float]) -> tuple[int, int]:

@@ -5,8 +5,6 @@ import torch
 from retinanet_ext.d2 import Instances
 from retinanet_ext.ops.mask_pasting import encode_pasted_masks, paste_masks
 
-MASK_THRESHOLD = 0.5
-
 
 def scale_detections(
     detections: Instances, output_height: int, output_width: int, *, encode_masks: bool = False
@@ -28,11 +26,13 @@ def scale_detections(
     boxes = detections.pred_boxes.clone()
     boxes.scale(*factors)
     boxes.clip(size)
-    scaled = Instances(size, **{**detections.get_fields(), "pred_boxes": boxes})[boxes.nonempty()]
+    # One wait for the device: a bool index would wait in each field.
+    kept = torch.nonzero(boxes.nonempty()).squeeze(1)
+    scaled = Instances(size, **{**detections.get_fields(), "pred_boxes": boxes})[kept]
     if scaled.has("pred_keypoints"):
         x, y, score = scaled.pred_keypoints.unbind(dim=2)
         scaled.pred_keypoints = torch.stack([x * factors[0], y * factors[1], score], dim=2)
     if scaled.has("pred_masks"):
         draw = encode_pasted_masks if encode_masks else paste_masks
-        scaled.pred_masks = draw(scaled.pred_masks[:, 0], scaled.pred_boxes.tensor, size, threshold=MASK_THRESHOLD)
+        scaled.pred_masks = draw(scaled.pred_masks[:, 0], scaled.pred_boxes.tensor, size)
     return scaled

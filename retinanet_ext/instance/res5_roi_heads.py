@@ -11,7 +11,7 @@ from torch import nn
 from retinanet_ext.d2 import BottleneckBlock, Instances, ResNet, ShapeSpec, configurable
 
 from .box_head import BoxPredictor
-from .branches import check_in_features, pooler_of
+from .branches import pooler_of, shapes_of_rois
 from .mask_head import build_mask_head
 from .pooler import ROIPooler
 from .roi_heads import RoIHeads, build_sampler
@@ -55,15 +55,13 @@ class Res5ROIHeads(RoIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        check_in_features(names, input_shape)
         _check(cfg)
-        pooler, pooled = pooler_of(cfg.MODEL.ROI_BOX_HEAD, [input_shape[name] for name in names])
+        pooler, pooled = pooler_of(cfg.MODEL.ROI_BOX_HEAD, shapes_of_rois(cfg, input_shape))
         res5 = build_res5(cfg, pooled.channels)
         channels, stride = res5[-1].out_channels, cfg.MODEL.ROI_HEADS.RES5_STRIDE
         side = -(-pooled.height // stride)
         parts = {
-            "in_features": names,
+            "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "pooler": pooler,
             "res5": res5,
             "box_predictor": BoxPredictor(cfg, ShapeSpec(channels=channels, height=1, width=1)),
@@ -78,8 +76,11 @@ class Res5ROIHeads(RoIHeads):
         rois = self._roi_features(features, [image.proposal_boxes for image in sampled])
         losses = self.box_predictor.losses(self.box_predictor(rois.mean(dim=(2, 3))), sampled)
         if self.mask_on:
-            foreground, is_foreground = foreground_of(sampled, targets, self.num_classes)
-            losses.update(self.mask_head(rois[is_foreground], foreground))
+            foreground = foreground_of(sampled, targets, self.num_classes)
+            parts = rois.split([len(image) for image in sampled])
+            # In each image the foreground comes first. The empty slice makes `cat` work without images.
+            rois = torch.cat([rois[:0], *(part[: len(image)] for part, image in zip(parts, foreground))])
+            losses.update(self.mask_head(rois, foreground))
         return losses
 
     def detect(self, features, proposals) -> list[Instances]:

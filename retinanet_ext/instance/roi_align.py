@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from .single_threads import run_single_threaded
 
-# Bounds the memory of passing tensors: RoIs handled together, and samples along one axis of all of them.
+# Bounds of temporary memory: RoIs handled together, and samples along one axis of all of them.
 BLOCK_ROIS, BLOCK_SAMPLES = 64, 1 << 20
 
 
@@ -107,7 +107,8 @@ def samples_along_axis(
 ) -> AxisSamples:
     """The samples of regions that begin at ``starts (R,)`` and have ``sizes (R,)``, on an axis of this many cells."""
     counts = sample_counts(sizes, bins, sampling_ratio)
-    most = int(counts.max()) if len(counts) else 0
+    # On a GPU the maximum waits for the device.
+    most = sampling_ratio if sampling_ratio > 0 else int(counts.max()) if len(counts) else 0
     options = {"dtype": starts.dtype, "device": starts.device}
     number = torch.arange(most, **options)
     start, step, count = starts[:, None, None], (sizes / bins)[:, None, None], counts.clamp(min=1)[:, None, None]
@@ -196,26 +197,26 @@ class _AverageSamples(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        gradient, dtype, of_maps, jobs = gradient.permute(0, 2, 3, 1), accumulation_dtype(ctx.dtype), [], []
+        gradient, dtype, map_gradients, jobs = gradient.permute(0, 2, 3, 1), accumulation_dtype(ctx.dtype), [], []
 
-        def _spread_image(of_map: torch.Tensor, blocks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        def _spread_image(map_gradient: torch.Tensor, blocks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
             # In half precision, the sum over many RoIs is rounded once, at its end.
-            total = of_map.to(dtype)
+            total = map_gradient.to(dtype)
             for regions, rows in blocks:
                 _spread(total, gradient[rows].to(dtype).contiguous(), regions.to(dtype), ctx.sampling_ratio)
             if dtype != ctx.dtype:
-                of_map.copy_(total)
+                map_gradient.copy_(total)
 
         for (num_images, channels, *size), level, needed in zip(ctx.shapes, ctx.levels, ctx.needs_input_grad[3:]):
             if not needed:
-                of_maps.append(None)
+                map_gradients.append(None)
                 continue
-            of_map = gradient.new_zeros((num_images, *size, channels), dtype=ctx.dtype)
-            of_maps.append(of_map.permute(0, 3, 1, 2))
+            map_gradient = gradient.new_zeros((num_images, *size, channels), dtype=ctx.dtype)
+            map_gradients.append(map_gradient.permute(0, 3, 1, 2))
             blocks_of_images = _blocks_of_images(level, num_images, ctx.output_size, ctx.sampling_ratio)
-            jobs.extend(partial(_spread_image, of_map[image], blocks) for image, blocks in blocks_of_images)
+            jobs.extend(partial(_spread_image, map_gradient[image], blocks) for image, blocks in blocks_of_images)
         run_single_threaded(jobs)
-        return None, None, None, *of_maps
+        return None, None, None, *map_gradients
 
 
 def _blocks_of_images(

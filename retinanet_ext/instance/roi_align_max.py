@@ -63,7 +63,7 @@ def _table(features: torch.Tensor) -> torch.Tensor:
 def _blocks(
     regions: torch.Tensor, map_shape: torch.Size, output_size: tuple[int, int], sampling_ratio: int
 ) -> Iterator[tuple[torch.Tensor, "_Block"]]:
-    """The numbers of the regions of each block, and the block. Regions with as many samples come together."""
+    """The indices of the regions of each block, and the block, whose regions have similar numbers of samples."""
     counts = [
         sample_counts(sizes, bins, sampling_ratio) for sizes, bins in zip((regions[:, 4], regions[:, 3]), output_size)
     ]

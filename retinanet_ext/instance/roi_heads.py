@@ -11,9 +11,10 @@ from torch import nn
 from retinanet_ext.d2 import ImageList, Instances, ShapeSpec, configurable
 
 from .box_head import BoxHead, BoxPredictor
-from .branches import MaskAndKeypointBranches, check_in_features, pooler_of
+from .branches import MaskAndKeypointBranches, pooler_of, shapes_of_rois
 from .pooler import ROIPooler
 from .roi_targets import RoISampler, foreground_of
+from .sampling import build_stage_matcher
 
 
 class RoIHeads(nn.Module):
@@ -99,9 +100,7 @@ class StandardROIHeads(RoIHeads, MaskAndKeypointBranches):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        check_in_features(names, input_shape)
-        box_pooler, pooled = pooler_of(cfg.MODEL.ROI_BOX_HEAD, [input_shape[name] for name in names])
+        box_pooler, pooled = pooler_of(cfg.MODEL.ROI_BOX_HEAD, shapes_of_rois(cfg, input_shape))
         box_head = BoxHead(cfg, pooled)
         # In this order the heads draw the same initial weights as Detectron2's.
         return {
@@ -120,7 +119,7 @@ class StandardROIHeads(RoIHeads, MaskAndKeypointBranches):
         if self.train_on_pred_boxes:
             for image, boxes in zip(sampled, self.box_predictor.boxes_of_labels(predictions, sampled)):
                 image.proposal_boxes = boxes
-        foreground, _ = foreground_of(sampled, targets, self.num_classes)
+        foreground = foreground_of(sampled, targets, self.num_classes)
         return {**losses, **self.branch_losses(features, foreground)}
 
     def detect(self, features, proposals) -> list[Instances]:
@@ -138,7 +137,6 @@ def build_sampler(cfg) -> RoISampler:
         num_classes=heads.NUM_CLASSES,
         batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE,
         positive_fraction=heads.POSITIVE_FRACTION,
-        iou_thresholds=heads.IOU_THRESHOLDS,
-        iou_labels=heads.IOU_LABELS,
+        matcher=build_stage_matcher(cfg, "ROI_HEADS", low_quality="never"),
         append_gt=heads.PROPOSAL_APPEND_GT,
     )

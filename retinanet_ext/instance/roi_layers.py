@@ -1,12 +1,12 @@
 """The RoI layers of Mask R-CNN's Table 2c: each pools RoIs from one feature map into bins of a fixed size.
 
-=====================  ==============  ============  ===========
-layer                  RoI rounded     bins rounded  bilinear
-=====================  ==============  ============  ===========
-RoIAlign (ours: both)  no              no            yes
-RoIWarp                yes             no            yes
-RoIPool                yes             yes           no
-=====================  ==============  ============  ===========
+=========  ===========  ============  ========
+method     RoI rounded  bins rounded  bilinear
+=========  ===========  ============  ========
+RoIAlign   no           no            yes
+RoIWarp    yes          no            yes
+RoIPool    yes          yes           no
+=========  ===========  ============  ========
 
 RoIAlign and RoIWarp take regular samples in each bin, and keep their average or their maximum; RoIPool keeps the
 largest cell of a bin. :func:`roi_pool_reference` is RoIPool in loops, a reference; training runs torchvision's.
@@ -17,6 +17,7 @@ flows to the RoIs. A RoI without area and samples outside the map give numbers, 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -62,6 +63,18 @@ def roi_pool_reference(
     return torch.stack(pooled).view(len(rois), bins_y, bins_x, -1).permute(0, 3, 1, 2)
 
 
+def pair_of_bins(output_size: int | Sequence[int]) -> tuple[int, int]:
+    """Bins (h, w) of a pooled RoI, from a pair or one number for both.
+
+    Raises:
+        ValueError: not one or two numbers above 0.
+    """
+    pair = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(pair) != 2 or not all(isinstance(size, int) and size > 0 for size in pair):
+        raise ValueError(f"output_size is {output_size!r}; legal are an int above 0, or two of them (h, w)")
+    return pair
+
+
 class ROILayer(nn.Module):
     """Arguments that all RoI layers share."""
 
@@ -73,7 +86,7 @@ class ROILayer(nn.Module):
             sampling_ratio: samples per bin and axis; 0: the bin's size in cells, rounded up. RoIPool has no samples.
         """
         super().__init__()
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        self.output_size = pair_of_bins(output_size)
         self.spatial_scale, self.sampling_ratio = spatial_scale, sampling_ratio
 
 
@@ -133,8 +146,6 @@ class ROIAlignMax(ROIAlignV2):
 
 class ROIWarpMax(ROIWarp, ROIAlignMax):
     """RoIWarp with the largest sample of a bin instead of the average."""
-
-    forward = ROIAlignMax.forward
 
 
 class ROIPool(ROILayer):

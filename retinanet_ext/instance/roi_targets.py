@@ -3,14 +3,14 @@
 N images, R proposals and G objects of an image, S sampled RoIs of an image, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from retinanet_ext.d2 import Boxes, Instances, get_event_storage, has_event_storage
-from retinanet_ext.ops import pairwise_iou
+from retinanet_ext.detection.matcher import BACKGROUND, IGNORE
 
-from .sampling import subsample_each
+from .sampling import IGNORED, subsample_each
 
 # Objectness logit of a ground truth box among the proposals: that of a probability of 1 - 1e-10.
 GROUND_TRUTH_LOGIT = 23.02585
@@ -25,8 +25,7 @@ class RoISampler:
         num_classes: int,
         batch_size_per_image: int,
         positive_fraction: float,
-        iou_thresholds: Sequence[float],
-        iou_labels: Sequence[int],
+        matcher: Callable,
         append_gt: bool,
     ):
         """
@@ -34,21 +33,12 @@ class RoISampler:
             num_classes: K, also the class of background.
             batch_size_per_image: S, at most this many RoIs are drawn in an image.
             positive_fraction: at most this part of S is foreground.
-            iou_thresholds: ascending; T thresholds divide the IoUs into T + 1 ranges, each with its lower bound.
-            iou_labels: T + 1 labels of these ranges: 1 foreground, 0 background, -1 ignored.
+            matcher: of proposals ``(R, 4)`` and objects ``(G, 4)``, called as those of ``ANCHOR_MATCHER_REGISTRY``.
             append_gt: add the objects' boxes to the proposals.
-
-        Raises:
-            ValueError: the number of labels is not that of the thresholds plus one, or a label is unknown.
         """
-        if len(iou_labels) != len(iou_thresholds) + 1 or not set(iou_labels) <= {-1, 0, 1}:
-            raise ValueError(
-                f"MODEL.ROI_HEADS.IOU_LABELS is {list(iou_labels)} and IOU_THRESHOLDS is {list(iou_thresholds)}; give "
-                "one label more than thresholds, each -1 (ignored), 0 (background) or 1 (foreground)"
-            )
         self.num_classes = num_classes
         self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
-        self.iou_thresholds, self.iou_labels = list(iou_thresholds), list(iou_labels)
+        self.matcher = matcher
         self.append_gt = append_gt
 
     @torch.no_grad()
@@ -80,18 +70,10 @@ class RoISampler:
         """Class of each proposal ``(R,)``, -1 if ignored, and index of the object that it overlaps most ``(R,)``."""
         if not len(target):
             index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-            iou = torch.zeros(len(boxes), device=boxes.device)
-            classes = torch.full_like(index, self.num_classes)
-        else:
-            iou, index = pairwise_iou(target.gt_boxes.tensor, boxes).max(dim=0)
-            classes = target.gt_classes[index]
-        for lower, upper, label in zip(
-            [-torch.inf, *self.iou_thresholds], [*self.iou_thresholds, torch.inf], self.iou_labels
-        ):
-            if label != 1:
-                found = self.num_classes if label == 0 else -1
-                classes = torch.where((iou >= lower) & (iou < upper), found, classes)
-        return classes, index
+            return torch.full_like(index, self.num_classes), index
+        index, state = self.matcher(boxes, target.gt_boxes.tensor)
+        classes = target.gt_classes[index].masked_fill_(state == BACKGROUND, self.num_classes)
+        return classes.masked_fill_(state == IGNORE, IGNORED), index
 
     def _rows(self, proposals: Instances, target: Instances, match, drawn) -> Instances:
         index = torch.cat(drawn)
@@ -115,8 +97,8 @@ def with_ground_truth(proposals: Instances, target: Instances) -> Instances:
 
 def foreground_of(
     sampled: Sequence[Instances], targets: Sequence[Instances], num_classes: int
-) -> tuple[list[Instances], torch.Tensor]:
-    """The RoIs that are objects, with all that is known about them.
+) -> list[Instances]:
+    """The RoIs that are objects, with all that is known about them: in each image the first of the sampled ones.
 
     Args:
         sampled: N, from :class:`RoISampler`.
@@ -125,11 +107,12 @@ def foreground_of(
 
     Returns:
         For each image the foreground RoIs: ``proposal_boxes``, ``objectness_logits``, and every ``gt_...`` field of the
-        targets, one row per RoI; and a mask of them among all RoIs, ``(N S,)`` bool.
+        targets, one row per RoI.
     """
-    masks = [(image.gt_classes >= 0) & (image.gt_classes < num_classes) for image in sampled]
-    # The foreground comes first. All counts are read at once, because reading waits for the device.
-    counts = torch.stack([mask.sum() for mask in masks]).tolist() if masks else []
+    if not sampled:
+        return []
+    # All counts are read at once, because reading waits for the device.
+    counts = torch.stack([((x.gt_classes >= 0) & (x.gt_classes < num_classes)).sum() for x in sampled]).tolist()
     found = []
     for image, target, count in zip(sampled, targets, counts):
         rows = slice(count)
@@ -139,15 +122,33 @@ def foreground_of(
             if name.startswith("gt_"):
                 kept.set(name, value)
         found.append(kept)
-    return found, torch.cat(masks) if masks else torch.zeros(0, dtype=torch.bool)
+    return found
 
 
 def with_visible_keypoints(foreground: Sequence[Instances]) -> list[Instances]:
-    """The foreground RoIs of each image that contain a labelled keypoint (visibility above 0) of their object."""
-    kept = []
+    """The foreground RoIs of each image that contain a labelled keypoint (visibility above 0) of their object.
+
+    Args:
+        foreground: N, with ``proposal_boxes`` and ``gt_keypoints`` ``(F, J, 3)``: x, y in pixels, and visibility.
+
+    Returns:
+        N, with all fields but ``gt_masks``, which can be large and which keypoints do not need.
+    """
+    if not foreground:
+        return []
+    is_kept = []
     for image in foreground:
         points, boxes = image.gt_keypoints.tensor, image.proposal_boxes.tensor[:, None]  # (F, J, 3), (F, 1, 4)
         x, y, visibility = points.unbind(dim=2)
         is_inside = (x >= boxes[..., 0]) & (x <= boxes[..., 2]) & (y >= boxes[..., 1]) & (y <= boxes[..., 3])
-        kept.append(image[torch.nonzero((is_inside & (visibility >= 1)).any(dim=1)).squeeze(1)])
-    return kept
+        is_kept.append((is_inside & (visibility > 0)).any(dim=1))
+    # Two waits for the device, not one for each field of each image.
+    counts = torch.stack([image.sum() for image in is_kept]).tolist()
+    rows = torch.cat([torch.arange(len(image), device=image.device) for image in is_kept])
+    parts = rows[torch.cat(is_kept)].split(counts)
+    return [_without_masks(image)[index] for image, index in zip(foreground, parts)]
+
+
+def _without_masks(image: Instances) -> Instances:
+    fields = {name: value for name, value in image.get_fields().items() if name != "gt_masks"}
+    return Instances(image.image_size, **fields)

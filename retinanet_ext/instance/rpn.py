@@ -24,14 +24,16 @@ from retinanet_ext.d2 import (
     get_event_storage,
     has_event_storage,
 )
+from retinanet_ext.detection.head import shapes_of_features
 from retinanet_ext.detection.matcher import IoUMatcher
 from retinanet_ext.detection.targets import label_anchors
 from retinanet_ext.losses import DensePredictions, DenseTargets
+from retinanet_ext.losses.loss_interface import upcast
 from retinanet_ext.ops import Box2BoxTransform
 from retinanet_ext.registry import Registry
 
 from .proposals import proposals_of_batch
-from .sampling import IGNORED, subsample_batch
+from .sampling import IGNORED, build_stage_matcher, subsample_batch
 from .shared_count import average_over_processes
 from .stage_losses import build_rpn_losses
 
@@ -192,19 +194,13 @@ class RPN(nn.Module):
                 f"MODEL.PROPOSAL_GENERATOR.NAME is {cfg.MODEL.PROPOSAL_GENERATOR.NAME!r}; legal value: 'RPN'. Other "
                 "proposals need a model of Detectron2's own"
             )
-        missing = [name for name in rpn.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.RPN.IN_FEATURES names {missing}, which the backbone does not have; "
-                f"it has {', '.join(sorted(input_shape))}"
-            )
-        shapes = [input_shape[name] for name in rpn.IN_FEATURES]
+        shapes = shapes_of_features("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, input_shape)
         cls_loss, box_loss = build_rpn_losses(cfg)
         return {
             "in_features": rpn.IN_FEATURES,
             "head": RPN_HEAD_REGISTRY.get(rpn.HEAD_NAME)(cfg, shapes),
             "anchor_generator": build_anchor_generator(cfg, shapes),
-            "anchor_matcher": _matcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS),
+            "anchor_matcher": build_stage_matcher(cfg, "RPN", low_quality="always"),
             "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
             "cls_loss": cls_loss,
             "box_loss": box_loss,
@@ -282,8 +278,8 @@ class RPN(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         gt_instances: Sequence[Instances],
     ) -> dict[str, torch.Tensor]:
-        """Sums over the sampled anchors, divided by the size that the samples of all images of all processes should
-        have.
+        """Sums over the sampled anchors, divided by the size of full samples of all images of all processes; without
+        sampling, by the number of foreground anchors.
 
         Args:
             logits, deltas, anchors: per level ``(N, R_l)``, ``(N, R_l, 4)`` and ``(R_l, 4)``.
@@ -293,7 +289,7 @@ class RPN(nn.Module):
         predictions = DensePredictions(
             logits=torch.cat(list(logits), dim=1)[..., None],
             # Boxes need more digits than half precision has. Losses raise the logits themselves, with less memory.
-            deltas=torch.cat(list(deltas), dim=1).float(),
+            deltas=upcast(torch.cat(list(deltas), dim=1)),
             anchors=torch.cat(list(anchors)),
             encode=self.box2box_transform.get_deltas,
             decode=self.box2box_transform.apply_deltas,
@@ -332,10 +328,11 @@ class RPN(nn.Module):
         targets = label_anchors(anchors, gt_boxes, gt_classes, self.anchor_matcher, num_classes=1)
         labels = targets.labels
         if self.anchor_boundary_thresh >= 0:
-            labels = labels.masked_fill(~self._reach_little_beyond(all_anchors, image_sizes), IGNORED)
+            labels = labels.masked_fill(~self._is_near_image(all_anchors, image_sizes), IGNORED)
         if self.batch_size_per_image:
             labels = subsample_batch(labels, self.batch_size_per_image, self.positive_fraction, BACKGROUND)
-        kept = labels[targets.image_index, targets.anchor_index] == OBJECT
+        # One wait for the device: a bool index would wait in each use.
+        kept = torch.nonzero(labels[targets.image_index, targets.anchor_index] == OBJECT).squeeze(1)
         index = targets.image_index[kept], targets.anchor_index[kept]
         if has_event_storage():
             num_background = int((labels == BACKGROUND).sum())
@@ -343,8 +340,8 @@ class RPN(nn.Module):
             get_event_storage().put_scalar("rpn/num_neg_anchors", num_background / len(labels))
         return DenseTargets(labels, *index, targets.gt_boxes[kept])
 
-    def _reach_little_beyond(self, anchors: torch.Tensor, image_sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Which anchors ``(R, 4)`` reach less than the threshold beyond each of N images: ``(N, R)`` bool."""
+    def _is_near_image(self, anchors: torch.Tensor, image_sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Whether anchors ``(R, 4)`` end less than ``anchor_boundary_thresh`` beyond each of N images: ``(N, R)``."""
         limit = self.anchor_boundary_thresh
         sizes = torch.tensor([[w, h] for h, w in image_sizes], dtype=anchors.dtype, device=anchors.device)
         return ((anchors[:, :2] >= -limit) & (anchors[:, 2:] < sizes[:, None] + limit)).all(dim=2)
@@ -356,10 +353,3 @@ class RPN(nn.Module):
         logits = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
         deltas = [level.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)) for level in deltas]
         return logits, deltas
-
-
-def _matcher(thresholds: Sequence[float], labels: Sequence[int]) -> IoUMatcher:
-    try:
-        return IoUMatcher(thresholds=thresholds, labels=labels, low_quality="always")
-    except ValueError as error:
-        raise ValueError(f"MODEL.RPN: {error}") from error

@@ -1,13 +1,15 @@
 """Sampling: which anchors or proposals take part in a loss (Faster R-CNN, section 3.1.3; Fast R-CNN, section 2.3).
 
 Nearly all anchors are background. A sample of fixed size, with at most a given fraction of foreground, keeps them from
-deciding alone what is learned. :func:`subsample_labels` is the rule for one image; :func:`subsample_batch` draws the
-same for a batch.
+deciding alone what is learned. :func:`subsample_labels` is the rule for one image, a reference; training runs
+:func:`subsample_each`, which draws the same for a batch.
 """
 
 from collections.abc import Sequence
 
 import torch
+
+from retinanet_ext.detection.matcher import IoUMatcher
 
 IGNORED = -1
 
@@ -15,7 +17,7 @@ IGNORED = -1
 def subsample_labels(
     labels: torch.Tensor, num_samples: int, positive_fraction: float, background: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a sample of one image, without replacement.
+    """Draw a sample of one image, without replacement. A reference; see the module.
 
     At most ``positive_fraction`` of the sample is foreground; background fills the rest. If there is too little
     background, the sample is smaller. The draw uses PyTorch's global generator of the labels' device.
@@ -37,7 +39,7 @@ def subsample_labels(
 def subsample_batch(
     labels: torch.Tensor, num_samples: int, positive_fraction: float, background: int
 ) -> torch.Tensor:
-    """:func:`subsample_labels` for each image of a batch, in order, with equal draws; waits for the device three times.
+    """:func:`subsample_each` for images with equally many labels.
 
     Args:
         labels: ``(N, R)`` integers; the other arguments are those of :func:`subsample_labels`.
@@ -45,18 +47,11 @@ def subsample_batch(
     Returns:
         Labels ``(N, R)``, -1 outside the sample.
     """
-    kinds = (_foreground(labels, background), labels == background)
-    counts = torch.stack([kind.sum(dim=1) for kind in kinds], dim=1).tolist()
-    found = [kind.flatten().nonzero().squeeze(1) for kind in kinds]
-    chosen, start = [], [0, 0]
-    for image_counts in counts:
-        order = _draw(*image_counts, num_samples, positive_fraction, labels.device)
-        chosen += [index[offset + part] for index, offset, part in zip(found, start, order)]
-        start = [offset + count for offset, count in zip(start, image_counts)]
     sampled = torch.full_like(labels, IGNORED)
-    if chosen:
-        chosen = torch.cat(chosen)
-        sampled.view(-1)[chosen] = labels.reshape(-1)[chosen]
+    drawn = subsample_each(labels.unbind(), num_samples, positive_fraction, background)
+    for image_sampled, image_labels, kinds in zip(sampled, labels, drawn):
+        index = torch.cat(kinds)
+        image_sampled[index] = image_labels[index]
     return sampled
 
 
@@ -80,6 +75,22 @@ def subsample_each(
         drawn.append(tuple(rows[chosen] - first for rows, chosen in zip(index, order)))
         first += length
     return drawn
+
+
+def build_stage_matcher(cfg, stage: str, low_quality: str) -> IoUMatcher:
+    """The matcher of a stage, ``RPN`` or ``ROI_HEADS``, from its ``IOU_THRESHOLDS`` and ``IOU_LABELS``.
+
+    Args:
+        low_quality: see ``IoUMatcher``.
+
+    Raises:
+        ValueError: values that ``IoUMatcher`` refuses; names the stage.
+    """
+    section = cfg.MODEL[stage]
+    try:
+        return IoUMatcher(thresholds=section.IOU_THRESHOLDS, labels=section.IOU_LABELS, low_quality=low_quality)
+    except ValueError as error:
+        raise ValueError(f"MODEL.{stage}: {error}") from error
 
 
 def _foreground(labels: torch.Tensor, background: int) -> torch.Tensor:

@@ -22,7 +22,10 @@ def average_over_processes(count: torch.Tensor | int | float, device: torch.devi
         count: how many things this process's losses are summed over: a number or a scalar tensor.
         device: device of the losses.
     """
-    total = torch.as_tensor(count, dtype=torch.float32, device=device).detach().clone()
+    if isinstance(count, torch.Tensor):
+        total = count.detach().to(device=device, dtype=torch.float32, copy=True)
+    else:
+        total = torch.full((), count, dtype=torch.float32, device=device)  # unlike a copy, does not wait for the device
     processes = dist.get_world_size() if _is_shared and dist.is_available() and dist.is_initialized() else 1
     if processes > 1:
         dist.all_reduce(total)
@@ -31,7 +34,8 @@ def average_over_processes(count: torch.Tensor | int | float, device: torch.devi
 
 @contextmanager
 def counts_of_this_process() -> Iterator[None]:
-    """Within this context, :func:`average_over_processes` does not communicate: processes may call it any times."""
+    """Within this context, :func:`average_over_processes` does not communicate: each process may call it any
+    number of times."""
     global _is_shared
     before, _is_shared = _is_shared, False
     try:

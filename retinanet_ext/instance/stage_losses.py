@@ -121,15 +121,20 @@ class SigmoidClassLoss(nn.Module):
         total = logits[:0].sum()  # joins the graph also without images
         if not len(boxes.counts):
             return upcast(total)
+        counts = list(boxes.counts)
         # Gradients of losses on boxes flow through this copy.
         deltas = boxes.deltas.new_zeros(len(boxes.rois), 4).index_put((boxes.foreground,), boxes.deltas)
-        gt_boxes = boxes.gt_boxes.new_zeros(len(boxes.rois), 4).index_put((boxes.foreground,), boxes.gt_boxes)
-        parts = zip(*(x.split(list(boxes.counts)) for x in (logits[:, :-1], classes, deltas, boxes.rois, gt_boxes)))
-        for image_logits, image_classes, image_deltas, rois, image_gt_boxes in parts:
-            index = ((image_classes >= 0) & (image_classes < image_logits.shape[1])).nonzero().squeeze(1)
+        # One wait for the device, not one for each image.
+        is_foreground = torch.zeros_like(classes).index_fill(0, boxes.foreground, 1)
+        num_foreground = torch.stack([image.sum() for image in is_foreground.split(counts)]).tolist()
+        images = zip(*(x.split(counts) for x in (logits[:, :-1], classes, deltas, boxes.rois)))
+        foreground = zip(*(x.split(num_foreground) for x in (boxes.foreground, boxes.gt_boxes)))
+        first = 0
+        for (image_logits, image_classes, image_deltas, rois), (index, gt_boxes) in zip(images, foreground):
             predictions = _as_dense(image_logits, image_deltas, rois, boxes.transform)
-            targets = DenseTargets(image_classes[None], torch.zeros_like(index), index, image_gt_boxes[index])
+            targets = DenseTargets(image_classes[None], torch.zeros_like(index), index - first, gt_boxes)
             total = total + self.loss(predictions, targets).sum()
+            first += len(rois)
         return total
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:

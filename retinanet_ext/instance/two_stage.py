@@ -15,7 +15,6 @@ from retinanet_ext.d2 import (
     Instances,
     build_backbone,
     configurable,
-    get_event_storage,
 )
 from retinanet_ext.detection.class_metadata import publish_class_names
 from retinanet_ext.detection.convolutions import avoid_wrong_gradients_of_narrow_maps, fold_frozen_norms
@@ -25,6 +24,7 @@ from retinanet_ext.detection.targets import check_ground_truth
 from retinanet_ext.detection.training_picture import draw_training_picture, is_time_for_a_picture
 from retinanet_ext.registry import Registry, check_registered
 
+from .branches import maps_without_images
 from .ground_truth_parts import check_masks_and_keypoints
 from .micro_batch_shares import MicroBatchShares
 from .postprocess import scale_detections
@@ -179,8 +179,12 @@ class MaskRCNN(nn.Module):
             results = self.roi_heads.forward_with_given_boxes(features, given)
         return self._postprocess(results, batched_inputs) if do_postprocess else results
 
-    # It reads attributes that both models have.
-    preprocess_image = FocalRetinaNet.preprocess_image
+    # They read attributes and methods that both models have.
+    preprocess_image, _postprocess = FocalRetinaNet.preprocess_image, FocalRetinaNet._postprocess
+
+    def postprocess(self, detections: Instances, height: int, width: int) -> Instances:
+        """See ``scale_detections``."""
+        return scale_detections(detections, height, width, encode_masks=self.encode_masks)
 
     @contextmanager
     def as_one_batch(self, micro_batches: Sequence[list[dict]]) -> Iterator[None]:
@@ -218,24 +222,15 @@ class MaskRCNN(nn.Module):
         if self.vis_period > 0 and is_time_for_a_picture(self.vis_period):
             with torch.no_grad():
                 detections = self.roi_heads.detect(features, proposals)
-            draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
+            draw_training_picture(batched_inputs[0], detections[0], self.postprocess, self.input_format)
         return {**roi_losses, **losses}
 
     def _losses_without_images(self) -> dict[str, torch.Tensor]:
         # Every parameter joins the graph, and both stages run as always, on nothing: a process without images must
         # take part in the communication of the others, or they wait for it forever.
         zero = sum(parameter.sum() for parameter in self.parameters()) * 0.0
-        shapes = self.backbone.output_shape()
-        features = {name: zero.new_zeros(0, shape.channels, 1, 1) for name, shape in shapes.items()}
+        features = maps_without_images(self.backbone, zero)
         images = ImageList(zero.new_zeros(0, len(self.pixel_mean), 1, 1), [])
         proposals, losses = self.proposal_generator(images, features, [])
         _, roi_losses = self.roi_heads(images, features, proposals, [])
         return {name: loss + zero for name, loss in {**roi_losses, **losses}.items()}
-
-    def _postprocess(self, results: Sequence[Instances], batched_inputs: list[dict]) -> list[dict]:
-        """Scale the detections to the size that each input asks for."""
-        outputs = []
-        for result, inputs in zip(results, batched_inputs):
-            height, width = inputs.get("height", result.image_size[0]), inputs.get("width", result.image_size[1])
-            outputs.append({"instances": scale_detections(result, height, width, encode_masks=self.encode_masks)})
-        return outputs

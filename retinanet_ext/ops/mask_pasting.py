@@ -142,11 +142,11 @@ def _strips(mask: np.ndarray, window: _Window, threshold: float) -> Iterator[tup
     y = _positions(window.y0, window.y1, window.box[1], window.box[3])
     # Interpolation in x and in y are one matrix product each. The order is that of an RLE: column by column.
     with np.errstate(invalid="ignore", over="ignore"):
-        of_columns = _weights(x, mask.shape[1]) @ mask.T
-        weights_of_rows = np.ascontiguousarray(_weights(y, mask.shape[0]).T)
+        along_x = _weights(x, mask.shape[1]) @ mask.T
+        row_weights = np.ascontiguousarray(_weights(y, mask.shape[0]).T)
         step = max(1, PIXELS_OF_STRIP // rows)
         for start in range(0, len(x), step):
-            distance = of_columns[start : start + step] @ weights_of_rows
+            distance = along_x[start : start + step] @ row_weights
             distance -= np.float32(threshold)
             bits = distance >= 0
             np.abs(distance, out=distance)

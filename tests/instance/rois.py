@@ -2,7 +2,7 @@
 
 import torch
 
-from retinanet_ext.d2 import Boxes, Instances
+from retinanet_ext.d2 import Boxes, Instances, Keypoints
 
 
 class GivenMasks:
@@ -17,16 +17,6 @@ class GivenMasks:
     def crop_and_resize(self, boxes, size):
         assert boxes.shape == (len(self), 4) and self.targets.shape[1:] == (size, size)
         return self.targets
-
-
-class GivenKeypoints:
-    """What a head reads of ground truth keypoints: the tensor ``(M, J, 3)``."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def __len__(self):
-        return len(self.tensor)
 
 
 def random_boxes(count, generator, size=64):
@@ -47,6 +37,6 @@ def random_rois(counts, generator, *, num_classes=5, mask_size=None, num_keypoin
         if num_keypoints:
             points = torch.rand(count, num_keypoints, 2, generator=generator) * 64
             visibility = torch.randint(0, 3, (count, num_keypoints, 1), generator=generator)
-            rois.gt_keypoints = GivenKeypoints(torch.cat([points, visibility], dim=2))
+            rois.gt_keypoints = Keypoints(torch.cat([points, visibility], dim=2))
         batch.append(rois)
     return batch

@@ -5,14 +5,14 @@ import torch
 
 from retinanet_ext import d2
 from retinanet_ext.config.keys import add_retinanet_ext_config
-from retinanet_ext.d2 import ROI_KEYPOINT_HEAD_REGISTRY, ShapeSpec, get_cfg
+from retinanet_ext.d2 import ROI_KEYPOINT_HEAD_REGISTRY, Keypoints, ShapeSpec, get_cfg
 from retinanet_ext.instance.keypoint_head import (
     FCNKeypointHead,
     build_keypoint_head,
     keypoint_loss,
     keypoint_loss_reference,
 )
-from tests.instance.rois import GivenKeypoints, random_rois
+from tests.instance.rois import random_rois
 
 SHAPE = ShapeSpec(channels=8, height=7, width=7)
 SMALL = ["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 5, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (16, 12)]
@@ -73,7 +73,7 @@ def test_without_visible_keypoints_every_parameter_is_in_the_graph(counts, by_vi
     rois = random_rois(counts, generator)  # without gt_keypoints
     for image in rois:
         if len(image):
-            image.gt_keypoints = GivenKeypoints(torch.zeros(len(image), 5, 3))
+            image.gt_keypoints = Keypoints(torch.zeros(len(image), 5, 3))
     x = torch.zeros(sum(counts), 8, 7, 7, requires_grad=True)
     loss = head(x, rois)["loss_keypoint"]
     loss.backward()
@@ -127,7 +127,7 @@ def test_another_number_of_keypoints_is_named(generator):
 def test_equals_detectron2(by_visible, generator):
     theirs = pytest.importorskip("detectron2.modeling.roi_heads.keypoint_head")
     from detectron2.config import get_cfg as detectron2_cfg
-    from detectron2.structures import Keypoints
+    from detectron2.structures import Keypoints as Detectron2Keypoints
     from detectron2.utils.events import EventStorage
 
     overrides = ["MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS", by_visible]
@@ -141,7 +141,7 @@ def test_equals_detectron2(by_visible, generator):
     actual.load_state_dict(expected.state_dict())
     rois = random_rois([4, 3], generator, num_keypoints=5)
     for image in rois:
-        image.gt_keypoints = Keypoints(image.gt_keypoints.tensor)
+        image.gt_keypoints = Detectron2Keypoints(image.gt_keypoints.tensor)
     x = torch.randn(7, 8, 7, 7, generator=generator).requires_grad_()
     losses, gradients, keypoints = [], [], []
     for head in (expected, actual):
@@ -159,7 +159,7 @@ def test_equals_detectron2(by_visible, generator):
 def test_detectron2_trains_and_predicts_with_our_head():
     from detectron2 import model_zoo
     from detectron2.modeling import build_model
-    from detectron2.structures import Boxes, Instances, Keypoints
+    from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
     cfg = model_zoo.get_config("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml")

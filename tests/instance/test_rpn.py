@@ -120,7 +120,8 @@ def test_bfloat16(generator):
     "overrides, error, message",
     [
         (["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], ValueError, "GENERATOR.NAME is 'RRPN'; legal value: 'RPN'"),
-        (["MODEL.RPN.IN_FEATURES", ["p2"]], ValueError, r"IN_FEATURES names \['p2'\].*it has res4"),
+        (["MODEL.RPN.IN_FEATURES", []], ValueError, "MODEL.RPN.IN_FEATURES is empty; name .* maps res4"),
+        (["MODEL.RPN.IN_FEATURES", ["p2"]], ValueError, r"IN_FEATURES names \['p2'\].* maps res4"),
         (["MODEL.RPN.HEAD_NAME", "Standard"], KeyError, "MODEL.RPN.HEAD_NAME is 'Standard'.*StandardRPNHead"),
         (["MODEL.RPN.CLS_LOSS.NAME", "focale"], KeyError, "MODEL.RPN.CLS_LOSS.NAME is 'focale'.*focal"),
         (["MODEL.RPN.IOU_LABELS", [0, 1]], ValueError, "MODEL.RPN: IOU_LABELS needs 3 entries"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retinanet_ext.instance.sampling import subsample_batch, subsample_labels
+from retinanet_ext.instance.sampling import subsample_batch, subsample_each, subsample_labels
 
 BACKGROUND = 7
 
@@ -66,3 +66,14 @@ def test_a_batch_draws_what_its_images_draw():
 
 def test_a_batch_without_images():
     assert subsample_batch(torch.zeros(0, 9, dtype=torch.int64), 16, 0.5, BACKGROUND).shape == (0, 9)
+
+
+def test_images_with_other_numbers_of_labels_have_equal_draws(generator):
+    labels = [torch.randint(-1, BACKGROUND + 1, (size,), generator=generator) for size in (40, 0, 7, 25)]
+    for settings in ((16, 0.25, BACKGROUND), (1000, 1.0, BACKGROUND), (0, 0.5, BACKGROUND)):
+        torch.manual_seed(1)
+        expected = [subsample_labels(image, *settings) for image in labels]
+        torch.manual_seed(1)
+        for a, b in zip(subsample_each(labels, *settings), expected, strict=True):
+            assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert subsample_each([], 16, 0.25, BACKGROUND) == []

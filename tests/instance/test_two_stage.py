@@ -56,7 +56,7 @@ def test_sampled_rois_have_the_fraction_of_foreground_and_include_the_objects():
     assert len(sampled) == 16
     assert (sampled.gt_classes < NUM_CLASSES).tolist() == [True] * 4 + [False] * 12
     # Only the objects themselves reach an IoU of 0.999.
-    model.roi_heads.sampler.iou_thresholds = [0.999]
+    model.roi_heads.sampler.matcher.thresholds = (0.999,)
     (sampled,) = model.roi_heads.sampler([proposals], [target])
     assert (sampled.gt_classes < NUM_CLASSES).sum() == 4
     assert torch.equal(sampled.proposal_boxes.tensor[:4], sampled.gt_boxes.tensor[:4])
@@ -93,11 +93,11 @@ def test_bad_ground_truth_names_the_file():
     [
         ("FPN", ["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], "PROPOSAL_GENERATOR.NAME is 'RRPN'.*registered: RPN"),
         ("FPN", ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "ROI_HEADS.NAME is 'Cascade.*Res5ROIHeads"),
-        ("FPN", ["MODEL.ROI_HEADS.IN_FEATURES", "['p9']"], r"IN_FEATURES is \['p9'\]; the backbone has p2, p3"),
+        ("FPN", ["MODEL.ROI_HEADS.IN_FEATURES", "['p9']"], r"ROI_HEADS.IN_FEATURES names \['p9'\].* maps p2, p3"),
         ("FPN", ["MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True"], "USE_FED_LOSS is True"),
         ("FPN", ["MODEL.ROI_BOX_HEAD.NAME", "MyHead"], "ROI_BOX_HEAD.NAME is 'MyHead'; legal"),
         ("FPN", ["MODEL.ROI_BOX_HEAD.NUM_FC", "0"], "NUM_CONV and NUM_FC are both 0"),
-        ("FPN", ["MODEL.ROI_HEADS.IOU_LABELS", "[0, 1, 1]"], "one label more than thresholds"),
+        ("FPN", ["MODEL.ROI_HEADS.IOU_LABELS", "[0, 1, 1]"], "MODEL.ROI_HEADS: IOU_LABELS needs 2 entries"),
         ("C4", ["MODEL.KEYPOINT_ON", "True"], "Res5ROIHeads has no keypoint branch"),
         ("C4", ["MODEL.ROI_HEADS.RES5_STRIDE", "3"], "RES5_STRIDE is 3; legal values: 1, 2"),
     ],
