@@ -11,7 +11,7 @@ from retinanet_ext.d2 import CfgNode, MetadataCatalog
 
 from ..coco_file import parse_coco_file
 from ..registration import annotation_file, check_is_registered, custom_format
-from .tasks import NUM_KEYPOINTS_KEY, num_keypoints
+from .tasks import NUM_KEYPOINTS_KEY
 
 SIGMAS_KEY = "TEST.KEYPOINT_OKS_SIGMAS"
 
@@ -46,7 +46,7 @@ def resolve_num_keypoints(cfg: CfgNode, num_keypoints_is_set: bool) -> int:
         ValueError: a dataset has no keypoints, or the datasets disagree with each other or with the value that the user
             set.
     """
-    value = num_keypoints(cfg)
+    value = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     known = {name: found for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if (found := _keypoints(name))}
     for name, (count, names) in known.items():
         if count == 0:
@@ -78,7 +78,7 @@ def check_oks_sigmas(cfg: CfgNode) -> None:
     Raises:
         ValueError: names both keys.
     """
-    sigmas, count = cfg.TEST.get("KEYPOINT_OKS_SIGMAS", []), num_keypoints(cfg)
+    sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if len(sigmas) not in (0, count):
         raise ValueError(
             f"{SIGMAS_KEY} has {len(sigmas)} values, but {NUM_KEYPOINTS_KEY} is {count}. Give one sigma for each "
