@@ -131,10 +131,10 @@ def _add_roi_keys(cfg: CN) -> None:
     # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
     cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
     # InstanceRetinaNet, in training: masks and keypoints learn on the detections that overlap an object, and on the
-    # objects' own boxes. NMS at this IoU leaves at most MAX_PER_IMAGE detections of an image; MODEL.ROI_HEADS says how
-    # many of them are drawn.
+    # objects' own boxes. IoU of the NMS of these detections.
     cfg.MODEL.RETINANET.ROIS = CN()
     cfg.MODEL.RETINANET.ROIS.NMS_THRESH = 0.8
+    # Detections of an image that the NMS leaves at most; MODEL.ROI_HEADS says how many of them are drawn.
     cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE = 300
     # MLPMaskHead only: number of hidden fully connected layers.
     cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 2

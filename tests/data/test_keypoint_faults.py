@@ -216,6 +216,22 @@ def test_a_config_takes_its_keys_from_the_data(tmp_path):
         load_config(None, words(tmp_path, *on, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.2]"))
 
 
+@pytest.mark.parametrize("way", ["config", "register_coco_instances"])
+def test_a_config_parses_an_annotation_file_once(tmp_path, way, monkeypatch):
+    """The file of a large dataset takes half a minute."""
+    write(tmp_path, [annotation(1, keypoints=KEYPOINTS)], keypoints=NAMES)
+    words_of_config = words(tmp_path, "MODEL.KEYPOINT_ON", "True")
+    if way != "config":
+        register(tmp_path, way)
+        words_of_config = words_of_config[2:]
+    parsed = []
+    load_json = json.load
+    monkeypatch.setattr(json, "load", lambda file: parsed.append(file.name) or load_json(file))
+    cfg = load_config(None, words_of_config)
+    assert cfg.MODEL.KEYPOINT_NAMES == NAMES and cfg.MODEL.CLASS_NAMES == ["cat"]
+    assert parsed == [str(tmp_path / "data.json")]
+
+
 def test_the_number_of_classes_of_the_model_in_use(tmp_path):
     write(tmp_path, [annotation(1)])
     one, two = ["MODEL.META_ARCHITECTURE", "FocalRetinaNet"], ["MODEL.META_ARCHITECTURE", "MaskRCNN"]

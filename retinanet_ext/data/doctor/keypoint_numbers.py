@@ -3,13 +3,10 @@
 Also refuses tasks that the format of a dataset cannot hold. No record is read for that.
 """
 
-import os
-from collections import Counter
-from functools import lru_cache
-
 from retinanet_ext.d2 import CfgNode, MetadataCatalog
 
-from ..coco_file import parse_coco_file
+from ..coco_file import coco_summary
+from ..keypoint_metadata import names_in_categories
 from ..registration import annotation_file, check_is_registered, custom_format
 from .tasks import NUM_KEYPOINTS_KEY
 
@@ -95,19 +92,8 @@ def _keypoints(dataset_name):
     path = annotation_file(dataset_name)
     if path is None:
         return None
-    status = os.stat(path)
-    return _keypoints_in_file(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=32)
-def _keypoints_in_file(path, mtime_ns, size):
-    """As :func:`_keypoints`. `mtime_ns` and `size` are in the cache key to detect a changed file."""
-    content = parse_coco_file(path, ["images"])
-    named = {}
-    for category in content.get("categories", ()):
-        names = category.get("keypoints") if isinstance(category, dict) else None
-        if isinstance(names, (list, tuple)) and names:
-            named.setdefault(tuple(map(str, names)), str(category.get("name")))
+    summary = coco_summary(path, ["images"])
+    named = names_in_categories(summary.categories)
     if len(named) > 1:
         found = "; ".join(f"{name}: {', '.join(names)}" for names, name in named.items())
         raise ValueError(
@@ -117,13 +103,7 @@ def _keypoints_in_file(path, mtime_ns, size):
     if named:
         (names,) = named
         return len(names), names
-    if not content.get("annotations"):
-        return None
-    values = [a.get("keypoints") for a in content["annotations"] if isinstance(a, dict)]
-    lengths = Counter(len(v) // 3 for v in values if isinstance(v, list) and v and len(v) % 3 == 0)
-    if lengths:
-        return lengths.most_common(1)[0][0], ()
-    return None if any(values) else (0, ())
+    return None if summary.num_keypoints is None else (summary.num_keypoints, ())
 
 
 def _text(count, names):
