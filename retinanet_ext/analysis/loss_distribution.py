@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from retinanet_ext.d2 import CfgNode, DatasetMapper, build_detection_test_loader, detection_utils
-from retinanet_ext.data.checked_mapper import CheckedMapper
+from retinanet_ext.data.checked_mapper import CheckedMapper, boxes_only
 from retinanet_ext.data.checked_records import load_checked_dicts
 from retinanet_ext.detection import FocalRetinaNet
 from retinanet_ext.detection.targets import check_ground_truth, label_anchors
@@ -196,7 +196,8 @@ def annotated_loader(cfg: CfgNode, dataset_name: str, max_images: int | None = N
     if max_images is not None and max_images < 1:
         raise ValueError(f"max_images is {max_images}; it must be at least 1")
     records = list(islice(load_checked_dicts(cfg, [dataset_name], filter_empty=False), max_images))
-    # A training mapper, since only that keeps the ground truth, but with the augmentations of an evaluation.
+    # A training mapper, because only that keeps the ground truth, but with the augmentations of an evaluation.
     as_tested = detection_utils.build_augmentation(cfg, is_train=False)
-    mapper = CheckedMapper(DatasetMapper(cfg, is_train=True, augmentations=as_tested), on_bad_image="error")
+    mapper = DatasetMapper(boxes_only(cfg), is_train=True, augmentations=as_tested)
+    mapper = CheckedMapper(mapper, on_bad_image="error")
     return build_detection_test_loader(dataset=records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)

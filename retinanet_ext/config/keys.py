@@ -54,16 +54,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RETINANET.MATCHER.ATSS.TOPK = 9
     _add_cls_loss_keys(cfg)
     _add_stage_loss_keys(cfg)
-    _add_mask_head_keys(cfg)
-    # Res5ROIHeads only: stride of the first block of res5 on an RoI's features. 2 with POOLER_RESOLUTION 14 is
-    # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
-    cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
-    # InstanceRetinaNet, in training: masks and keypoints learn on the detections that overlap an object, and on the
-    # objects' own boxes. NMS at this IoU leaves at most so many detections of an image, of which MODEL.ROI_HEADS says
-    # how many are drawn.
-    cfg.MODEL.RETINANET.ROIS = CN()
-    cfg.MODEL.RETINANET.ROIS.NMS_THRESH = 0.8
-    cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE = 300
+    _add_roi_keys(cfg)
     # Name of the box loss in BOX_LOSS_REGISTRY; if empty, Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
@@ -135,7 +126,16 @@ def _add_stage_loss_keys(cfg: CN) -> None:
     cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS.NAME = ""
 
 
-def _add_mask_head_keys(cfg: CN) -> None:
+def _add_roi_keys(cfg: CN) -> None:
+    # Res5ROIHeads only: stride of the first block of res5 on an RoI's features. 2 with POOLER_RESOLUTION 14 is
+    # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
+    cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
+    # InstanceRetinaNet, in training: masks and keypoints learn on the detections that overlap an object, and on the
+    # objects' own boxes. IoU of the NMS of these detections.
+    cfg.MODEL.RETINANET.ROIS = CN()
+    cfg.MODEL.RETINANET.ROIS.NMS_THRESH = 0.8
+    # Detections of an image that the NMS leaves at most; MODEL.ROI_HEADS says how many of them are drawn.
+    cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE = 300
     # MLPMaskHead only: number of hidden fully connected layers.
     cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 2
     # MLPMaskHead only: outputs of each hidden layer.

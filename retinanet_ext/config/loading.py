@@ -133,7 +133,7 @@ def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:
     register_custom_datasets(cfg)
     refuse_formats_without(cfg)
     fill_num_classes(cfg, mentioned)
-    if cfg.MODEL.KEYPOINT_ON and "ROI_KEYPOINT_HEAD" in cfg.MODEL:
+    if cfg.MODEL.KEYPOINT_ON:
         count = resolve_num_keypoints(cfg, NUM_KEYPOINTS_KEY in mentioned)
         cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = count
     cfg.MODEL.CLASS_NAMES = config_class_names(cfg) or cfg.MODEL.CLASS_NAMES

@@ -12,15 +12,19 @@ logger = logging.getLogger(__name__)
 
 
 def mapper_for_test(cfg: CfgNode) -> DatasetMapper:
-    """The engine's mapper of a config, for images without ground truth.
+    """The engine's mapper of a config, for images without ground truth."""
+    return DatasetMapper(boxes_only(cfg), is_train=False)
 
-    With MODEL.KEYPOINT_ON, Detectron2's mapper asks the training data for their flip map even then, and they may not be
-    on this machine.
+
+def boxes_only(cfg: CfgNode) -> CfgNode:
+    """A copy of a config for a mapper that needs neither masks nor keypoints.
+
+    With MODEL.KEYPOINT_ON, a mapper asks the training data for their flip map, and they may not be on this machine.
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.KEYPOINT_ON = False
-    return DatasetMapper(cfg, is_train=False)
+    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = False
+    return cfg
 
 
 class CheckedMapper:

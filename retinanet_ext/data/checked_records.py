@@ -1,5 +1,6 @@
 """Load the records of a config's datasets and check them."""
 
+import json
 import logging
 import os
 import pickle
@@ -8,12 +9,13 @@ from dataclasses import dataclass
 
 from retinanet_ext.config.class_count import num_classes
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
+from retinanet_ext.machine.atomic_file import write_atomically
 
 from .coco_file import read_coco_file
 from .doctor.record_checks import check_dataset_dicts
 from .doctor.tasks import Tasks, tasks_of
 from .empty_images import with_keypoints_to_train, without_empty_images
-from .evaluation_file import Change, checked_content, write_atomically
+from .evaluation_file import Change, checked_content
 from .record_list import as_record_list
 from .registered_coco import is_registered_coco, registered_coco_records
 from .registration import annotation_file, check_is_registered
@@ -56,8 +58,8 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
     Args:
         cfg: the config; class ids are checked against the number of classes of its model.
         names: registered datasets.
-        filter_empty: leave out images without objects (crowds do not count), and with MODEL.KEYPOINT_ON those with
-            too few labelled keypoints, as Detectron2 does in training. Records without the key ``annotations`` stay.
+        filter_empty: leave out images without objects (crowds do not count). Records without the key ``annotations``
+            stay.
 
     Raises:
         ValueError: ``names`` is empty, a problem falls under the policy ``error``, or no record is left.
@@ -65,17 +67,25 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
     if not names:
         raise ValueError("no dataset is named; give DATASETS.TRAIN or DATASETS.TEST the name of a registered dataset")
     records = [record for name in names for record in _checked_dataset(cfg, name).records()]
-    if not filter_empty:
-        return records
+    # After the checks, because dropping bad annotations may leave an image without objects.
+    return without_empty_images(records, names) if filter_empty else records
+
+
+def load_training_dicts(cfg: CfgNode) -> list[dict]:
+    """The checked records of DATASETS.TRAIN, without the images that the config leaves out of training.
+
+    DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out those without objects. Whatever that key says, as in Detectron2,
+    MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE leaves out those with fewer labelled keypoints.
+
+    Raises:
+        ValueError: as of :func:`load_checked_dicts`.
+    """
+    names = cfg.DATASETS.TRAIN
+    records = load_checked_dicts(cfg, names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     for name in set(names) - set(cfg.DATASETS.TEST):  # frees memory: a training set may be large, and is read only once
         _checked_datasets.pop(name, None)
-    # After the checks, because dropping bad annotations may leave an image without objects.
-    records = without_empty_images(records, names)
-    return with_keypoints_to_train(records, names, _min_keypoints(cfg))
-
-
-def _min_keypoints(cfg):
-    return cfg.MODEL.get("ROI_KEYPOINT_HEAD", {}).get("MIN_KEYPOINTS_PER_IMAGE", 1) if cfg.MODEL.KEYPOINT_ON else 0
+    min_keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    return with_keypoints_to_train(records, names, min_keypoints)
 
 
 def dataset_for_evaluation(cfg: CfgNode, name: str) -> str:
@@ -134,7 +144,7 @@ def _evaluation_file(output_dir: str, checked: _CheckedDataset, name: str, json_
     content = _checked_file_content(checked, name, json_file)
     path = os.path.join(output_dir, "inference", name, EVALUATION_FILE) if content is not None else None
     if content is not None:
-        write_atomically(path, content)
+        write_atomically(path, json.dumps(content))
     _evaluation_files[name] = (checked, output_dir, path)
     return path
 

@@ -3,7 +3,9 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 # Section of the file -> the keys that each of its entries must have.
@@ -44,14 +46,67 @@ def parse_coco_file(json_file: str | os.PathLike, required: Sequence[str]) -> di
             content = json.load(file)
     except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"{json_file} is not a COCO annotation file: it is not valid JSON: {error}") from error
-    found = list(content) if isinstance(content, dict) else []
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{json_file} is not a COCO annotation file: no {', '.join(SECTIONS)} at its top level, found a "
+            f"{type(content).__name__}"
+        )
+    _check_sections(content, required, json_file)
+    return content
+
+
+@dataclass(frozen=True)
+class CocoSummary:
+    """What is asked of a COCO file before its records are read. It is cached: do not edit it."""
+
+    sections: tuple[str, ...]
+    """Keys of the file."""
+    categories: list[dict]
+    """Sorted by id."""
+    lost: list
+    """Ids of the annotations whose image the file does not list."""
+    num_keypoints: int | None
+    """The most frequent number of keypoints of an annotation; 0 if none has any; None if there are no annotations, or
+    no well-formed keypoints."""
+
+
+def coco_summary(json_file: str | os.PathLike, required: Sequence[str] = tuple(SECTIONS)) -> CocoSummary:
+    """Read a COCO file as :func:`read_coco_file` does, once for each version of the file, and keep a summary."""
+    status = os.stat(json_file)
+    summary = _summary(os.fspath(json_file), status.st_mtime_ns, status.st_size)
+    _check_sections(summary.sections, required, json_file)
+    return summary
+
+
+@lru_cache(maxsize=32)
+def _summary(json_file, mtime_ns, size):
+    """`mtime_ns` and `size` are in the cache key to detect a changed file."""
+    content = read_coco_file(json_file, ["images"])
+    annotations = content.get("annotations", [])
+    images = {image["id"] for image in content["images"]}
+    return CocoSummary(
+        tuple(content),
+        sorted(content.get("categories", []), key=lambda category: category["id"]),
+        [a["id"] for a in annotations if a["image_id"] not in images],
+        _num_keypoints(annotations),
+    )
+
+
+def _num_keypoints(annotations):
+    values = [keypoints for a in annotations if (keypoints := a.get("keypoints"))]
+    lengths = Counter(len(v) // 3 for v in values if isinstance(v, list) and len(v) % 3 == 0)
+    if lengths:
+        return lengths.most_common(1)[0][0]
+    return None if values or not annotations else 0
+
+
+def _check_sections(found: Collection[str], required: Sequence[str], json_file: str | os.PathLike) -> None:
     missing = [section for section in required if section not in found]
     if missing:
-        what = f"the keys {', '.join(found) or 'none'}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(
-            f"{json_file} is not a COCO annotation file: no {', '.join(missing)} at its top level, found {what}"
+            f"{json_file} is not a COCO annotation file: no {', '.join(missing)} at its top level, found the keys "
+            f"{', '.join(found) or 'none'}"
         )
-    return content
 
 
 def _check_entries(entries: Any, section: str, keys: Sequence[str], json_file: str | os.PathLike) -> None:

@@ -4,9 +4,8 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 
-import pycocotools.mask as mask_util
-
 from retinanet_ext.d2 import BoxMode
+from retinanet_ext.ops.coco_rle import compress_rle
 
 from .doctor.run_lengths import checked_runs
 
@@ -70,7 +69,7 @@ def _compressed(segmentation):
         checked_runs(segmentation)
     except ValueError:
         return segmentation
-    return mask_util.frPyObjects(segmentation, *segmentation["size"])
+    return compress_rle(segmentation)
 
 
 def _from_the_edge(keypoints):

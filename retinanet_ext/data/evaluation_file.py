@@ -1,7 +1,5 @@
 """The COCO file that an evaluator reads, without what the checks left out."""
 
-import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -51,15 +49,6 @@ def checked_content(
     return None if same and len(images) == len(content["images"]) else {
         **content, "images": images, "annotations": annotations
     }  # fmt: skip
-
-
-def write_atomically(path: str, content: dict) -> None:
-    """Write a JSON file that other processes, which may write the same, always find whole."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{os.getpid()}"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content))
-    os.replace(partial, path)
 
 
 def _key(image_id, annotation, class_id=None):

@@ -148,6 +148,8 @@ def _is_current(root, settings, overwrite):
         return False
     if different:
         reason = "was written with " + ", ".join(f"{k}={a} (asked: {b})" for k, (a, b) in different.items())
+        if "generator_version" in different:
+            reason += "; another version of the generator gives other files for the same arguments"
     else:
         reason = "has files that changed or went missing since it was written"
     raise ValueError(f"The set in {root} {reason}. Choose a new folder, or overwrite it (--overwrite).")

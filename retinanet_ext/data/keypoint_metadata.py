@@ -15,7 +15,7 @@ from typing import Any
 
 from retinanet_ext.d2 import MetadataCatalog
 
-from .coco_file import read_coco_file
+from .coco_file import coco_summary
 
 KEYPOINT_KEYS = ("KEYPOINT_NAMES", "KEYPOINT_FLIP_MAP", "KEYPOINT_SKELETON")
 # Parts of names that tell the two sides apart. Single letters count only as a word of their own: l_eye, eye.R.
@@ -71,8 +71,7 @@ def keypoint_metadata(item: dict, categories: Sequence[dict]) -> dict[str, Any]:
         ValueError: the item contradicts the file, or names keypoints that do not exist.
     """
     where, given = f"Dataset {item['NAME']!r}", item.get("KEYPOINT_NAMES")
-    described = [category for category in categories if category.get("keypoints")]
-    found = sorted({tuple(map(str, category["keypoints"])) for category in described})
+    found = sorted(names_in_categories(categories))
     if len(found) > 1:
         logger.warning(
             "%s: the categories differ in their keypoints (%s), so it has no keypoint_names and cannot train keypoints",
@@ -88,7 +87,7 @@ def keypoint_metadata(item: dict, categories: Sequence[dict]) -> dict[str, Any]:
         return {}
     names = given or found[0]
     flip_map = item["KEYPOINT_FLIP_MAP"] if "KEYPOINT_FLIP_MAP" in item else mirror_pairs(names, where)
-    lines = item["KEYPOINT_SKELETON"] if "KEYPOINT_SKELETON" in item else _skeleton(described, names, where)
+    lines = item["KEYPOINT_SKELETON"] if "KEYPOINT_SKELETON" in item else _skeleton(categories, names, where)
     for key, pairs in (("KEYPOINT_FLIP_MAP", flip_map), ("KEYPOINT_SKELETON", lines)):
         _check_known(pairs, names, f"{where}: {key}")
     return {
@@ -96,6 +95,16 @@ def keypoint_metadata(item: dict, categories: Sequence[dict]) -> dict[str, Any]:
         "keypoint_flip_map": flip_map,
         "keypoint_connection_rules": [(a, b, _color(k)) for k, (a, b) in enumerate(lines)],
     }
+
+
+def names_in_categories(categories: Sequence[dict]) -> dict[tuple[str, ...], str]:
+    """The lists of keypoint names in the categories of a COCO file, each with the name of the first that has it."""
+    found = {}
+    for category in categories:
+        names = category.get("keypoints")
+        if isinstance(names, (list, tuple)) and names:
+            found.setdefault(tuple(map(str, names)), str(category["name"]))
+    return found
 
 
 def dataset_skeleton(dataset_name: str) -> tuple[list[str], list[list]]:
@@ -107,8 +116,7 @@ def dataset_skeleton(dataset_name: str) -> tuple[list[str], list[list]]:
     known = {key: metadata.get(key, None) for key in ("keypoint_names", "keypoint_connection_rules")}
     file = metadata.get("json_file", None)
     if not known["keypoint_connection_rules"] and file is not None:
-        categories = read_coco_file(file).get("categories", [])
-        known = keypoint_metadata({"NAME": dataset_name}, categories) or known
+        known = keypoint_metadata({"NAME": dataset_name}, coco_summary(file, ["images"]).categories) or known
     names, lines = known["keypoint_names"] or (), known["keypoint_connection_rules"] or ()
     return list(names), [[a, b, [int(value) for value in color]] for a, b, color in lines]
 

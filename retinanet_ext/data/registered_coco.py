@@ -11,7 +11,7 @@ from collections import Counter
 
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
 
-from .coco_file import read_coco_file, sample
+from .coco_file import coco_summary, read_coco_file, sample
 from .coco_records import coco_records
 
 # The function that both engines register, also for their built-in names.
@@ -33,7 +33,7 @@ def is_registered_coco(name: str) -> bool:
 def set_registered_classes(name: str) -> None:
     """Set the class names of a dataset for which :func:`is_registered_coco` holds, without reading its records."""
     metadata = MetadataCatalog.get(name)
-    _set_categories(metadata, read_coco_file(metadata.json_file, ["images", "categories"])["categories"])
+    _set_categories(metadata, coco_summary(metadata.json_file, ["images", "categories"]).categories)
 
 
 def registered_coco_records(name: str) -> list[dict]:

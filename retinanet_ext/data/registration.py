@@ -26,12 +26,11 @@ import difflib
 import logging
 import os
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 
-from .coco_file import SECTIONS, parse_coco_file, read_coco_file, sample
+from .coco_file import SECTIONS, coco_summary, parse_coco_file, sample
 from .coco_records import coco_records
 from .keypoint_metadata import KEYPOINT_KEYS, checked_keypoint_keys, keypoint_metadata
 from .parts import checked_part, records_of_part
@@ -291,7 +290,7 @@ def _describe_coco(item):
 
 def _load_coco(item):
     json_file, images, categories, contiguous = _describe_coco(item)
-    # `_categories` has checked this version of the file.
+    # `_categories` has checked the entries.
     content = parse_coco_file(json_file, SECTIONS)
     records = coco_records(content, images, contiguous, categories)
     file_names = {image["id"]: str(image["file_name"]) for image in content["images"]}
@@ -316,34 +315,23 @@ def _used_categories(item, names):
 
 
 def _file_categories(item):
+    """The categories of the item's annotation file, sorted by id, after a check of them and of the references."""
     json_file = _existing(item["JSON"], item, "JSON")
-    status = os.stat(json_file)
-    return _coco_categories(json_file, status.st_mtime_ns, status.st_size)
+    summary = coco_summary(json_file)
+    if not summary.categories:
+        raise ValueError(f"{json_file}: categories is empty; list the id and the name of each class there.")
+    # Some tools write a numeric class name as a number instead of a string.
+    categories = [{**category, "name": str(category["name"])} for category in summary.categories]
+    if len({category["name"] for category in categories}) != len(categories):
+        raise ValueError(f"{json_file}: the names of the categories must be unique, found {summary.categories}.")
+    if summary.lost:
+        raise ValueError(
+            f"{json_file}: {len(summary.lost)} annotations belong to image ids that the file does not list; "
+            f"the first annotation ids: {sample(summary.lost)}. Add the images or remove the annotations."
+        )
+    return categories
 
 
 def _indices(categories, item):
     names = item.get("CLASSES") or list(categories.values())
     return {key: names.index(name) for key, name in categories.items() if name in names}
-
-
-@lru_cache(maxsize=32)
-def _coco_categories(json_file, mtime_ns, size):
-    """Check the references in the file and return its categories, sorted by id. The result is cached: do not edit it.
-
-    A run asks for the same file several times; `mtime_ns` and `size` are in the cache key to detect a changed file.
-    """
-    content = read_coco_file(json_file)
-    if not content["categories"]:
-        raise ValueError(f"{json_file}: categories is empty; list the id and the name of each class there.")
-    # Some tools write a numeric class name as a number instead of a string.
-    categories = [{**c, "name": str(c["name"])} for c in sorted(content["categories"], key=lambda c: c["id"])]
-    if len({category["name"] for category in categories}) != len(categories):
-        raise ValueError(f"{json_file}: the names of the categories must be unique, found {content['categories']}.")
-    images = {image["id"] for image in content["images"]}
-    lost = [a["id"] for a in content["annotations"] if a["image_id"] not in images]
-    if lost:
-        raise ValueError(
-            f"{json_file}: {len(lost)} annotations belong to image ids that the file does not list; "
-            f"the first annotation ids: {sample(lost)}. Add the images or remove the annotations."
-        )
-    return categories

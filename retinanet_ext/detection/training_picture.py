@@ -50,7 +50,7 @@ def _on_cpu(instances: Instances, field: str):
         return None
     values = instances.get(field)
     if hasattr(values, "rles"):
-        return [{**rle, "size": list(rle["size"])} for rle in values.rles]
+        return values.rles
     if hasattr(values, "polygons"):
         return values
     return getattr(values, "tensor", values).detach().cpu().numpy()

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
+from retinanet_ext.ops.coco_rle import compress_rle
+
 from .coco_predictions import ImagePredictions
 
 
@@ -97,9 +99,7 @@ def _run_lengths(annotation: dict[str, Any], height: int | None, width: int | No
         raise ValueError(f"{where}: the image has height {height!r} and width {width!r}; masks need both in the file")
     if isinstance(segmentation, list):
         return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_api.frPyObjects(segmentation, height, width)
-    return segmentation
+    return compress_rle(segmentation)
 
 
 def predicted_annotations(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from pycocotools import mask as mask_api
+
+from retinanet_ext.ops.coco_rle import encode_mask, rle_for_json
+from retinanet_ext.ops.encoded_masks import EncodedMasks
 
 
 @dataclass
@@ -47,7 +48,8 @@ class ImagePredictions:
         boxes[:, 2:] -= boxes[:, :2]
         found = cls(boxes, instances.scores.cpu().numpy(), instances.pred_classes.cpu().numpy())
         if instances.has("pred_masks"):
-            found.rles = _run_lengths(instances.pred_masks)
+            masks = instances.pred_masks
+            found.rles = masks.rles if isinstance(masks, EncodedMasks) else [encode_mask(mask) for mask in masks]
         if instances.has("pred_keypoints"):
             found.keypoints = instances.pred_keypoints.cpu().numpy().copy()
             found.keypoints[:, :, :2] -= 0.5
@@ -65,19 +67,11 @@ class ImagePredictions:
             for category_id, box, score in zip(categories, self.boxes.tolist(), self.scores.tolist(), strict=True)
         ]
         for result, rle in zip(results, self.rles or []):
-            result["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+            result["segmentation"] = rle_for_json(rle)
         if self.keypoints is not None and results:
             for result, keypoints in zip(results, self.keypoints.reshape(len(self), -1).tolist()):
                 result["keypoints"] = keypoints
         return results
-
-
-def _run_lengths(masks: Iterable[torch.Tensor] | Any) -> list[dict[str, Any]]:
-    # `EncodedMasks` has them already.
-    if hasattr(masks, "rles"):
-        return list(masks.rles)
-    # One mask at a time, because RLE runs down the columns, so that each mask is copied.
-    return [mask_api.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8)) for mask in masks]
 
 
 def write_coco_results(path: str, predictions: Mapping[Any, ImagePredictions], category_ids: Mapping[int, int]) -> None:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_masks
 
 from retinanet_ext.d2 import ColorMode, Instances, Visualizer
+from retinanet_ext.evaluation.coco_predictions import ImagePredictions
 from retinanet_ext.ops.encoded_masks import EncodedMasks
 
 _JPEG_QUALITY = 95
@@ -47,7 +47,7 @@ class Result(Instances):
         """
         result = cls(instances.image_size, **instances.get_fields())
         if result.has("pred_masks"):
-            result.pred_masks = _encoded(result.pred_masks, instances.image_size)
+            result.pred_masks = EncodedMasks.of(result.pred_masks, instances.image_size)
         result._image, result._file_name = image, file_name
         result._class_names, result._category_ids = list(class_names), list(category_ids)
         result._keypoint_names, result._keypoint_lines = list(keypoint_names), list(keypoint_lines)
@@ -96,7 +96,7 @@ class Result(Instances):
         if self.has("pred_masks"):
             # Both visualizers decode the masks of a list one by one, and EncodedMasks all at once.
             picture.remove("pred_masks")
-            picture.pred_masks = [{**rle, "size": list(rle["size"])} for rle in self.pred_masks.rles]
+            picture.pred_masks = self.pred_masks.rles
         canvas = Visualizer(self._image[:, :, ::-1], self._metadata(), instance_mode=mode)
         return canvas.draw_instance_predictions(picture).get_image()[:, :, ::-1]
 
@@ -128,22 +128,7 @@ class Result(Instances):
         COCO's own ``loadRes`` reads a list of them. It takes the area from ``bbox``; leave that key out where masks are
         evaluated by their size.
         """
-        boxes = self.pred_boxes.tensor.tolist()
-        records = [
-            {
-                "image_id": image_id,
-                "category_id": self._category_ids[k],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": score,
-            }
-            for (x0, y0, x1, y1), score, k in zip(boxes, self.scores.tolist(), self.pred_classes.tolist())
-        ]
-        for record, rle in zip(records, self.pred_masks.rles if self.has("pred_masks") else ()):
-            record["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-        for record, points in zip(records, self.pred_keypoints if self.has("pred_keypoints") else ()):
-            # In COCO's files, 0 is the centre of the first pixel; here, it is the pixel's left edge.
-            record["keypoints"] = (points - points.new_tensor([0.5, 0.5, 0.0])).flatten().tolist()
-        return records
+        return ImagePredictions.of(self).to_coco(image_id, dict(enumerate(self._category_ids)))
 
     def to_supervision(self):
         """The detections as ``supervision.Detections``, with ``class_name`` in its data, and masks decoded.
@@ -171,10 +156,3 @@ class _Metadata(SimpleNamespace):
 
     def get(self, name: str, default=None):
         return getattr(self, name, default)
-
-
-def _encoded(masks, image_size: tuple[int, int]) -> EncodedMasks:
-    if isinstance(masks, EncodedMasks):
-        return masks
-    pixels = (np.asfortranarray(mask.cpu().numpy().astype(np.uint8)) for mask in masks)
-    return EncodedMasks([coco_masks.encode(mask) for mask in pixels], image_size)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from retinanet_ext.machine.devices import check_device
+from retinanet_ext.ops.mask_pasting import paste_masks
 from retinanet_ext.registry import Registry, check_registered
 
 from .cfg_node import CfgNode
@@ -33,19 +34,32 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(torch.device(cfg.MODEL.DEVICE))
 
 
-def detector_postprocess(results: Instances, output_height: int, output_width: int) -> Instances:
+def detector_postprocess(
+    results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5
+) -> Instances:
     """Rescales detections from the model's input size to another image size.
 
     Args:
-        results: detections with `pred_boxes` in pixels of `results.image_size`; not changed.
+        results: N detections with `pred_boxes`, or proposals with `proposal_boxes`, in pixels of `results.image_size`;
+            optionally `pred_masks` (N, 1, S, S), probabilities within the box, and `pred_keypoints` (N, J, 3): x, y,
+            score. Not changed.
         output_height, output_width: the other image size in pixels.
+        mask_threshold: a pixel belongs to a mask if its probability is at least this.
 
     Returns:
-        New `Instances` of that size: boxes are scaled and clipped to the image, and boxes without area removed.
+        New `Instances` of that size: boxes are scaled and clipped to the image, and detections whose box has no area
+        removed. `pred_masks` are bool (M, output_height, output_width).
     """
-    height, width = results.image_size
-    boxes = results.pred_boxes.clone()
-    boxes.scale(output_width / width, output_height / height)
-    boxes.clip((output_height, output_width))
-    scaled = Instances((output_height, output_width), **{**results.get_fields(), "pred_boxes": boxes})
-    return scaled[boxes.nonempty()]
+    size = (output_height, output_width)
+    x_scale, y_scale = output_width / results.image_size[1], output_height / results.image_size[0]
+    field = "pred_boxes" if results.has("pred_boxes") else "proposal_boxes"
+    boxes = results.get(field).clone()
+    boxes.scale(x_scale, y_scale)
+    boxes.clip(size)
+    scaled = Instances(size, **{**results.get_fields(), field: boxes})[boxes.nonempty()]
+    if scaled.has("pred_masks"):
+        scaled.pred_masks = paste_masks(scaled.pred_masks[:, 0], scaled.pred_boxes.tensor, size, mask_threshold)
+    if scaled.has("pred_keypoints"):
+        factors = scaled.pred_keypoints.new_tensor([x_scale, y_scale, 1.0])
+        scaled.pred_keypoints = scaled.pred_keypoints * factors
+    return scaled

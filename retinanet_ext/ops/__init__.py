@@ -9,6 +9,7 @@ In reading order:
 - ``nms.py``: non-maximum suppression: class-wise, and of many boxes in blocks
 - ``mask_pasting.py``: predicted masks put into the image: the method, and its fast forms
 - ``encoded_masks.py``: the masks of an image as run lengths
+- ``coco_rle.py``: the run lengths of one mask: encoded, compressed, decoded, as JSON
 """
 
 from .box_math import Box2BoxTransform, box_areas, pairwise_iou

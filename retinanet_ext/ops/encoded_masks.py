@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_masks
+
+from .coco_rle import decode_rle, encode_mask
 
 
 class EncodedMasks:
@@ -26,9 +28,8 @@ class EncodedMasks:
         Raises:
             ValueError: an RLE of another size, or one that is not compressed.
         """
-        self.rles = list(rles)
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        for index, rle in enumerate(self.rles):
+        for index, rle in enumerate(rles):
             if tuple(rle["size"]) != self.image_size:
                 raise ValueError(
                     f"rles[{index}] has size {list(rle['size'])} (height, width), but the image has "
@@ -39,6 +40,13 @@ class EncodedMasks:
                     f"rles[{index}]['counts'] is of type {type(rle['counts']).__name__}, but must be the bytes of a "
                     "compressed RLE; encode text with .encode(), and a list with pycocotools.mask.frPyObjects"
                 )
+        # Detectron2's visualizer compares the size with a list.
+        self.rles = [{"size": list(self.image_size), "counts": rle["counts"]} for rle in rles]
+
+    @classmethod
+    def of(cls, masks: EncodedMasks | Iterable[torch.Tensor], image_size: tuple[int, int]) -> EncodedMasks:
+        """Masks ``(M, H, W)``, bool on any device, as run lengths, encoded one by one; encoded masks as they are."""
+        return masks if isinstance(masks, EncodedMasks) else cls([encode_mask(mask) for mask in masks], image_size)
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -61,7 +69,7 @@ class EncodedMasks:
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Decodes one mask after the other: bool ``(H, W)``."""
         for rle in self.rles:
-            yield torch.from_numpy(np.ascontiguousarray(coco_masks.decode(rle))).bool()
+            yield torch.from_numpy(decode_rle(rle))
 
     @property
     def tensor(self) -> torch.Tensor:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as coco_masks
 
+from .coco_rle import compress_rle
 from .encoded_masks import EncodedMasks
 
 # The fast form sums in another order. Values nearer than this to the threshold are interpolated again as in the
@@ -93,8 +93,7 @@ def encode_pasted_masks(
     for values, window in _masks_and_windows(probabilities, boxes, (height, width)):
         changes = [_changes(bits, column, window, height) for column, bits in _strips(values, window, threshold)]
         counts = _run_lengths(np.concatenate([np.zeros(0, np.int64), *changes]), height * width)
-        rle = {"size": [height, width], "counts": counts.tolist()}
-        rles.append(coco_masks.frPyObjects(rle, height, width))
+        rles.append(compress_rle({"size": [height, width], "counts": counts.tolist()}))
     return EncodedMasks(rles, (height, width))
 
 

@@ -26,7 +26,12 @@ from retinanet_ext.d2 import (
     hooks,
 )
 from retinanet_ext.data.checked_mapper import CheckedMapper, mapper_for_test
-from retinanet_ext.data.checked_records import data_counts, dataset_for_evaluation, load_checked_dicts
+from retinanet_ext.data.checked_records import (
+    data_counts,
+    dataset_for_evaluation,
+    load_checked_dicts,
+    load_training_dicts,
+)
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
@@ -169,7 +174,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        dicts = load_checked_dicts(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        dicts = load_training_dicts(cfg)
         mapper = CheckedMapper(DatasetMapper(cfg, is_train=True), cfg.DATASETS.ON_BAD_IMAGE)
         loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
@@ -236,9 +241,7 @@ class Trainer(DefaultTrainer):
             for name in cfg.DATASETS.TEST
         ]
         average_buffers(model)
-        model = DenseDetectorWithTTA(cfg, inference_model(cfg, model))
-        with encoded_masks(model):
-            results = super().test(cfg, model, evaluators)
+        results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
         results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
         if comm.is_main_process():
             write_results(cfg.OUTPUT_DIR, results, add=True)

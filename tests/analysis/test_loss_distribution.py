@@ -176,6 +176,14 @@ def test_ground_truth_is_resized_like_the_image(shapes, tmp_path):
         annotated_loader(small, name, 0)
 
 
+def test_ground_truth_of_a_config_with_masks_and_keypoints(shapes, tmp_path):
+    """Boxes alone are read, whatever the training data, which may lack a flip map or not be on this machine."""
+    cfg = shapes_config(shapes, tmp_path, "MODEL.MASK_ON", "True", "MODEL.KEYPOINT_ON", "True")
+    cfg.DATASETS.TRAIN = ("not on this machine",)
+    ((inputs,),) = annotated_loader(cfg, cfg.DATASETS.TEST[0], 1)
+    assert sorted(inputs["instances"].get_fields()) == ["gt_boxes", "gt_classes"]
+
+
 def test_errors(generator):
     model = build_model(small_config())
     images = batch(generator, (64, 64))

@@ -26,6 +26,7 @@ from retinanet_ext.lite import data as lite_data
 from retinanet_ext.lite import evaluation as lite_evaluation
 from retinanet_ext.lite.data.coco_json import register_coco_instances as lite_register
 from retinanet_ext.lite.structures import Boxes, Instances
+from retinanet_ext.ops import EncodedMasks
 from retinanet_ext.training.compact_evaluator import CompactCOCOEvaluator
 
 CATALOGS = (d2_data.DatasetCatalog, lite_data.DatasetCatalog)
@@ -248,20 +249,9 @@ def masks_and_keypoints(forget):
 def _with_masks(arrays, boxes_type, instances_type, encode=False):
     boxes, scores, classes, masks, keypoints = arrays
     instances = _instances((boxes, scores, classes), boxes_type, instances_type)
-    rles = [mask_api.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
-    instances.pred_masks = _RunLengths(rles) if encode else torch.as_tensor(masks)
+    instances.pred_masks = EncodedMasks.of(masks, masks.shape[1:]) if encode else torch.as_tensor(masks)
     instances.pred_keypoints = torch.as_tensor(keypoints, dtype=torch.float32)
     return instances
-
-
-class _RunLengths:
-    """What an evaluator may know of ``EncodedMasks``, with nothing to decode."""
-
-    def __init__(self, rles):
-        self.rles = rles
-
-    def __len__(self):
-        return len(self.rles)
 
 
 def _evaluate_masks(evaluator, predictions, out, *types, **options):

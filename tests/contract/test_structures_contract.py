@@ -243,3 +243,19 @@ def test_detector_postprocess(size):
         return (detector_postprocess if engine is lite else d2_postprocess)(results, *size)
 
     assert_alike(run)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (7, 3)])
+def test_detector_postprocess_of_masks_keypoints_and_proposals(size, generator):
+    masks, points = torch.rand(6, 1, 5, 5, generator=generator), 10 * torch.rand(6, 3, 3, generator=generator)
+
+    def run(engine, field):
+        results = engine.Instances((10, 20), **{field: engine.Boxes(ROWS)}, scores=torch.arange(6.0))
+        if field == "pred_boxes":
+            results.pred_masks, results.pred_keypoints = masks, points
+        scaled = (detector_postprocess if engine is lite else d2_postprocess)(results, *size)
+        assert results.get_fields().get("pred_keypoints", points) is points
+        return scaled
+
+    assert_alike(lambda engine: run(engine, "pred_boxes"))
+    assert_alike(lambda engine: run(engine, "proposal_boxes"))

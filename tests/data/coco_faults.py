@@ -68,13 +68,11 @@ def config(folder, policy="error", masks=False, keypoints=0, mask_format="polygo
     cfg.MODEL.RETINANET.NUM_CLASSES = 1
     cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON = masks, bool(keypoints)
     cfg.INPUT.MASK_FORMAT = mask_format
-    if "ROI_KEYPOINT_HEAD" not in cfg.MODEL:
-        cfg.MODEL.ROI_KEYPOINT_HEAD = d2.CfgNode()
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = keypoints or 17
     return cfg
 
 
-def load(cfg, filter_empty=False):
+def load(cfg):
     """The annotations of the first image after the checks."""
-    records = load_checked_dicts(cfg, ["data"], filter_empty)
+    records = load_checked_dicts(cfg, ["data"], filter_empty=False)
     return records[0]["annotations"]

@@ -9,7 +9,7 @@ from PIL import Image
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import Boxes, BoxMode, COCOEvaluator, DatasetCatalog, Instances, MetadataCatalog
 from retinanet_ext.data import checked_records as loading
-from retinanet_ext.data.checked_records import dataset_for_evaluation, load_checked_dicts
+from retinanet_ext.data.checked_records import dataset_for_evaluation, load_checked_dicts, load_training_dicts
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -84,7 +84,9 @@ def test_a_dataset_is_read_and_checked_once(register, monkeypatch):
     assert dataset_for_evaluation(drop(), "pets") == "pets+checked"
     assert len(readings) == len(checks) == 1
     # A training set is needed only once and may be large, so it is not kept.
-    load_checked_dicts(drop(), ["pets"], filter_empty=True)
+    cfg = drop()
+    cfg.DATASETS.TRAIN = ("pets",)
+    load_training_dicts(cfg)
     assert "pets" not in loading._checked_datasets
 
 

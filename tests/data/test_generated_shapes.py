@@ -155,6 +155,14 @@ def test_other_arguments_are_refused_unless_overwritten(written):
     assert [p.name for p in written.parent.iterdir()] == ["shapes"]
 
 
+def test_a_set_of_an_earlier_version_is_refused_unless_overwritten(written):
+    manifest = json.loads((written / "shapes_manifest.json").read_text())
+    (written / "shapes_manifest.json").write_text(json.dumps({**manifest, "generator_version": 2}))
+    with pytest.raises(ValueError, match=r"generator_version=2 \(asked: \d+\); another version.*--overwrite"):
+        write_shapes(written, 6, 3, seed=1, image_size=64)
+    assert write_shapes(written, 6, 3, seed=1, image_size=64, overwrite=True) is True
+
+
 def test_damaged_set_is_refused(written):
     (written / "val" / "000001.jpg").unlink()
     with pytest.raises(ValueError, match="changed or went missing"):

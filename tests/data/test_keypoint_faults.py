@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from retinanet_ext import d2
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
-from retinanet_ext.data.checked_records import dataset_for_evaluation
+from retinanet_ext.data.checked_records import dataset_for_evaluation, load_checked_dicts, load_training_dicts
 from retinanet_ext.data.doctor.keypoint_numbers import check_oks_sigmas, refuse_formats_without, resolve_num_keypoints
 from tests.data.coco_faults import KEYPOINTS, annotation, config, load, register, rle, write
 
@@ -101,15 +100,22 @@ def test_another_number_of_keypoints_than_the_config(tmp_path, policy):
         load(config(tmp_path, policy, keypoints=17))
 
 
-def test_images_without_labelled_keypoints_are_not_trained_on(tmp_path, caplog):
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_images_without_labelled_keypoints_are_not_trained_on(tmp_path, caplog, filter_empty):
+    """Also if images without objects are trained on, as in Detectron2."""
     write(tmp_path, [annotation(1, keypoints=KEYPOINTS), annotation(2, image_id=2)])
     register(tmp_path, "config")
+    cfg = config(tmp_path, keypoints=3)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filter_empty
     with caplog.at_level("INFO"):
-        assert [a["id"] for a in load(config(tmp_path, keypoints=3), filter_empty=True)] == [1]
+        assert [r["image_id"] for r in load_training_dicts(cfg)] == [1]
     assert "1 of 2 images of data have fewer than 1 labelled keypoints" in caplog.text
+    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 0
+    assert [r["image_id"] for r in load_training_dicts(cfg)] == [1, 2]
+    assert [r["image_id"] for r in load_checked_dicts(cfg, ["data"], filter_empty=True)] == [1, 2]
     write(tmp_path, [annotation(1, keypoints=UNLABELLED)])
     with pytest.raises(ValueError, match="no image of data has 1 labelled keypoints"):
-        load(config(tmp_path, "drop", keypoints=3), filter_empty=True)
+        load_training_dicts(config(tmp_path, "drop", keypoints=3))
 
 
 def test_the_ground_truth_follows_the_policy(tmp_path):
@@ -198,15 +204,6 @@ def words(folder, *more):
     return ["DATASETS.CUSTOM", str([item]), "DATASETS.TRAIN", "('data',)", "DATASETS.TEST", "()", *more]
 
 
-def _accepts_keypoints():
-    try:
-        d2.get_cfg().merge_from_list(["MODEL.KEYPOINT_ON", "True"])
-    except ValueError:
-        return False
-    return "ROI_KEYPOINT_HEAD" in d2.get_cfg().MODEL
-
-
-@pytest.mark.skipif(not _accepts_keypoints(), reason="this engine's config has no keypoint head")
 def test_a_config_takes_its_keys_from_the_data(tmp_path):
     write(tmp_path, [annotation(1, keypoints=KEYPOINTS)], keypoints=NAMES)
     on = ["MODEL.KEYPOINT_ON", "True"]
@@ -219,7 +216,22 @@ def test_a_config_takes_its_keys_from_the_data(tmp_path):
         load_config(None, words(tmp_path, *on, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.2]"))
 
 
-@pytest.mark.skipif("ROI_HEADS" not in d2.get_cfg().MODEL, reason="this engine's config has no second stage")
+@pytest.mark.parametrize("way", ["config", "register_coco_instances"])
+def test_a_config_parses_an_annotation_file_once(tmp_path, way, monkeypatch):
+    """The file of a large dataset takes half a minute."""
+    write(tmp_path, [annotation(1, keypoints=KEYPOINTS)], keypoints=NAMES)
+    words_of_config = words(tmp_path, "MODEL.KEYPOINT_ON", "True")
+    if way != "config":
+        register(tmp_path, way)
+        words_of_config = words_of_config[2:]
+    parsed = []
+    load_json = json.load
+    monkeypatch.setattr(json, "load", lambda file: parsed.append(file.name) or load_json(file))
+    cfg = load_config(None, words_of_config)
+    assert cfg.MODEL.KEYPOINT_NAMES == NAMES and cfg.MODEL.CLASS_NAMES == ["cat"]
+    assert parsed == [str(tmp_path / "data.json")]
+
+
 def test_the_number_of_classes_of_the_model_in_use(tmp_path):
     write(tmp_path, [annotation(1)])
     one, two = ["MODEL.META_ARCHITECTURE", "FocalRetinaNet"], ["MODEL.META_ARCHITECTURE", "MaskRCNN"]

@@ -6,7 +6,7 @@ from PIL import Image
 
 from retinanet_ext.config.keys import add_retinanet_ext_config
 from retinanet_ext.d2 import COCOEvaluator, DatasetCatalog, MetadataCatalog, get_cfg
-from retinanet_ext.data import registration
+from retinanet_ext.data import coco_file
 from retinanet_ext.data.coco_file import read_coco_file
 from retinanet_ext.data.doctor.record_checks import check_dataset_dicts
 from retinanet_ext.data.generated_shapes import write_shapes
@@ -361,7 +361,7 @@ def test_a_version_of_a_coco_file_is_examined_once(here, monkeypatch):
     write_coco(here)
     register(COCO, {**COCO, "NAME": "same"})
     parsed = []
-    monkeypatch.setattr(registration, "read_coco_file", lambda path: parsed.append(1) or read_coco_file(path))
+    monkeypatch.setattr(coco_file, "read_coco_file", lambda *args: parsed.append(1) or read_coco_file(*args))
     first = DatasetCatalog.get("birds")
     assert DatasetCatalog.get("birds") == first and DatasetCatalog.get("same") == first
     assert len(parsed) == 1

@@ -41,7 +41,7 @@ def _load(tmp_path, content):
     "content, message",
     [
         ("{", "data.json is not a COCO annotation file: it is not valid JSON"),
-        ([], "not a COCO annotation file: no images .*a list"),
+        ([], "not a COCO annotation file: no images.*a list"),
         ({"info": 1}, "no images at its top level, found the keys info"),
         ({"images": []}, "no 'categories'"),
         (_content(images=[{"id": 7, "file_name": "b.jpg", "width": 20}]), r"images\[0\] \(id 7\) has no height"),

@@ -35,6 +35,20 @@ def test_postprocess_scales_clips_and_drops_empty_boxes():
     assert results.pred_boxes.tensor[0].tolist() == [0, 0, 10, 10]
 
 
+def test_postprocess_scales_keypoints_and_pastes_masks():
+    boxes = Boxes([[0, 0, 4, 4], [8, 0, 12, 4], [25, 0, 30, 5]])
+    masks = torch.tensor([0.0, 1.0, 1.0])[:, None, None, None].expand(3, 1, 4, 4)
+    keypoints = torch.tensor([[[1.0, 2.0, 0.5]]]).expand(3, 1, 3)
+    results = Instances((10, 20), pred_boxes=boxes, pred_masks=masks, pred_keypoints=keypoints)
+    # Twice the height, one and a half times the width. The third box lies outside.
+    out = detector_postprocess(results, 20, 30)
+    assert out.pred_keypoints.tolist() == [[[1.5, 4.0, 0.5]]] * 2
+    expected = torch.zeros(2, 20, 30, dtype=torch.bool)
+    expected[1, 0:8, 12:18] = True
+    assert out.pred_masks.equal(expected)
+    assert results.pred_masks is masks and results.pred_keypoints is keypoints
+
+
 def test_postprocess_without_detections():
     results = Instances((10, 20), pred_boxes=Boxes([]), scores=torch.zeros(0))
     assert len(detector_postprocess(results, 5, 5)) == 0

@@ -1,3 +1,4 @@
+import json
 import pickle
 import random
 
@@ -8,6 +9,7 @@ from pycocotools import mask as coco_masks
 
 from retinanet_ext.d2 import ENGINE, Instances
 from retinanet_ext.ops import EncodedMasks
+from retinanet_ext.ops.coco_rle import compress_rle, decode_rle, encode_mask, rle_for_json
 
 
 @pytest.fixture
@@ -29,6 +31,23 @@ def test_pixels_come_back(dense, encoded):
     assert array.dtype == bool and (array == dense.numpy()).all()
     assert np.asarray(encoded, dtype=np.uint8).sum() == dense.sum()
     assert encoded.any(dim=0).equal(dense.any(dim=0))
+
+
+def test_one_mask_in_every_form(dense):
+    """By hand: down the columns, two zeros, three ones, one zero."""
+    mask = np.array([[0, 1], [0, 1], [1, 0]], dtype=bool)
+    runs = {"size": (3, 2), "counts": [2, 3, 1]}
+    rle = compress_rle(runs)
+    assert rle == encode_mask(mask) and compress_rle(rle) is rle and runs["counts"] == [2, 3, 1]
+    as_text = json.loads(json.dumps(rle_for_json(rle)))
+    for form in (runs, rle, as_text, rle_for_json(runs)):
+        decoded = decode_rle(form)
+        assert decoded.dtype == bool and decoded.flags.c_contiguous and (decoded == mask).all()
+
+
+def test_masks_are_encoded_once(dense, encoded):
+    assert EncodedMasks.of(dense, (20, 30)).rles == encoded.rles
+    assert EncodedMasks.of(encoded, (20, 30)) is encoded
 
 
 def test_areas(dense, encoded):

@@ -9,18 +9,16 @@ from pycocotools import mask as mask_api
 
 from retinanet_ext import d2
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
+from retinanet_ext.ops import EncodedMasks
 from retinanet_ext.training.trainer import Trainer
 from tests.builders import shapes_config
 
 
-class RunLengths:
-    """What an evaluator may know of ``EncodedMasks``, with nothing to decode."""
+class RunLengths(EncodedMasks):
+    """Run lengths that an evaluator must not decode."""
 
-    def __init__(self, rles):
-        self.rles = rles
-
-    def __len__(self):
-        return len(self.rles)
+    def __iter__(self):
+        raise AssertionError("an evaluator needs no pixels")
 
 
 class Oracle(torch.nn.Module):
@@ -52,7 +50,7 @@ class Oracle(torch.nn.Module):
         instances.scores = torch.ones(len(objects))
         instances.pred_classes = torch.tensor([self.category_ids.index(a["category_id"]) for a in objects])
         dense = np.array([mask_api.decode(rle) for rle in rles], bool).reshape(len(objects), *self.size)
-        instances.pred_masks = RunLengths(rles) if self.encode_masks else torch.as_tensor(dense)
+        instances.pred_masks = RunLengths(rles, self.size) if self.encode_masks else torch.as_tensor(dense)
         # Models count from the image's corner, COCO from the centre of its first pixel.
         instances.pred_keypoints = points + torch.tensor([0.5, 0.5, 0])
         return instances

@@ -3,15 +3,12 @@
 Also refuses tasks that the format of a dataset cannot hold. No record is read for that.
 """
 
-import os
-from collections import Counter
-from functools import lru_cache
-
 from retinanet_ext.d2 import CfgNode, MetadataCatalog
 
-from ..coco_file import parse_coco_file
+from ..coco_file import coco_summary
+from ..keypoint_metadata import names_in_categories
 from ..registration import annotation_file, check_is_registered, custom_format
-from .tasks import NUM_KEYPOINTS_KEY, num_keypoints
+from .tasks import NUM_KEYPOINTS_KEY
 
 SIGMAS_KEY = "TEST.KEYPOINT_OKS_SIGMAS"
 
@@ -46,7 +43,7 @@ def resolve_num_keypoints(cfg: CfgNode, num_keypoints_is_set: bool) -> int:
         ValueError: a dataset has no keypoints, or the datasets disagree with each other or with the value that the user
             set.
     """
-    value = num_keypoints(cfg)
+    value = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     known = {name: found for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if (found := _keypoints(name))}
     for name, (count, names) in known.items():
         if count == 0:
@@ -78,7 +75,7 @@ def check_oks_sigmas(cfg: CfgNode) -> None:
     Raises:
         ValueError: names both keys.
     """
-    sigmas, count = cfg.TEST.get("KEYPOINT_OKS_SIGMAS", []), num_keypoints(cfg)
+    sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if len(sigmas) not in (0, count):
         raise ValueError(
             f"{SIGMAS_KEY} has {len(sigmas)} values, but {NUM_KEYPOINTS_KEY} is {count}. Give one sigma for each "
@@ -95,19 +92,8 @@ def _keypoints(dataset_name):
     path = annotation_file(dataset_name)
     if path is None:
         return None
-    status = os.stat(path)
-    return _keypoints_in_file(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=32)
-def _keypoints_in_file(path, mtime_ns, size):
-    """As :func:`_keypoints`. `mtime_ns` and `size` are in the cache key to detect a changed file."""
-    content = parse_coco_file(path, ["images"])
-    named = {}
-    for category in content.get("categories", ()):
-        names = category.get("keypoints") if isinstance(category, dict) else None
-        if isinstance(names, (list, tuple)) and names:
-            named.setdefault(tuple(map(str, names)), str(category.get("name")))
+    summary = coco_summary(path, ["images"])
+    named = names_in_categories(summary.categories)
     if len(named) > 1:
         found = "; ".join(f"{name}: {', '.join(names)}" for names, name in named.items())
         raise ValueError(
@@ -117,13 +103,7 @@ def _keypoints_in_file(path, mtime_ns, size):
     if named:
         (names,) = named
         return len(names), names
-    if not content.get("annotations"):
-        return None
-    values = [a.get("keypoints") for a in content["annotations"] if isinstance(a, dict)]
-    lengths = Counter(len(v) // 3 for v in values if isinstance(v, list) and v and len(v) % 3 == 0)
-    if lengths:
-        return lengths.most_common(1)[0][0], ()
-    return None if any(values) else (0, ())
+    return None if summary.num_keypoints is None else (summary.num_keypoints, ())
 
 
 def _text(count, names):

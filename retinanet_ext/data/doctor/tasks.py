@@ -10,7 +10,6 @@ from .keypoint_faults import flat_keypoints
 from .mask_faults import has_mask
 
 NUM_KEYPOINTS_KEY = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
-COCO_PERSON_KEYPOINTS = 17  # the default of both engines
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,9 @@ BOXES = Tasks()
 
 def tasks_of(cfg: CfgNode, dataset_name: str) -> Tasks:
     """What the config trains or evaluates on a dataset. An evaluation takes polygons and encoded masks together."""
-    polygons = cfg.MODEL.MASK_ON and dataset_name in cfg.DATASETS.TRAIN and mask_format(cfg) == "polygon"
-    return Tasks(bool(cfg.MODEL.MASK_ON), bool(polygons), num_keypoints(cfg) if cfg.MODEL.KEYPOINT_ON else 0)
-
-
-def mask_format(cfg: CfgNode) -> str:
-    """INPUT.MASK_FORMAT, or the default if the engine's config lacks the key."""
-    return cfg.INPUT.get("MASK_FORMAT", "polygon")
-
-
-def num_keypoints(cfg: CfgNode) -> int:
-    """MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, or the default if the engine's config lacks the key."""
-    return cfg.MODEL.get("ROI_KEYPOINT_HEAD", {}).get("NUM_KEYPOINTS", COCO_PERSON_KEYPOINTS)
+    polygons = cfg.MODEL.MASK_ON and dataset_name in cfg.DATASETS.TRAIN and cfg.INPUT.MASK_FORMAT == "polygon"
+    num_keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0
+    return Tasks(cfg.MODEL.MASK_ON, polygons, num_keypoints)
 
 
 def refuse_tasks_without_data(dicts: Sequence[dict], dataset_name: str, tasks: Tasks) -> None:

@@ -5,16 +5,14 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-import pycocotools.mask as mask_util
-
 from retinanet_ext.data.coco_file import read_coco_file, sample
+from retinanet_ext.ops.coco_rle import compress_rle
 
 from ..structures import BoxMode
+from ..structures.masks import MIN_POLYGON_COORDINATES
 from .catalog import DatasetCatalog, MetadataCatalog
 
 logger = logging.getLogger(__name__)
-
-MIN_POLYGON_COORDINATES = 6  # x and y of a triangle
 
 
 def load_coco_json(
@@ -152,9 +150,7 @@ def _convert(annotation: dict, keys: list[str], id_map: dict[int, int] | None, j
 
 def _convert_segmentation(segmentation: list | dict) -> list | dict:
     if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            return mask_util.frPyObjects(segmentation, *segmentation["size"])
-        return segmentation
+        return compress_rle(segmentation)
     return [p for p in segmentation if len(p) % 2 == 0 and len(p) >= MIN_POLYGON_COORDINATES]
 
 

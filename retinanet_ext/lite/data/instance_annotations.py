@@ -7,8 +7,9 @@ Masks in a record are polygons (a list of lists ``x0, y0, x1, y1, ...``), COCO's
 from collections.abc import Sequence
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
+
+from retinanet_ext.ops.coco_rle import decode_rle
 
 from ..structures import BitMasks, PolygonMasks, polygons_to_bitmask
 from . import transforms as T
@@ -31,7 +32,7 @@ def transform_segmentation(
     if isinstance(segmentation, list):
         polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
         return [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
-    mask = np.ascontiguousarray(_bits_of(segmentation))
+    mask = _bits_of(segmentation)
     try:
         mask = transforms.apply_segmentation(mask)
     except ValueError as error:
@@ -49,11 +50,7 @@ def _bits_of(segmentation: dict | np.ndarray) -> np.ndarray:
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
         return (segmentation != 0).astype(np.uint8)
     if isinstance(segmentation, dict) and {"counts", "size"} <= segmentation.keys():
-        if isinstance(segmentation["counts"], (list, tuple)):
-            segmentation = mask_util.frPyObjects(
-                {**segmentation, "counts": list(segmentation["counts"])}, *segmentation["size"]
-            )
-        return mask_util.decode(segmentation)
+        return decode_rle(segmentation).view(np.uint8)
     raise ValueError(
         f"segmentation {segmentation!r:.200} ({type(segmentation).__name__}) is of no known form; legal: a list of "
         "polygons, a mapping with size and counts (COCO's run lengths), an array (H, W)"

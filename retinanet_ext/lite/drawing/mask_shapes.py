@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from pycocotools import mask as mask_util
 
+from retinanet_ext.ops.coco_rle import compress_rle, decode_rle
+
+from ..structures.masks import MIN_POLYGON_COORDINATES
 from .label_placing import Rectangle
 
 # OpenCV takes coordinates as integers in units of 1/16 pixel.
 SHIFT = 4
-MIN_POLYGON_NUMBERS = 6
 
 
 @dataclass
@@ -75,7 +77,7 @@ def mask_shape(mask: Any, image_size: tuple[int, int], canvas_size: tuple[int, i
     """
     scale = np.array(canvas_size) / image_size
     if isinstance(mask, dict):
-        mask = mask_util.decode(_compressed(mask, image_size))
+        mask = decode_rle(_compressed(mask, image_size))
     if isinstance(mask, (np.ndarray, torch.Tensor)) and mask.ndim == 2:
         return _shape_of_bits(_as_bytes_of_zero_and_one(mask, image_size), scale, canvas_size)
     return polygon_shape([polygon * scale for polygon in _as_polygons(mask)], canvas_size)
@@ -109,13 +111,13 @@ def _compressed(rle: dict, image_size: tuple[int, int]) -> dict:
             f"a mask in RLE has size {list(rle['size'])}, and the image has [height, width] {list(image_size)[::-1]}; "
             "masks must have the size of the image"
         )
-    return mask_util.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
+    return compress_rle(rle)
 
 
 def _as_polygons(mask: Any) -> list[np.ndarray]:
     polygons = [] if mask is None else [np.asarray(polygon, dtype=float).reshape(-1) for polygon in mask]
     for polygon in polygons:
-        if len(polygon) < MIN_POLYGON_NUMBERS or len(polygon) % 2:
+        if len(polygon) < MIN_POLYGON_COORDINATES or len(polygon) % 2:
             raise ValueError(f"a polygon has {len(polygon)} numbers; it needs x and y of at least three points")
     return [polygon.reshape(-1, 2) for polygon in polygons if np.isfinite(polygon).all()]
 

@@ -9,9 +9,10 @@ from pycocotools import mask as mask_api
 
 from retinanet_ext.data.coco_file import parse_coco_file
 from retinanet_ext.evaluation.ground_truth import GroundTruth, ascending_inverse
+from retinanet_ext.ops.coco_rle import compress_rle, rle_for_json
 
 from ..data.catalog import DatasetCatalog, MetadataCatalog
-from ..structures import Boxes, BoxMode
+from ..structures import Boxes, BoxMode, PolygonMasks
 
 logger = logging.getLogger(__name__)
 
@@ -94,21 +95,22 @@ def _convert_annotation(annotation: dict, category_ids: dict[int, int], where: s
     if class_id not in category_ids:
         raise ValueError(f"{where} has category_id {class_id}; legal: 0 to {len(category_ids) - 1}")
     bbox = [float(value) for value in annotation["bbox"]]
+    segmentation = annotation.get("segmentation")
     try:
         box_xywh = BoxMode.convert(bbox, annotation["bbox_mode"], BoxMode.XYWH_ABS)
         box_xyxy = BoxMode.convert(box_xywh, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        # Box area in float32, as in Detectron2: rounding decides the size class of boxes at a border.
+        area = _segmentation_area(segmentation) if segmentation else Boxes([box_xyxy]).area().item()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    segmentation = annotation.get("segmentation")
     converted = {
         "category_id": category_ids[class_id],
         "bbox": [round(value, 3) for value in box_xywh],
-        # Box area in float32, as in Detectron2: rounding decides the size class of boxes at a border.
-        "area": _segmentation_area(segmentation) if segmentation else Boxes([box_xyxy]).area().item(),
+        "area": area,
         "iscrowd": int(annotation.get("iscrowd", 0)),
     }
     if segmentation:
-        converted["segmentation"] = _as_json(segmentation)
+        converted["segmentation"] = rle_for_json(segmentation) if isinstance(segmentation, dict) else segmentation
     keypoints = annotation.get("keypoints")
     if keypoints:
         values = [float(value) for value in keypoints]
@@ -118,23 +120,8 @@ def _convert_annotation(annotation: dict, category_ids: dict[int, int], where: s
     return converted
 
 
-def _as_json(segmentation: list | dict) -> list | dict:
-    """Polygons as they are; the bytes of a compressed RLE as text."""
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
-        return {**segmentation, "counts": segmentation["counts"].decode("ascii")}
-    return segmentation
-
-
 def _segmentation_area(segmentation: list | dict) -> float:
-    """Area in square pixels of polygons `[[x0, y0, x1, y1, ...], ...]` (shoelace) or of an RLE mask."""
+    """Area in square pixels of polygons `[[x0, y0, x1, y1, ...], ...]` or of an RLE mask."""
     if isinstance(segmentation, dict):
-        rle = segmentation
-        if isinstance(rle["counts"], list):
-            rle = mask_api.frPyObjects(rle, *rle["size"])
-        return float(mask_api.area(rle))
-    area = 0.0
-    for polygon in segmentation:
-        xs, ys = polygon[0::2], polygon[1::2]
-        twice = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
-        area += abs(twice) / 2
-    return area
+        return float(mask_api.area(compress_rle(segmentation)))
+    return PolygonMasks([segmentation]).area().item()

@@ -253,8 +253,13 @@ def test_iscrowd_as_any_number(record, flag):
     assert check_dataset_dicts([record(annotation(iscrowd=flag))], "pets", NAMES)[1].problems == []
 
 
+BITS = np.ones((30, 40), dtype=bool)  # the mappers of both engines take polygons and RLE only
+
+
 @pytest.mark.parametrize("policy", ["drop", "clip"])
-@pytest.mark.parametrize("bad", [[[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [1, 2, 9, 2, 9, 9], {"size": [3, 4]}, "x"])
+@pytest.mark.parametrize(
+    "bad", [[[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [1, 2, 9, 2, 9, 9], {"size": [3, 4]}, "x", BITS]
+)
 def test_a_malformed_polygon_does_not_cost_its_box(record, bad, policy):
     dicts = [record(annotation(segmentation=bad))]
     with pytest.raises(ValueError, match=r"(?s)malformed polygon: .*1.jpg \(image id 1\), annotation 0.*keeps the box"):
