@@ -37,9 +37,6 @@ class BoxHead(nn.Sequential):
         for number, size in enumerate(conv_dims, start=1):
             norm = get_norm(conv_norm, size)
             conv = Conv2d(channels, size, 3, padding=1, bias=not conv_norm, norm=norm, activation=nn.ReLU())
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
             self.add_module(f"conv{number}", conv)
             channels = size
         self.output_shape = ShapeSpec(channels=channels, height=height, width=width)
@@ -47,13 +44,22 @@ class BoxHead(nn.Sequential):
         for number, size in enumerate(fc_dims, start=1):
             if number == 1:
                 self.add_module("flatten", nn.Flatten())
-            linear = nn.Linear(features, size)
-            nn.init.kaiming_uniform_(linear.weight, a=1)
-            nn.init.zeros_(linear.bias)
-            self.add_module(f"fc{number}", linear)
+            self.add_module(f"fc{number}", nn.Linear(features, size))
             self.add_module(f"fc_relu{number}", nn.ReLU())
             features = size
             self.output_shape = ShapeSpec(channels=size)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        # Only after all layers are built: PyTorch draws weights for a new layer, and equal seeds shall give
+        # Detectron2's weights.
+        for layer in self:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(layer, nn.Linear):
+                nn.init.kaiming_uniform_(layer.weight, a=1)
+            if getattr(layer, "bias", None) is not None:
+                nn.init.zeros_(layer.bias)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec):

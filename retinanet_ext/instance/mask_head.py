@@ -215,11 +215,13 @@ def _num_masks(cfg) -> int:
 def _initialize(head: nn.Module, predictor: nn.Module) -> None:
     """He's initialisation of all layers but the predictor, which begins near 0."""
     for module in head.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        # No draw for the predictor here: equal seeds shall give Detectron2's weights.
+        if module is not predictor and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     nn.init.normal_(predictor.weight, std=0.001)
+    nn.init.zeros_(predictor.bias)
 
 
 # Detectron2's name for the same head, with the same parameters. Not registered: on Detectron2 the name is taken.

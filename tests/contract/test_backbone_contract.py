@@ -120,6 +120,15 @@ def test_equal_seeds_give_equal_weights(overrides):
     assert different == []
 
 
+@pytest.mark.parametrize("last_stage", ["res2", "res4", "res5"])
+def test_layers_after_the_backbone_get_equal_weights_too(last_stage):
+    draws = []
+    for engine in ENGINES:
+        build(engine, {"RESNETS.OUT_FEATURES": [last_stage]}, name="build_resnet_backbone")
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+
+
 def randomise_norms(model):
     """Gives norms random values: norms that are the identity would hide errors."""
     generator = torch.Generator().manual_seed(1)

@@ -54,6 +54,16 @@ def test_parameters_are_exactly_detectron2s(name, opts):
     }
 
 
+@pytest.mark.parametrize(("name", "opts"), MODELS + VARIANTS[3:5])
+def test_equal_seeds_give_equal_weights(name, opts):
+    weights = []
+    for meta_architecture in ("MaskRCNN", "GeneralizedRCNN"):
+        torch.manual_seed(0)
+        model = d2.build_model(tiny_config(model_zoo.get_config_file(FILES[name]), meta_architecture, *opts))
+        weights.append(model.state_dict())
+    assert [key for key, value in weights[1].items() if not torch.equal(weights[0][key], value)] == []
+
+
 def test_untrained_scores_start_as_in_detectron2():
     file, opts = model_zoo.get_config_file(FILES["faster_fpn"]), ["MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True"]
     for name in ("MaskRCNN", "GeneralizedRCNN"):

@@ -38,6 +38,7 @@ def results(tmp_path_factory):
 def test_same_numbers_from_the_same_file(file, results):
     name = Path(file).stem + ".pth"
     ours, theirs = torch.load(results / "lite" / name), torch.load(results / "detectron2" / name)
+    assert not any([*ours["did_not_fit"].values(), *theirs["did_not_fit"].values()])
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4, abs=1e-6)
     assert ours["gradients"].keys() == theirs["gradients"].keys()
     largest = max(gradient.abs().max().item() for gradient in theirs["gradients"].values())

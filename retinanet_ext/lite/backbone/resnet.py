@@ -251,7 +251,7 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
     stages = []
     in_channels = resnets.STEM_OUT_CHANNELS
-    for index, num_blocks in enumerate(_blocks_per_stage(resnets.DEPTH)[:last]):
+    for index, num_blocks in enumerate(_blocks_per_stage(resnets.DEPTH)):
         dilation = resnets.RES5_DILATION if stage_names[index] == "res5" else 1
         first_stride = 1 if index == 0 or dilation == 2 else 2
         kwargs = {}
@@ -273,7 +273,9 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         )
         stages.append(blocks)
         in_channels = blocks[-1].out_channels
-    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    # Stages beyond the last output are built and dropped: their draws of random weights let the layers after the
+    # backbone start with Detectron2's weights.
+    return ResNet(stem, stages[:last], out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 def _check_config(cfg: CfgNode) -> None:
