@@ -55,15 +55,7 @@ def _add_model_keys(cfg: CN) -> None:
     _add_cls_loss_keys(cfg)
     _add_stage_loss_keys(cfg)
     _add_mask_head_keys(cfg)
-    # Res5ROIHeads only: stride of the first block of res5 on an RoI's features. 2 with POOLER_RESOLUTION 14 is
-    # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
-    cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
-    # InstanceRetinaNet, in training: masks and keypoints learn on the detections that overlap an object, and on the
-    # objects' own boxes. NMS at this IoU leaves at most so many detections of an image, of which MODEL.ROI_HEADS says
-    # how many are drawn.
-    cfg.MODEL.RETINANET.ROIS = CN()
-    cfg.MODEL.RETINANET.ROIS.NMS_THRESH = 0.8
-    cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE = 300
+    _add_roi_keys(cfg)
     # Name of the box loss in BOX_LOSS_REGISTRY; if empty, Detectron2's key BBOX_REG_LOSS_TYPE decides.
     cfg.MODEL.RETINANET.BOX_LOSS = CN()
     cfg.MODEL.RETINANET.BOX_LOSS.NAME = ""
@@ -73,6 +65,18 @@ def _add_model_keys(cfg: CN) -> None:
     # Saves memory and costs time: training keeps only the inputs of the residual blocks and of the head's subnets, and
     # computes everything inside them again in the backward pass. Losses and gradients stay the same.
     cfg.MODEL.GRADIENT_CHECKPOINTING = False
+
+
+def _add_roi_keys(cfg: CN) -> None:
+    # Res5ROIHeads only: stride of the first block of res5 on an RoI's features. 2 with POOLER_RESOLUTION 14 is
+    # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
+    cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
+    # InstanceRetinaNet, in training: masks and keypoints learn on the detections that overlap an object, and on the
+    # objects' own boxes. IoU above which NMS drops a detection before RoIs are drawn from them (MODEL.ROI_HEADS).
+    cfg.MODEL.RETINANET.ROIS = CN()
+    cfg.MODEL.RETINANET.ROIS.NMS_THRESH = 0.8
+    # InstanceRetinaNet, in training: largest number of detections of an image that RoIs are drawn from.
+    cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE = 300
 
 
 def _add_cls_loss_keys(cfg: CN) -> None:

@@ -36,7 +36,7 @@ from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
 from .micro_batches import check_targets_fit, expected_maps
 from .normalizer import NORMALIZERS
 from .targets import check_ground_truth, label_anchors
-from .training_picture import draw_training_picture, is_time_for_a_picture
+from .training_picture import MAX_BOXES, draw_training_picture, is_time_for_a_picture
 
 
 @META_ARCH_REGISTRY.register()
@@ -222,12 +222,13 @@ class FocalRetinaNet(nn.Module):
         check_ground_truth(batched_inputs, self.num_classes)
 
     def branch_losses(self, features: list[torch.Tensor], outputs: tuple, instances: list[Instances]) -> dict:
-        """Further losses, for subclasses: here there are none. Called with the feature map of each level, the arguments
-        of :meth:`inference` without a graph, and the ground truth of N images."""
+        """Further losses, for subclasses: here there are none. Called with the feature map ``(N, C, H, W)`` of each
+        level, the arguments of :meth:`inference` without a graph, and the ground truth of N images."""
         return {}
 
     def branch_outputs(self, features: list[torch.Tensor], detections: list[Instances]) -> list[Instances]:
-        """Add to the detections of N images what else is predicted, for subclasses: here nothing."""
+        """Add to the detections of N images what else is predicted from the feature map ``(N, C, H, W)`` of each level,
+        for subclasses: here nothing."""
         return detections
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
@@ -382,8 +383,10 @@ class FocalRetinaNet(nn.Module):
 
     @torch.no_grad()
     def _draw_training_picture(self, features, outputs, batched_inputs) -> None:
-        detections = self.branch_outputs(features, self.inference(*outputs))
-        draw_training_picture(batched_inputs[0], detections[0], self.input_format, get_event_storage())
+        best = [detections[:MAX_BOXES] for detections in self.inference(*outputs)[:1]]
+        (found,) = self.branch_outputs([level[:1] for level in features], best)
+        found = self.postprocess(found, *found.image_size)
+        draw_training_picture(batched_inputs[0], found, self.input_format, get_event_storage())
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
         # Every parameter joins the graph and the normaliser is called as always: a process without images must take

@@ -7,7 +7,6 @@ from retinanet_ext.d2 import (
     Visualizer,
     comm,
     detection_utils,
-    detector_postprocess,
     get_event_storage,
     has_event_storage,
 )
@@ -27,26 +26,18 @@ def draw_training_picture(batched_input: dict, detections: Instances, input_form
     Args:
         batched_input: the image's dict with ``image`` ``(C, H, W)`` and ``instances``: boxes, and masks and keypoints
             if the data have them.
-        detections: best first, in pixels of the network's input. Masks are probabilities ``(M, 1, S, S)`` of boxes, or
-            EncodedMasks or ``(M, H, W)`` of the image.
+        detections: best first, in pixels of that image, with boxes clipped to it. Masks are bool ``(M, H, W)`` or
+            EncodedMasks.
         input_format: channel order of the image.
         storage: the ``EventStorage``.
     """
     image = detection_utils.convert_image_to_rgb(batched_input["image"].permute(1, 2, 0), input_format)
-    detections = detections[:MAX_BOXES]
-    if not _has_pasted_masks(detections):
-        detections = detector_postprocess(detections, *image.shape[:2])
     halves = []
-    for prefix, instances in (("gt", batched_input["instances"]), ("pred", detections)):
+    for prefix, instances in (("gt", batched_input["instances"]), ("pred", detections[:MAX_BOXES])):
         objects = {name: _on_cpu(instances, f"{prefix}_{name}") for name in ("boxes", "masks", "keypoints")}
         halves.append(Visualizer(image, None).overlay_instances(**objects).get_image())
     name = f"top: ground truth; bottom: the {MAX_BOXES} highest scores"
     storage.put_image(name, np.vstack(halves).transpose(2, 0, 1))
-
-
-def _has_pasted_masks(detections: Instances) -> bool:
-    # Postprocessing pastes the masks of boxes, and would take those of the image for masks of boxes.
-    return detections.has("pred_masks") and getattr(detections.pred_masks, "ndim", 3) == 3
 
 
 def _on_cpu(instances: Instances, field: str):

@@ -3,7 +3,8 @@
 N images, D detections of an image, C channels, J keypoints, S sides of a mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -136,3 +137,15 @@ def check_in_features(names: Sequence[str], input_shape: dict[str, ShapeSpec]) -
         raise ValueError(
             f"MODEL.ROI_HEADS.IN_FEATURES is {list(names)}; RoIs can be pooled from {', '.join(sorted(input_shape))}"
         )
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Within this context, ``module`` and its parts predict; then each part has the mode that it had before."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training

@@ -33,7 +33,7 @@ class MicroBatchShares:
 
     @contextmanager
     def of_next(self) -> Iterator[torch.Tensor | float]:
-        """The share of the next micro-batch; within this context counts are not shared by the processes.
+        """The share of the next micro-batch, a scalar ``()``; within this context processes do not share counts.
 
         Outside of :meth:`prepared` a batch is whole: the share is 1, and counts are shared.
         """

@@ -51,6 +51,23 @@ def two_stage_config(form: str, *opts: str):
     return load_config(None, [*words, *opts], datasets=False)
 
 
+ONE_STAGE = shlex.split(
+    """
+MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 64
+MODEL.RESNETS.NORM GN MODEL.BACKBONE.FREEZE_AT 0
+MODEL.RETINANET.NUM_CONVS 1 MODEL.RETINANET.PRIOR_PROB 0.2 MODEL.ROI_HEADS.IN_FEATURES "['p3','p4','p5']"
+MODEL.ROI_MASK_HEAD.NAME FCNMaskHead MODEL.ROI_MASK_HEAD.NUM_CONV 2 MODEL.ROI_KEYPOINT_HEAD.NAME FCNKeypointHead
+"""
+)
+ONE_STAGE += ["MODEL.RETINANET.NUM_CLASSES", str(NUM_CLASSES)]
+
+
+def one_stage_config(*opts: str):
+    """InstanceRetinaNet with few channels; masks and keypoints are off. Untrained, it detects something everywhere."""
+    words = [*TINY, *ONE_STAGE, "MODEL.META_ARCHITECTURE", "InstanceRetinaNet", *opts]
+    return load_config("configs/Base-RetinaNet.yaml", words, datasets=False)
+
+
 @torch.no_grad()
 def tame(model) -> None:
     """Give an untrained model sane features, and outputs that differ from RoI to RoI."""
