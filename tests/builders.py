@@ -5,7 +5,7 @@ import socket
 import torch
 
 from retinanet_ext.config.loading import load_config
-from retinanet_ext.d2 import Boxes, Instances
+from retinanet_ext.d2 import Boxes, Instances, Keypoints, PolygonMasks
 
 
 def small_config(*opts: str):
@@ -51,6 +51,22 @@ def batch(generator: torch.Generator, *sizes_hw: tuple[int, int], num_objects: i
                 ),
             }
         )
+    return inputs
+
+
+def with_masks_and_keypoints(generator: torch.Generator, inputs: list, num_keypoints: int) -> list:
+    """The inputs with an octagon in each box as its mask, and keypoints in and near it, some of them not labelled."""
+    angles = torch.arange(8) * torch.pi / 4
+    circle = torch.stack([angles.cos(), angles.sin()], dim=1) * 0.5 + 0.5  # (8, 2) in 0..1
+    for image in inputs:
+        instances = image["instances"]
+        boxes = instances.gt_boxes.tensor
+        corner, size = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
+        polygons = (corner + circle * size).flatten(1).double()
+        instances.gt_masks = PolygonMasks([[polygon.numpy()] for polygon in polygons])
+        points = corner + torch.rand(len(boxes), num_keypoints, 2, generator=generator) * size * 1.2
+        visibility = torch.randint(3, (len(boxes), num_keypoints, 1), generator=generator)
+        instances.gt_keypoints = Keypoints(torch.cat([points, visibility], dim=2))
     return inputs
 
 

@@ -66,6 +66,22 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.GRADIENT_CHECKPOINTING = False
 
 
+def _add_roi_keys(cfg: CN) -> None:
+    # Res5ROIHeads only: stride of the first block of res5 on an RoI's features. 2 with POOLER_RESOLUTION 14 is
+    # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
+    cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
+    # InstanceRetinaNet, in training: masks and keypoints learn on the detections that overlap an object, and on the
+    # objects' own boxes. IoU above which NMS drops a detection before RoIs are drawn from them (MODEL.ROI_HEADS).
+    cfg.MODEL.RETINANET.ROIS = CN()
+    cfg.MODEL.RETINANET.ROIS.NMS_THRESH = 0.8
+    # InstanceRetinaNet, in training: largest number of detections of an image that RoIs are drawn from.
+    cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE = 300
+    # MLPMaskHead only: number of hidden fully connected layers.
+    cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 2
+    # MLPMaskHead only: outputs of each hidden layer.
+    cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
+
+
 def _add_cls_loss_keys(cfg: CN) -> None:
     # Name of the classification loss in CLS_LOSS_REGISTRY. Detectron2's key FOCAL_LOSS_ALPHA sets the alpha of focal,
     # focal_star and balanced_cross_entropy; FOCAL_LOSS_GAMMA sets the gamma of every loss that has one.
@@ -124,22 +140,6 @@ def _add_stage_loss_keys(cfg: CN) -> None:
     # Name of the box head's box loss, as MODEL.RPN.BOX_LOSS.NAME.
     cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS = CN()
     cfg.MODEL.ROI_BOX_HEAD.BOX_LOSS.NAME = ""
-
-
-def _add_roi_keys(cfg: CN) -> None:
-    # Res5ROIHeads only: stride of the first block of res5 on an RoI's features. 2 with POOLER_RESOLUTION 14 is
-    # Detectron2's form, 1 with POOLER_RESOLUTION 7 that of the Mask R-CNN paper (figure 4); both give maps of 7x7.
-    cfg.MODEL.ROI_HEADS.RES5_STRIDE = 2
-    # InstanceRetinaNet, in training: masks and keypoints learn on the detections that overlap an object, and on the
-    # objects' own boxes. IoU of the NMS of these detections.
-    cfg.MODEL.RETINANET.ROIS = CN()
-    cfg.MODEL.RETINANET.ROIS.NMS_THRESH = 0.8
-    # Detections of an image that the NMS leaves at most; MODEL.ROI_HEADS says how many of them are drawn.
-    cfg.MODEL.RETINANET.ROIS.MAX_PER_IMAGE = 300
-    # MLPMaskHead only: number of hidden fully connected layers.
-    cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 2
-    # MLPMaskHead only: outputs of each hidden layer.
-    cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
 
 
 def _add_run_keys(cfg: CN) -> None:

@@ -36,7 +36,7 @@ from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
 from .micro_batches import check_targets_fit, expected_maps
 from .normalizer import NORMALIZERS
 from .targets import check_ground_truth, label_anchors
-from .training_picture import draw_training_picture, is_time_for_a_picture
+from .training_picture import MAX_BOXES, draw_training_picture, is_time_for_a_picture
 
 
 @META_ARCH_REGISTRY.register()
@@ -224,9 +224,8 @@ class FocalRetinaNet(nn.Module):
         """Losses of further branches. This class has none; subclasses override the method.
 
         Args:
-            features: per level ``(N, C, H, W)``.
+            features, instances: per level ``(N, C, H, W)``, and the ground truth of the N images.
             outputs: arguments of :meth:`inference`, without a graph.
-            instances: ground truth of the N images.
         """
         return {}
 
@@ -386,8 +385,9 @@ class FocalRetinaNet(nn.Module):
 
     @torch.no_grad()
     def _draw_training_picture(self, features, outputs, batched_inputs) -> None:
-        detections = self.branch_outputs(features, self.inference(*outputs))
-        draw_training_picture(batched_inputs[0], detections[0], self.postprocess, self.input_format)
+        best = [detections[:MAX_BOXES] for detections in self.inference(*outputs)[:1]]
+        (found,) = self.branch_outputs([level[:1] for level in features], best)
+        draw_training_picture(batched_inputs[0], found, self.postprocess, self.input_format)
 
     def _zero_losses(self) -> dict[str, torch.Tensor]:
         # Every parameter joins the graph and the normaliser is called as always: a process without images must take

@@ -37,7 +37,7 @@ def draw_training_picture(
     image = detection_utils.convert_image_to_rgb(batched_input["image"].permute(1, 2, 0), input_format)
     detections = postprocess(detections[:MAX_BOXES], *image.shape[:2])
     halves = []
-    for prefix, instances in (("gt", batched_input["instances"]), ("pred", detections)):
+    for prefix, instances in (("gt", batched_input["instances"]), ("pred", detections[:MAX_BOXES])):
         objects = {name: _on_cpu(instances, f"{prefix}_{name}") for name in ("boxes", "masks", "keypoints")}
         halves.append(Visualizer(image, None).overlay_instances(**objects).get_image())
     name = f"top: ground truth; bottom: the {MAX_BOXES} highest scores"

@@ -3,7 +3,8 @@
 N images, D detections of an image, C channels, J keypoints, S sides of a mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -140,3 +141,15 @@ def maps_without_images(backbone: nn.Module, like: torch.Tensor) -> dict[str, to
     On them a process without images runs all branches, and so takes part in the communication of the others.
     """
     return {name: like.new_zeros(0, shape.channels, 1, 1) for name, shape in backbone.output_shape().items()}
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Within this context, ``module`` and its parts predict; then each part has the mode that it had before."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training

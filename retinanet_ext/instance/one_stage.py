@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-from retinanet_ext.d2 import META_ARCH_REGISTRY, Instances, configurable
+from retinanet_ext.d2 import META_ARCH_REGISTRY, Boxes, Instances, configurable
 from retinanet_ext.detection import FocalRetinaNet
 
-from .branches import MaskAndKeypointBranches, maps_without_images
+from .branches import MaskAndKeypointBranches, in_eval_mode, maps_without_images
 from .ground_truth_parts import check_masks_and_keypoints
 from .micro_batch_shares import MicroBatchShares
 from .postprocess import scale_detections
@@ -91,6 +91,8 @@ class InstanceRetinaNet(FocalRetinaNet):
             outputs: arguments of :meth:`inference`, without a graph.
             instances: N, with ``gt_boxes``, ``gt_classes``, and ``gt_masks``, ``gt_keypoints`` for the branches.
         """
+        if not (self.roi_heads.mask_on or self.roi_heads.keypoint_on):
+            return {}
         rois = self.sample_rois(outputs, instances)
         with self._shares.of_next() as share:
             losses = self.roi_heads.branch_losses(self._maps(features), rois)
@@ -106,19 +108,28 @@ class InstanceRetinaNet(FocalRetinaNet):
         """
         detections = self.inference(*outputs, nms_thresh=self.roi_nms_thresh, max_detections=self.max_rois_per_image)
         proposals = [
-            Instances(image.image_size, proposal_boxes=image.pred_boxes, objectness_logits=image.scores)
+            Instances(
+                image.image_size,
+                # The sampler would take a box with NaN for an object. Such a batch has losses that the step refuses.
+                proposal_boxes=Boxes(image.pred_boxes.tensor.nan_to_num(nan=0.0)),
+                objectness_logits=image.scores,
+            )
             for image in map(_clipped, detections)
         ]
         return foreground_of(self.roi_sampler(proposals, instances), instances, self.num_classes)
 
     def branch_outputs(self, features: Sequence[torch.Tensor], detections: Sequence[Instances]) -> list[Instances]:
-        """The detections, clipped to their image, with ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints``
-        ``(D, J, 3)`` of the branches that exist."""
-        was_training = self.roi_heads.training  # for the pictures of training
-        self.roi_heads.eval()
-        detections = self.roi_heads.forward_with_given_boxes(self._maps(features), list(map(_clipped, detections)))
-        self.roi_heads.train(was_training)
-        return detections
+        """The detections with ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints`` ``(D, J, 3)`` of the branches that
+        exist. They look at the part of each box within the image, and masks are those of this part."""
+        if self.compute_dtype is not None:  # the branches keep their type
+            features = [level.to(torch.float32) for level in features]
+        with in_eval_mode(self.roi_heads):
+            found = self.roi_heads.forward_with_given_boxes(self._maps(features), list(map(_clipped, detections)))
+        # Post-processing clips the boxes after it has scaled them, as for FocalRetinaNet. Clipped before as well, a
+        # box would end up to a rounding error away from the border.
+        for image, with_boxes in zip(found, detections, strict=True):
+            image.pred_boxes = with_boxes.pred_boxes
+        return found
 
     @contextmanager
     def as_one_batch(self, micro_batches: Sequence[list[dict]]) -> Iterator[None]:
@@ -148,9 +159,13 @@ class InstanceRetinaNet(FocalRetinaNet):
 
 def _clipped(detections: Instances) -> Instances:
     """Boxes within the image: the parts of a RoI beyond it have no features, and its mask no pixels."""
-    boxes = detections.pred_boxes.clone()
-    boxes.clip(detections.image_size)
-    return Instances(detections.image_size, **{**detections.get_fields(), "pred_boxes": boxes})
+    height, width = detections.image_size
+    x0, y0, x1, y1 = detections.pred_boxes.tensor.unbind(dim=1)
+    # Boxes.clip waits for the device.
+    boxes = [x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)]
+    return Instances(
+        detections.image_size, **{**detections.get_fields(), "pred_boxes": Boxes(torch.stack(boxes, dim=1))}
+    )
 
 
 def _check_num_classes(cfg) -> None:

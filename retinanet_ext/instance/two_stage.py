@@ -21,10 +21,10 @@ from retinanet_ext.detection.convolutions import avoid_wrong_gradients_of_narrow
 from retinanet_ext.detection.gradient_checkpointing import recompute_in_backward
 from retinanet_ext.detection.retinanet import FocalRetinaNet
 from retinanet_ext.detection.targets import check_ground_truth
-from retinanet_ext.detection.training_picture import draw_training_picture, is_time_for_a_picture
+from retinanet_ext.detection.training_picture import MAX_BOXES, draw_training_picture, is_time_for_a_picture
 from retinanet_ext.registry import Registry, check_registered
 
-from .branches import maps_without_images
+from .branches import in_eval_mode, maps_without_images
 from .ground_truth_parts import check_masks_and_keypoints
 from .micro_batch_shares import MicroBatchShares
 from .postprocess import scale_detections
@@ -220,10 +220,17 @@ class MaskRCNN(nn.Module):
         proposals, losses = self.proposal_generator(images, features, targets)
         _, roi_losses = self.roi_heads(images, features, proposals, targets)
         if self.vis_period > 0 and is_time_for_a_picture(self.vis_period):
-            with torch.no_grad():
-                detections = self.roi_heads.detect(features, proposals)
-            draw_training_picture(batched_inputs[0], detections[0], self.postprocess, self.input_format)
+            self._draw_training_picture(features, proposals, batched_inputs)
         return {**roi_losses, **losses}
+
+    @torch.no_grad()
+    def _draw_training_picture(self, features, proposals, batched_inputs) -> None:
+        features = {name: level[:1] for name, level in features.items()}
+        # In evaluation mode, so that batch norms of the heads do not learn from a picture.
+        with in_eval_mode(self.roi_heads):
+            best = [image[:MAX_BOXES] for image in self.roi_heads.detect(features, proposals[:1])]
+            found = self.roi_heads.forward_with_given_boxes(features, best)
+        draw_training_picture(batched_inputs[0], found[0], self.postprocess, self.input_format)
 
     def _losses_without_images(self) -> dict[str, torch.Tensor]:
         # Every parameter joins the graph, and both stages run as always, on nothing: a process without images must

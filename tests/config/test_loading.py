@@ -5,10 +5,11 @@ import pytest
 import yaml
 
 from retinanet_ext import add_retinanet_ext_config, d2
+from retinanet_ext.config.class_count import num_classes
 from retinanet_ext.config.legal_values import LEGAL_VALUES
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.config.yaml_files import flat_keys
-from tests.builders import batch
+from tests.builders import batch, with_masks_and_keypoints
 from tests.conftest import REPO_ROOT
 
 # Ablation studies are not configs; see tests/ablation.
@@ -20,9 +21,15 @@ SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
 def test_every_config_builds_and_trains_one_step(path, generator):
     cfg = load_config(str(path), SMALL, datasets=False)
     model = d2.build_model(cfg)
-    losses = model(batch(generator, (64, 64), (64, 64)))
+    inputs = batch(generator, (64, 64), (64, 64), num_classes=min(3, num_classes(cfg)))
+    if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
+        inputs = with_masks_and_keypoints(generator, inputs, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
+    with d2.EventStorage():
+        losses = model(inputs)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
+    branches = {f"loss_{name}" for name in ("mask", "keypoint") if cfg.MODEL[f"{name.upper()}_ON"]}
+    assert {name for name in losses if name in ("loss_mask", "loss_keypoint")} == branches
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO_ROOT / "configs")))

@@ -1,4 +1,4 @@
-"""Two processes compute the step of one process with the joint batch; micro-batches add up to a mean over images."""
+"""Two processes compute the step of one with the joint batch, in one stage and in two; micro-batches add up to a mean."""
 
 import subprocess
 import sys
@@ -23,7 +23,10 @@ def run_two(case: str, folder) -> dict:
     return torch.load(folder / "result.pth")
 
 
-@pytest.mark.parametrize("case", ["objects", "empty", "nothing", "c4", "c4_nothing"])
+ONE_STAGE = ["one_stage", "one_stage_empty", "one_stage_nothing"]
+
+
+@pytest.mark.parametrize("case", ["objects", "empty", "nothing", "c4", "c4_nothing", *ONE_STAGE])
 def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
     actual, expected = run_two(case, tmp_path), run(0, 1, case)
     for found, wanted in zip(actual["losses"], expected["losses"], strict=True):
@@ -34,11 +37,11 @@ def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
         assert (actual["gradients"][name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6 * largest, name
 
 
-@pytest.mark.parametrize("case", ["accumulated", "accumulated_nothing"])
+@pytest.mark.parametrize("case", ["accumulated", "accumulated_nothing", "one_stage_accumulated_nothing"])
 def test_processes_with_other_numbers_of_micro_batches_do_not_wait_for_each_other(case, tmp_path):
     actual, expected = run_two(case, tmp_path), run(0, 1, case)
-    # The first stage's losses are those of the joint batch.
-    for name in ("loss_rpn_cls", "loss_rpn_loc"):
+    # The dense losses are those of the joint batch.
+    for name in ("loss_cls", "loss_box_reg") if "one_stage" in case else ("loss_rpn_cls", "loss_rpn_loc"):
         assert actual["losses"][0][name] == pytest.approx(expected["losses"][0][name], rel=1e-4)
 
 

@@ -4,9 +4,8 @@ import shlex
 
 import torch
 
-from retinanet_ext import d2
 from retinanet_ext.config.loading import load_config
-from tests.builders import batch
+from tests.builders import batch, with_masks_and_keypoints
 
 NUM_CLASSES, NUM_KEYPOINTS = 5, 4
 # ResNet-50 with few channels, on images of about 100 pixels.
@@ -51,6 +50,23 @@ def two_stage_config(form: str, *opts: str):
     return load_config(None, [*words, *opts], datasets=False)
 
 
+ONE_STAGE = shlex.split(
+    """
+MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 64
+MODEL.RESNETS.NORM GN MODEL.BACKBONE.FREEZE_AT 0
+MODEL.RETINANET.NUM_CONVS 1 MODEL.RETINANET.PRIOR_PROB 0.2 MODEL.ROI_HEADS.IN_FEATURES "['p3','p4','p5']"
+MODEL.ROI_MASK_HEAD.NAME FCNMaskHead MODEL.ROI_MASK_HEAD.NUM_CONV 2 MODEL.ROI_KEYPOINT_HEAD.NAME FCNKeypointHead
+"""
+)
+ONE_STAGE += ["MODEL.RETINANET.NUM_CLASSES", str(NUM_CLASSES)]
+
+
+def one_stage_config(*opts: str):
+    """InstanceRetinaNet with few channels; masks and keypoints are off. Untrained, it detects something everywhere."""
+    words = [*TINY, *ONE_STAGE, "MODEL.META_ARCHITECTURE", "InstanceRetinaNet", *opts]
+    return load_config("configs/Base-RetinaNet.yaml", words, datasets=False)
+
+
 @torch.no_grad()
 def tame(model) -> None:
     """Give an untrained model sane features, and outputs that differ from RoI to RoI."""
@@ -88,15 +104,4 @@ def two_stage_batch(*sizes_hw: tuple[int, int], num_objects: int = 3, seed: int 
     """Training inputs with boxes, polygons (an octagon in each box) and keypoints, some of them not labelled."""
     generator = torch.Generator().manual_seed(seed)
     inputs = batch(generator, *sizes_hw, num_objects=num_objects, num_classes=NUM_CLASSES)
-    angles = torch.arange(8) * torch.pi / 4
-    circle = torch.stack([angles.cos(), angles.sin()], dim=1) * 0.5 + 0.5  # (8, 2) in 0..1
-    for image in inputs:
-        instances = image["instances"]
-        boxes = instances.gt_boxes.tensor
-        corner, size = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
-        polygons = (corner + circle * size).flatten(1).double()
-        instances.gt_masks = d2.PolygonMasks([[polygon.numpy()] for polygon in polygons])
-        points = corner + torch.rand(len(boxes), NUM_KEYPOINTS, 2, generator=generator) * size * 1.2
-        visibility = torch.randint(3, (len(boxes), NUM_KEYPOINTS, 1), generator=generator)
-        instances.gt_keypoints = d2.Keypoints(torch.cat([points, visibility], dim=2))
-    return inputs
+    return with_masks_and_keypoints(generator, inputs, NUM_KEYPOINTS)

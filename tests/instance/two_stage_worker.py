@@ -1,4 +1,4 @@
-"""One process of a distributed step of a two-stage model, started by ``test_two_stage_distributed.py``.
+"""One process of a distributed step of a model with masks and keypoints, started by ``test_two_stage_distributed.py``.
 
 python -m tests.instance.two_stage_worker RANK FOLDER CASE
 """
@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retinanet_ext import d2
 from retinanet_ext.training.step import TrainStep
-from tests.instance.tiny_rcnn import tame, two_stage_batch, two_stage_config
+from tests.instance.tiny_rcnn import one_stage_config, tame, two_stage_batch, two_stage_config
 
 STEPS = 2
 # Samples of all anchors and all RoIs: which are drawn does not depend on the number of processes.
@@ -28,14 +28,22 @@ def images(case: str) -> list[list[dict]]:
     return [first, two_stage_batch((96, 96), (96, 96), num_objects=0 if "empty" in case else 4, seed=2)]
 
 
-def run(rank: int, world_size: int, case: str) -> dict:
-    """Train for STEPS on this rank's share. Return the losses averaged over the ranks, and the last gradients."""
-    torch.manual_seed(0)
+def build(case: str):
+    """The model of a case: one stage, or two stages on C4 or FPN."""
+    if case.startswith("one_stage"):
+        return d2.build_model(one_stage_config(*OPTS, *BRANCHES))
     form = "C4" if case.startswith("c4") else "FPN"
     model = d2.build_model(two_stage_config(form, *OPTS, *(BRANCHES[:2] if form == "C4" else BRANCHES)))
     tame(model)
+    return model
+
+
+def run(rank: int, world_size: int, case: str) -> dict:
+    """Train for STEPS on this rank's share. Return the losses averaged over the ranks, and the last gradients."""
+    torch.manual_seed(0)
+    model = build(case)
     share = images(case)[rank] if world_size > 1 else sum(images(case), [])
-    accumulate = 2 if case.startswith("accumulated") else 1
+    accumulate = 2 if "accumulated" in case else 1
     wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     step = TrainStep(wrapped, [share] * STEPS, optimizer, storage=d2.get_event_storage, accumulate=accumulate)
