@@ -93,7 +93,7 @@ def test_bad_ground_truth_names_the_file():
     [
         ("FPN", ["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], "PROPOSAL_GENERATOR.NAME is 'RRPN'.*registered: RPN"),
         ("FPN", ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "ROI_HEADS.NAME is 'Cascade.*Res5ROIHeads"),
-        ("FPN", ["MODEL.ROI_HEADS.IN_FEATURES", "['p9']"], r"IN_FEATURES is \['p9'\]; the backbone has p2, p3"),
+        ("FPN", ["MODEL.ROI_HEADS.IN_FEATURES", "['p9']"], r"IN_FEATURES is \['p9'\]; RoIs can be pooled from p2, p3"),
         ("FPN", ["MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True"], "USE_FED_LOSS is True"),
         ("FPN", ["MODEL.ROI_BOX_HEAD.NAME", "MyHead"], "ROI_BOX_HEAD.NAME is 'MyHead'; legal"),
         ("FPN", ["MODEL.ROI_BOX_HEAD.NUM_FC", "0"], "NUM_CONV and NUM_FC are both 0"),
