@@ -27,7 +27,7 @@ def main() -> None:
         with open_workers(available_rows(settings.device), settings) as workers:
             for step in (step for step in PARTS if step in settings.tables):
                 content[step] = measure(workers, step, settings.repeats)
-                print(format_results(content[step], PARTS[step]), end="\n\n")
+                print(format_results(content[step], PARTS[step]), end="\n\n", flush=True)
     if "parts" in settings.tables:
         content["parts"] = inference_parts(settings)
     if "costs" in settings.tables:

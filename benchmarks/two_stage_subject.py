@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,6 +52,15 @@ class TwoStageSubject(Subject):
 
     def dense_head(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.proposal_generator.rpn_head
+
+    @torch.no_grad()
+    def make_weights(self, path: Path) -> None:
+        # A random residual network enlarges small differences of its input from block to block: those of bfloat16 to a
+        # third of the output. With small residuals, as in a trained network, they stay small.
+        for name, scale in self.model.backbone.named_buffers():
+            if name.endswith("conv3.norm.weight"):
+                scale.fill_(0.2)
+        super().make_weights(path)
 
     def scale_predictions(self) -> None:
         """Give the classes of the 1,000 proposals of an image scores of which some pass the threshold."""

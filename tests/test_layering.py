@@ -45,7 +45,7 @@ ALLOWED = {
     "config": {"d2", "data", "detection", "instance"},
     "detection": {"d2"},
     "instance": {"d2", "detection"},
-    "inference": {"d2", "checkpoint", "config", "data", "detection"},
+    "inference": {"d2", "checkpoint", "config", "data", "detection", "instance"},
     "training": {"d2", "checkpoint", "config", "data", "inference"},
 }
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 40

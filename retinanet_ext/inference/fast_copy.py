@@ -11,6 +11,7 @@ from retinanet_ext.d2 import CfgNode, FrozenBatchNorm2d
 from retinanet_ext.detection.convolutions import fuse_norms
 from retinanet_ext.detection.head import PerLevelBatchNorm
 from retinanet_ext.detection.retinanet import FocalRetinaNet
+from retinanet_ext.instance import InstanceRetinaNet, MaskRCNN
 from retinanet_ext.machine.processes import bare_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -18,13 +19,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 MAX_GRAPHS = 8
 
+Model = FocalRetinaNet | InstanceRetinaNet | MaskRCNN
 Outputs = tuple[list[torch.Tensor], ...]
 Network = Callable[[torch.Tensor], Outputs]
 
 
 def optimize_for_inference(
-    model: FocalRetinaNet, *, dtype: str = "float32", compile: bool = False, cuda_graphs: bool = False
-) -> FocalRetinaNet:
+    model: Model, *, dtype: str = "float32", compile: bool = False, cuda_graphs: bool = False
+) -> Model:
     """Copy ``model`` in evaluation mode, with batch norms fused into the convolutions before them.
 
     The copy gives the detections of ``model``, up to the rounding of ``dtype``. It does not follow later changes of the
@@ -33,15 +35,16 @@ def optimize_for_inference(
 
     Args:
         model: not changed.
-        dtype: type that the network computes in: ``float32``, ``bfloat16`` or (on CUDA) ``float16``. Boxes and scores
-            are always computed in float32.
-        compile: use ``torch.compile``. Each of the first few image sizes costs seconds to minutes; then the network is
-            compiled for any size. Needs a C++ compiler on CPU, and Triton on CUDA.
-        cuda_graphs: record the kernels for the first ``MAX_GRAPHS`` image sizes that occur twice, and replay them
-            without launching each one. Other sizes run as usual.
+        dtype: type that convolutions and fully connected layers compute in: ``float32``, ``bfloat16`` or (on CUDA)
+            ``float16``. Boxes, scores, probabilities of masks and keypoints are always computed in float32.
+        compile: use ``torch.compile`` for the model's ``network``, which has no heads on RoIs. Each of the first few
+            image sizes costs seconds to minutes; then the network is compiled for any size. Needs a C++ compiler on
+            CPU, and Triton on CUDA.
+        cuda_graphs: record the kernels of ``network`` for the first ``MAX_GRAPHS`` image sizes that occur twice, and
+            replay them without launching each one. Other sizes run as usual.
 
     Raises:
-        TypeError: the model is not a FocalRetinaNet.
+        TypeError: the model is not a FocalRetinaNet, InstanceRetinaNet or MaskRCNN.
         ValueError: ``dtype`` is unknown or impossible on this device; CUDA graphs without CUDA.
         RuntimeError: at the first input, if the compiled or recorded network fails or computes something else.
     """
@@ -59,10 +62,11 @@ def optimize_for_inference(
 
 
 def _check(model: nn.Module, dtype: str, cuda_graphs: bool) -> None:
-    if not isinstance(model, FocalRetinaNet):
+    if not isinstance(model, Model):
         raise TypeError(
-            f"optimize_for_inference takes a FocalRetinaNet, got {type(model).__name__}; for other models leave "
-            "TEST.DTYPE, TEST.COMPILE and TEST.CUDA_GRAPHS at their defaults"
+            "optimize_for_inference takes a FocalRetinaNet, InstanceRetinaNet or MaskRCNN, "
+            f"got {type(model).__name__}; for other models leave TEST.DTYPE, TEST.COMPILE "
+            "and TEST.CUDA_GRAPHS at their defaults"
         )
     if dtype not in DTYPES:
         raise ValueError(f"TEST.DTYPE is {dtype!r}; legal values: {', '.join(DTYPES)}")
@@ -93,8 +97,8 @@ def _settings(cfg: CfgNode) -> dict:
     return {} if settings == plain else settings
 
 
-def _convert(model: FocalRetinaNet, dtype: torch.dtype) -> None:
-    """Let the network compute in ``dtype``: convolutions and group norms are converted.
+def _convert(model: Model, dtype: torch.dtype) -> None:
+    """Let the model compute in ``dtype``: convolutions, fully connected layers and group norms are converted.
 
     Batch norms keep the type of their statistics, and take maps of any type. Other modules that have tensors of their
     own, such as Detectron2's LayerNorm, compute in their own type, on converted maps.
@@ -102,11 +106,18 @@ def _convert(model: FocalRetinaNet, dtype: torch.dtype) -> None:
     model.compute_dtype = dtype
     if dtype == torch.float32:
         return
-    for module in [*model.backbone.modules(), *model.head.modules()]:
-        if isinstance(module, (nn.Conv2d, nn.GroupNorm)):
+    for module in (module for part in _layers(model) for module in part.modules()):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm)):
             module.to(dtype)
         elif not isinstance(module, (_BatchNorm, FrozenBatchNorm2d, PerLevelBatchNorm)):
             _keep_type(module, dtype)
+
+
+def _layers(model: Model) -> list[nn.Module]:
+    """The parts of the model that compute on feature maps."""
+    if isinstance(model, MaskRCNN):
+        return [model.backbone, model.proposal_generator.rpn_head, model.roi_heads]
+    return [model.backbone, model.head, *([model.roi_heads] if isinstance(model, InstanceRetinaNet) else [])]
 
 
 def _keep_type(module: nn.Module, dtype: torch.dtype) -> None:

@@ -220,12 +220,14 @@ class RPN(nn.Module):
         images: ImageList,
         features: dict[str, torch.Tensor],
         gt_instances: Sequence[Instances] | None = None,
+        outputs: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """
         Args:
             images: the batch of N images, with the size of each before padding.
             features: by name, ``(N, C, H, W)``; N may be 0.
             gt_instances: in training N, with ``gt_boxes``.
+            outputs: what :meth:`dense_outputs` gives for ``features``, if it has run already.
 
         Returns:
             For each image ``Instances`` with ``proposal_boxes`` and ``objectness_logits``, without gradient, best
@@ -237,7 +239,7 @@ class RPN(nn.Module):
         """
         maps = [features[name] for name in self.in_features]
         anchors = [level.tensor for level in self.anchor_generator(maps)]
-        logits, deltas = self._predict(maps)
+        logits, deltas = self.dense_outputs(features) if outputs is None else outputs
         losses = {}
         if self.training:
             if gt_instances is None:
@@ -346,9 +348,9 @@ class RPN(nn.Module):
         sizes = torch.tensor([[w, h] for h, w in image_sizes], dtype=anchors.dtype, device=anchors.device)
         return ((anchors[:, :2] >= -limit) & (anchors[:, 2:] < sizes[:, None] + limit)).all(dim=2)
 
-    def _predict(self, maps: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Logits ``(N, R_l)`` and deltas ``(N, R_l, 4)`` of each level."""
-        logits, deltas = self.rpn_head(maps)
+    def dense_outputs(self, features: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Logits ``(N, R_l)`` and deltas ``(N, R_l, 4)`` of each level, of feature maps by name."""
+        logits, deltas = self.rpn_head([features[name] for name in self.in_features])
         # (N, A*D, H, W) to (N, H*W*A, D): views, where the outputs are channels-last in memory.
         logits = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
         deltas = [level.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)) for level in deltas]

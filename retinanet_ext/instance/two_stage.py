@@ -86,6 +86,9 @@ class MaskRCNN(nn.Module):
         self.input_format, self.vis_period = input_format, vis_period
         self.num_keypoints = num_keypoints
         self.encode_masks = False
+        self.feature_names = list(backbone.output_shape())
+        # Dtype the network computes in, if not the images'; see `inference/fast_copy.py`.
+        self.compute_dtype: torch.dtype | None = None
         self._shares = MicroBatchShares()
         self.to(memory_format=torch.channels_last)
         self.gradient_checkpointing = gradient_checkpointing
@@ -170,14 +173,31 @@ class MaskRCNN(nn.Module):
         if not batched_inputs:
             return []
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
         if detected_instances is None:
-            proposals, _ = self.proposal_generator(images, features, None)
+            maps, *outputs = self.network(images.tensor)
+            features = dict(zip(self.feature_names, maps))
+            proposals, _ = self.proposal_generator(images, features, None, outputs)
             results, _ = self.roi_heads(images, features, proposals, None)
         else:
             given = [image.to(self.device) for image in detected_instances]
-            results = self.roi_heads.forward_with_given_boxes(features, given)
+            results = self.roi_heads.forward_with_given_boxes(self._features(images.tensor), given)
         return self._postprocess(results, batched_inputs) if do_postprocess else results
+
+    def network(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """The part of inference whose shapes depend on the images' size alone.
+
+        Args:
+            pixels: ``(N, C, H, W)``, normalised, of a size that the backbone can divide.
+
+        Returns:
+            Feature maps ``(N, C, H, W)``, one for each of ``feature_names``; and per level of the proposals their
+            logits ``(N, H*W*A)`` and deltas ``(N, H*W*A, 4)``.
+        """
+        features = self._features(pixels)
+        return [features[name] for name in self.feature_names], *self.proposal_generator.dense_outputs(features)
+
+    def _features(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.backbone(pixels if self.compute_dtype is None else pixels.to(self.compute_dtype))
 
     # They read attributes and methods that both models have.
     preprocess_image, _postprocess = FocalRetinaNet.preprocess_image, FocalRetinaNet._postprocess

@@ -59,7 +59,7 @@ def test_all_anchors_with_a_focal_loss(generator):
     assert isinstance(model.cls_loss, DenseFocalLoss)
     images, features, targets = batch(generator, BOX, [], [[0.0, 0.0, 30.0, 30.0], [70.0, 40.0, 120.0, 90.0]])
     with torch.no_grad():
-        logits, deltas = model._predict([features["res4"]])
+        logits, deltas = model.dense_outputs(features)
         assert logits[0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
         anchors = [level.tensor for level in model.anchor_generator([features["res4"]])]
         labels = model.label_and_sample(anchors, images.image_sizes, targets).labels
@@ -89,7 +89,7 @@ def test_without_images_or_objects(boxes, name, overrides, generator):
 def test_only_sampled_anchors_have_gradients(generator):
     model = build("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 8)
     images, features, targets = batch(generator, BOX)
-    logits, deltas = (levels[0].detach().requires_grad_() for levels in model._predict([features["res4"]]))
+    logits, deltas = (levels[0].detach().requires_grad_() for levels in model.dense_outputs(features))
     anchors = [level.tensor for level in model.anchor_generator([features["res4"]])]
     losses = model.losses([logits], [deltas], anchors, images.image_sizes, targets)
     sum(losses.values()).backward()

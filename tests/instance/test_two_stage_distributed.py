@@ -1,4 +1,4 @@
-"""Two processes compute the step of one with the joint batch, in one stage and in two; micro-batches add up to a mean."""
+"""Two processes compute the step of one with the joint batch, in one stage and in two; micro-batches give a mean."""
 
 import subprocess
 import sys
