@@ -121,8 +121,6 @@ class InstanceRetinaNet(FocalRetinaNet):
     def branch_outputs(self, features: Sequence[torch.Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """The detections with ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints`` ``(D, J, 3)`` of the branches that
         exist. They look at the part of each box within the image, and masks are those of this part."""
-        if self.compute_dtype is not None:  # the branches keep their type
-            features = [level.to(torch.float32) for level in features]
         with in_eval_mode(self.roi_heads):
             found = self.roi_heads.forward_with_given_boxes(self._maps(features), list(map(_clipped, detections)))
         # Post-processing clips the boxes after it has scaled them, as for FocalRetinaNet. Clipped before as well, a

@@ -169,10 +169,10 @@ def test_masks_lie_in_their_clipped_box_in_both_forms():
     ("opts", "message"),
     [
         (["MODEL.ROI_HEADS.NUM_CLASSES", "4"], "RETINANET.NUM_CLASSES is 5 and MODEL.ROI_HEADS.NUM_CLASSES is 4"),
-        (["MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3']"], r"IN_FEATURES is \['p2', 'p3'\]; .*IN_FEATURES: p3, p4, p5"),
+        (["MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3']"], r"IN_FEATURES names \['p2'\].* maps p3, p4, p5"),
         (["MODEL.RETINANET.IN_FEATURES", "['p3', 'p4', 'p5', 'p6']", "MODEL.ROI_HEADS.IN_FEATURES", "['p7']",
-          "MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [24], [32], [48]]"], r"IN_FEATURES is \['p7'\]"),
-        (["MODEL.ROI_HEADS.IN_FEATURES", "[]"], r"IN_FEATURES is \[\]"),
+          "MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [24], [32], [48]]"], r"IN_FEATURES names \['p7'\]"),
+        (["MODEL.ROI_HEADS.IN_FEATURES", "[]"], "IN_FEATURES is empty; name one or more"),
     ],
 )  # fmt: skip
 def test_refusals(opts, message):
