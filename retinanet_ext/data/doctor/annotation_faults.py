@@ -8,18 +8,12 @@ import math
 import numbers
 from collections.abc import Sequence
 
+import numpy as np
+
 from retinanet_ext.d2 import BoxMode
 
 from .keypoint_faults import KEYPOINT_FAULTS, keypoint_fault, repaired_keypoints
-from .mask_faults import (
-    DIFFERS,
-    MIN_POLYGON_COORDINATES,
-    POLYGON,
-    has_mask,
-    is_good_polygon,
-    mask_box_fault,
-    mask_fault,
-)
+from .mask_faults import DIFFERS, MIN_POLYGON_COORDINATES, POLYGON, is_good_polygon, mask_box_fault, mask_fault
 from .tasks import BOXES, Tasks
 
 BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
@@ -149,7 +143,8 @@ def _crowd_fault(annotation):
 
 def _polygon_fault(annotation):
     segmentation = annotation.get("segmentation")
-    if not has_mask(annotation):
+    # An array has no truth value.
+    if not isinstance(segmentation, np.ndarray) and not segmentation:
         return None
     if isinstance(segmentation, dict):
         missing = [key for key in ("size", "counts") if key not in segmentation]
