@@ -119,6 +119,9 @@ def test_oks_sigmas_wait_for_the_number_of_keypoints_of_the_data():
     assert load_config(None, opts, datasets=False).TEST.KEYPOINT_OKS_SIGMAS == [0.1, 0.1]
     with pytest.raises(ValueError, match="TEST.KEYPOINT_OKS_SIGMAS has 2 values, but .* is 3"):
         load_config(None, [*opts, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "3"], datasets=False)
+    with pytest.raises(ValueError, match=r"TEST.KEYPOINT_OKS_SIGMAS is \[0.1, -0.1\]; legal: numbers above 0"):
+        opts[-1] = "[0.1, -0.1]"
+        load_config(None, [*opts, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "2"], datasets=False)
 
 
 def test_a_list_given_as_a_word_is_told_how_lists_are_written():
