@@ -35,20 +35,57 @@ LEGAL_VALUES = {
     "TEST.DTYPE": ("float32", "bfloat16", "float16"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
 }  # fmt: skip
+_HEADS = ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD")
+_RPN_COUNTS = [f"MODEL.RPN.{when}_NMS_TOPK_{split}" for when in ("PRE", "POST") for split in ("TRAIN", "TEST")]
+# Keys whose numbers have bounds: what is legal, a test for it, the keys.
+LEGAL_RANGES = (
+    (
+        "an integer above 0",
+        lambda value: value > 0,
+        (
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.CONV_DIM", "MODEL.ROI_BOX_HEAD.FC_DIM",
+            "MODEL.ROI_MASK_HEAD.CONV_DIM", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+            *_RPN_COUNTS, *(f"{head}.POOLER_RESOLUTION" for head in _HEADS),
+        ),
+    ),
+    (
+        "an integer from 0",
+        lambda value: value >= 0,
+        (
+            "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC",
+            "MODEL.ROI_MASK_HEAD.NUM_CONV", *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
+        ),
+    ),
+    (
+        "a number from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        (
+            "MODEL.RPN.POSITIVE_FRACTION", "MODEL.RPN.NMS_THRESH", "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+            "MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+        ),
+    ),
+)  # fmt: skip
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Refuse values that neither engine knows.
+    """Refuse values that neither engine knows, and numbers out of range.
 
     Raises:
         ValueError: names every such key, its value and the legal values.
     """
     problems = []
     for key, legal in LEGAL_VALUES.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
+        value = _value(cfg, key)
         if value not in legal:
             problems.append(f"{key} is {value!r}; legal values: {', '.join(map(repr, legal))}")
+    for legal, is_legal, keys in LEGAL_RANGES:
+        values = ((key, _value(cfg, key)) for key in keys)
+        problems += [f"{key} is {value}; legal: {legal}" for key, value in values if not is_legal(value)]
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _value(cfg: CfgNode, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

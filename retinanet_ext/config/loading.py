@@ -65,7 +65,8 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     check_values(cfg)
     if datasets:
         _adapt_to_data(cfg, mentioned)
-    if cfg.MODEL.KEYPOINT_ON:
+    # Without the data, the number of keypoints may still be a default that the data will replace.
+    if cfg.MODEL.KEYPOINT_ON and (datasets or NUM_KEYPOINTS_KEY in mentioned):
         check_oks_sigmas(cfg)
     return cfg
 

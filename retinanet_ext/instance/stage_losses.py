@@ -182,7 +182,8 @@ def _as_dense(
 def _build_cls_loss(cfg: CfgNode, stage: str, num_classes: int, name: str | None = None) -> nn.Module:
     section = cfg.MODEL[stage].CLS_LOSS
     name = name or section.NAME
-    check_registered(f"MODEL.{stage}.CLS_LOSS.NAME", name, CLS_LOSS_REGISTRY)
+    hint = f"; and {SOFTMAX}" if stage == "ROI_BOX_HEAD" else ""
+    check_registered(f"MODEL.{stage}.CLS_LOSS.NAME", name, CLS_LOSS_REGISTRY, hint)
     if not 0 <= section.PRIOR_PROB < 1:
         raise ValueError(
             f"MODEL.{stage}.CLS_LOSS.PRIOR_PROB is {section.PRIOR_PROB}; it must be a probability in [0, 1), 0 for none"

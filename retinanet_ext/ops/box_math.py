@@ -108,6 +108,8 @@ class Box2BoxTransform:
             scale_clamp: largest decoded ``dw / ww`` and ``dh / wh``.
         """
         self.weights = tuple(weights)
+        if len(self.weights) != 4 or min(self.weights) <= 0:
+            raise ValueError(f"BBOX_REG_WEIGHTS is {self.weights}; legal: four numbers above 0, for dx, dy, dw, dh")
         self.scale_clamp = scale_clamp
 
     def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:

@@ -167,6 +167,8 @@ class Trainer(DefaultTrainer):
         """
         if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
             return
+        if cls.build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+            _check_best_metric(cfg)
         for name in cfg.DATASETS.TEST:
             load_checked_dicts(cfg, [name], filter_empty=False)
             with contextlib.suppress(NotImplementedError):  # a subclass without an evaluator for this dataset
@@ -287,3 +289,14 @@ class Trainer(DefaultTrainer):
             num_images=getattr(self.data_loader, "num_images", None),
         )
         return [progress, JSONWriter(os.path.join(output_dir, "metrics.json")), TensorboardXWriter(output_dir)]
+
+
+def _check_best_metric(cfg) -> None:
+    """Refuse a metric of masks or keypoints from a model without them: it would never be found."""
+    task, _, _ = cfg.TEST.BEST_METRIC.partition("/")
+    switch = {"segm": "MASK_ON", "keypoints": "KEYPOINT_ON"}.get(task)
+    if switch and not cfg.MODEL[switch]:
+        raise ValueError(
+            f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC!r}, but MODEL.{switch} is False; set it to True, or choose a "
+            "metric of boxes, such as bbox/AP"
+        )

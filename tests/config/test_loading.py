@@ -6,7 +6,7 @@ import yaml
 
 from retinanet_ext import add_retinanet_ext_config, d2
 from retinanet_ext.config.class_count import num_classes
-from retinanet_ext.config.legal_values import LEGAL_VALUES
+from retinanet_ext.config.legal_values import LEGAL_RANGES, LEGAL_VALUES
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.config.yaml_files import flat_keys
 from tests.builders import batch, with_masks_and_keypoints
@@ -112,6 +112,23 @@ def test_values_that_no_engine_knows_are_refused_with_the_legal_ones(key):
     wrong = "99" if isinstance(LEGAL_VALUES[key][0], int) else "x"
     with pytest.raises(ValueError, match=f"{key} is '?{wrong}'?; legal values: {LEGAL_VALUES[key][0]!r}, "):
         load_config(None, [key, wrong], datasets=False)
+
+
+@pytest.mark.parametrize(("legal", "key"), [(legal, key) for legal, _, keys in LEGAL_RANGES for key in keys])
+def test_numbers_out_of_range_are_refused(legal, key):
+    wrong = "2.0" if legal.endswith("1") else "-1"
+    with pytest.raises(ValueError, match=f"{key} is {wrong}; legal: {legal}"):
+        load_config(None, [key, wrong], datasets=False)
+
+
+def test_oks_sigmas_wait_for_the_number_of_keypoints_of_the_data():
+    opts = ["MODEL.KEYPOINT_ON", "True", "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.1]"]
+    assert load_config(None, opts, datasets=False).TEST.KEYPOINT_OKS_SIGMAS == [0.1, 0.1]
+    with pytest.raises(ValueError, match="TEST.KEYPOINT_OKS_SIGMAS has 2 values, but .* is 3"):
+        load_config(None, [*opts, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "3"], datasets=False)
+    with pytest.raises(ValueError, match=r"TEST.KEYPOINT_OKS_SIGMAS is \[0.1, -0.1\]; legal: numbers above 0"):
+        opts[-1] = "[0.1, -0.1]"
+        load_config(None, [*opts, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "2"], datasets=False)
 
 
 def test_a_list_given_as_a_word_is_told_how_lists_are_written():

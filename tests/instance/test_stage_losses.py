@@ -181,3 +181,11 @@ def test_only_the_keys_of_the_chosen_loss_are_read():
     build_rpn_losses(_RecordingNode(config("MODEL.RPN.CLS_LOSS.NAME", "focal"), read))
     assert {"MODEL.RPN.CLS_LOSS.ALPHA", "MODEL.RPN.CLS_LOSS.GAMMA", "MODEL.RPN.SMOOTH_L1_BETA"} <= read
     assert "MODEL.RETINANET.FOCAL_LOSS_GAMMA" not in read
+
+
+def test_the_list_of_class_losses_of_the_box_head_has_its_default():
+    cfg = get_cfg()
+    add_retinanet_ext_config(cfg)
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS.NAME = "sofmax"
+    with pytest.raises(KeyError, match="ROI_BOX_HEAD.CLS_LOSS.NAME is 'sofmax', .*softmax"):
+        build_box_stage_losses(cfg)

@@ -38,6 +38,12 @@ def test_half_precision_deltas_are_decoded_in_float32():
     torch.testing.assert_close(decoded, source)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0)])
+def test_weights_that_cannot_encode_a_box_are_refused(weights):
+    with pytest.raises(ValueError, match="BBOX_REG_WEIGHTS is .*; legal: four numbers above 0"):
+        Box2BoxTransform(weights)
+
+
 def test_no_boxes():
     transform = Box2BoxTransform()
     assert transform.get_deltas(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)

@@ -71,3 +71,10 @@ def test_an_unknown_kind_of_evaluation_stops_the_run_before_its_first_step(shape
             Trainer(cfg)
     finally:
         vars(metadata)["evaluator_type"] = "coco"
+
+
+@pytest.mark.parametrize(("metric", "key"), [("segm/AP", "MASK_ON"), ("keypoints/AP", "KEYPOINT_ON")])
+def test_a_best_metric_that_the_model_cannot_have_stops_the_run_before_its_first_step(shapes, tmp_path, metric, key):
+    cfg = shapes_config(shapes, tmp_path, "TEST.BEST_METRIC", metric)
+    with pytest.raises(ValueError, match=f"TEST.BEST_METRIC is '{metric}', but MODEL.{key} is False"):
+        Trainer(cfg)

@@ -208,3 +208,10 @@ def test_training_imports_neither_the_compiler_of_torch_nor_matplotlib(shapes, t
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_config_of_the_package_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--config-file", "Base-RetinaNet.yaml", "OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.TRAIN", "()"]
+    args = default_argument_parser().parse_args([*words, "DATASETS.TEST", "()", "MODEL.DEVICE", "cpu"])
+    assert launch_module._setup(args).MODEL.META_ARCHITECTURE == "FocalRetinaNet"

@@ -81,6 +81,8 @@ def check_oks_sigmas(cfg: CfgNode) -> None:
             f"{SIGMAS_KEY} has {len(sigmas)} values, but {NUM_KEYPOINTS_KEY} is {count}. Give one sigma for each "
             "keypoint, in the order of the keypoints, or [] for the default."
         )
+    if any(sigma <= 0 for sigma in sigmas):
+        raise ValueError(f"{SIGMAS_KEY} is {list(sigmas)}; legal: numbers above 0, one for each keypoint")
 
 
 def _keypoints(dataset_name):
