@@ -1,4 +1,5 @@
-"""Two processes compute the step of one process with the joint batch, in one stage and in two; micro-batches add up to a mean over images."""
+"""Two processes compute the step of one process with the joint batch, in one stage and in two; micro-batches add up to
+a mean over images."""
 
 import subprocess
 import sys
