@@ -70,7 +70,17 @@ def with_masks_and_keypoints(generator: torch.Generator, inputs: list, num_keypo
     return inputs
 
 
-def shapes_config(shapes, output_dir, *opts: str):
+# A tiny run with masks and keypoints, in one stage and in two: the file, and what makes it small.
+INSTANCE_RUNS = {
+    "one stage": ["configs/quick/mask_retinanet.yaml"],
+    "two stages": ["configs/quick/mask_rcnn.yaml", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"],
+}
+for _words in INSTANCE_RUNS.values():
+    _words += ["MODEL.KEYPOINT_ON", "True", "MODEL.ROI_KEYPOINT_HEAD.NAME", "FCNKeypointHead"]
+    _words += ["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8,)", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"]
+
+
+def shapes_config(shapes, output_dir, *opts: str, file: str = "configs/quick/retinanet.yaml"):
     """A tiny run on the generated shapes in the folder ``shapes`` (see the fixture of that name)."""
     custom = [
         {
@@ -88,4 +98,4 @@ def shapes_config(shapes, output_dir, *opts: str):
     # float32, so that two ways of computing the same can be compared.
     overrides += ["SOLVER.AMP.ENABLED", "False", "SOLVER.BASE_LR", "0.02"]
     overrides += ["SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "0", "OUTPUT_DIR", str(output_dir)]
-    return load_config("configs/quick/retinanet.yaml", [*overrides, *opts])
+    return load_config(file, [*overrides, *opts])

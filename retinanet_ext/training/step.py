@@ -73,11 +73,12 @@ class TrainStep:
             storage: returns the ``EventStorage`` that metrics go to: the engine's ``get_event_storage``.
             precision: type of the forward pass, ``torch.float16`` or ``torch.bfloat16``; None: float32.
             accumulate: number of micro-batches that each batch is split into. The step equals that of the whole batch:
-                the model's ``as_one_batch`` makes the losses of the micro-batches add up to those of the batch (of a
-                two-stage model, to a mean over the micro-batches; see ``MaskRCNN.as_one_batch``). Only
-                batch norms compute their statistics from one micro-batch at a time, and images of different sizes are
-                padded to the common size of their micro-batch. In a job of several processes ``as_one_batch`` is also
-                called for a batch that fits into one micro-batch, and for one without images.
+                the model's ``as_one_batch`` makes the losses of the micro-batches add up to those of the batch (losses
+                of RoIs to a mean over the micro-batches; see ``as_one_batch`` of ``MaskRCNN`` and
+                ``InstanceRetinaNet``). Only batch norms compute their statistics from one micro-batch at a time, and
+                images of different sizes are padded to the common size of their micro-batch. In a job of several
+                processes ``as_one_batch`` is also called for a batch that fits into one micro-batch, and for one
+                without images.
             after_backward: called after the gradients are computed and before the optimizer uses them.
 
         Raises:
@@ -102,7 +103,7 @@ class TrainStep:
             raise ValueError(
                 f"SOLVER.ACCUMULATE is {self._accumulate}, but {type(bare).__name__} has no `as_one_batch`: it would "
                 "normalise the losses of each micro-batch by itself, and they would not add up to those of the batch. "
-                "Use the meta-architecture FocalRetinaNet or MaskRCNN, or SOLVER.ACCUMULATE 1."
+                "Use FocalRetinaNet, InstanceRetinaNet or MaskRCNN, or SOLVER.ACCUMULATE 1."
             )
         model.train()
         self._model = model

@@ -9,6 +9,7 @@ from torch import nn
 
 from retinanet_ext.ablation.study import load_study, with_changes
 from retinanet_ext.ablation.unread_keys import check_overrides_are_read, keys_read_by_model
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.losses import CLS_LOSS_REGISTRY
 from tests.builders import small_config
 
@@ -49,6 +50,16 @@ def test_an_arm_s_keys_must_be_read_by_its_model(tmp_path, overrides, unread):
     else:
         with pytest.raises(ValueError, match=f"arm 'arm1': nothing reads [A-Z_.]*{unread} in"):
             check_overrides_are_read(study)
+
+
+@pytest.mark.parametrize("name", ["mask_retinanet", "mask_rcnn"])
+def test_models_with_masks_read_the_keys_of_the_branches_that_they_have(name):
+    part = {"mask_retinanet": "MODEL.RETINANET.ROIS.NMS_THRESH", "mask_rcnn": "MODEL.RPN.NMS_THRESH"}[name]
+    read = keys_read_by_model(load_config(f"configs/quick/{name}.yaml", datasets=False))
+    assert {part, "MODEL.ROI_MASK_HEAD.CONV_DIM", "MODEL.ROI_HEADS.POSITIVE_FRACTION"} <= read
+    # Those of another mask head, and of a branch that is off.
+    assert not {"MODEL.ROI_MASK_HEAD.NUM_FC", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS"} & read
+    assert ("MODEL.ROI_BOX_HEAD.FC_DIM" in read) == (name == "mask_rcnn")
 
 
 def test_a_model_that_cannot_be_built_is_named(tmp_path):

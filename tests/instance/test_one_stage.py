@@ -165,6 +165,16 @@ def test_masks_lie_in_their_clipped_box_in_both_forms():
     assert torch.equal(encoded.pred_boxes.tensor, dense.pred_boxes.tensor)
 
 
+@pytest.mark.parametrize("encode", [False, True])
+def test_an_image_without_detections_has_no_masks_and_no_keypoints(encode):
+    model = build(*BRANCHES, "MODEL.RETINANET.SCORE_THRESH_TEST", "1.0").eval()
+    model.encode_masks = encode
+    with torch.no_grad():
+        found = model(two_stage_batch((96, 128)))[0]["instances"]
+    assert len(found) == len(found.pred_masks) == 0 and found.pred_keypoints.shape == (0, 4, 3)
+    assert found.pred_masks.tensor.shape == (0, 96, 128) if encode else found.pred_masks.shape == (0, 96, 128)
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [

@@ -15,7 +15,7 @@ from retinanet_ext import d2
 from retinanet_ext.training.launch import evaluate
 from retinanet_ext.training.step import TrainStep
 from retinanet_ext.training.trainer import Trainer
-from tests.builders import batch, shapes_config, small_config
+from tests.builders import INSTANCE_RUNS, batch, shapes_config, small_config
 
 
 def read_losses(folder) -> dict[int, float]:
@@ -55,13 +55,14 @@ def test_a_saved_config_builds_the_same_model(shapes, tmp_path):
 
 
 @pytest.mark.skipif(d2.ENGINE != "lite", reason="Detectron2's loader starts again from the first image")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stop_and_resume_equals_the_unbroken_run(shapes, tmp_path, workers):
-    common = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3", "DATALOADER.NUM_WORKERS", str(workers)]
+@pytest.mark.parametrize(("workers", "kind"), [(0, "boxes"), (2, "boxes"), (0, "one stage"), (0, "two stages")])
+def test_stop_and_resume_equals_the_unbroken_run(shapes, tmp_path, workers, kind):
+    file, *opts = INSTANCE_RUNS.get(kind, ["configs/quick/retinanet.yaml"])
+    common = [*opts, "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3", "DATALOADER.NUM_WORKERS", str(workers)]
     common += ["INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)", "DATASETS.TEST", "()"]
 
     def run(folder, stop_at=None, resume=False):
-        trainer = Trainer(shapes_config(shapes, folder, *common))
+        trainer = Trainer(shapes_config(shapes, folder, *common, file=file))
         torch.manual_seed(0)  # the seed of the weights; default_setup sets it in a real run
         for parameter in trainer.model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
