@@ -54,7 +54,7 @@ def batch(generator: torch.Generator, *sizes_hw: tuple[int, int], num_objects: i
     return inputs
 
 
-def shapes_config(shapes, output_dir, *opts: str):
+def shapes_config(shapes, output_dir, *opts: str, file: str = "configs/quick/retinanet.yaml"):
     """A tiny run on the generated shapes in the folder ``shapes`` (see the fixture of that name)."""
     custom = [
         {
@@ -72,4 +72,4 @@ def shapes_config(shapes, output_dir, *opts: str):
     # float32, so that two ways of computing the same can be compared.
     overrides += ["SOLVER.AMP.ENABLED", "False", "SOLVER.BASE_LR", "0.02"]
     overrides += ["SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "0", "OUTPUT_DIR", str(output_dir)]
-    return load_config("configs/quick/retinanet.yaml", [*overrides, *opts])
+    return load_config(file, [*overrides, *opts])
