@@ -140,5 +140,6 @@ def _columns_of(task: str, image_id: Any, found: ImagePredictions) -> dict[str, 
             "Evaluate other tasks, or a model that predicts them"
         )
     if task == "segm":
-        return {"segmentation": values, "area": mask_api.area(values).astype(np.float64).tolist()}
+        # One by one: with NumPy 2, pycocotools fails on a list of more than 255 masks.
+        return {"segmentation": values, "area": [float(mask_api.area(mask)) for mask in values]}
     return {"keypoints": values.reshape(len(found), -1).astype(np.float64).tolist()}

@@ -103,6 +103,11 @@ class MaskRCNN(nn.Module):
                 "the config has no keys of retinanet_ext; call retinanet_ext.add_retinanet_ext_config(cfg) right after "
                 "get_cfg()"
             )
+        if model.LOAD_PROPOSALS:
+            raise ValueError(
+                "MODEL.LOAD_PROPOSALS is True, but MaskRCNN finds its own proposals and reads no files of them; set it "
+                "to False, or use Detectron2's GeneralizedRCNN"
+            )
         for key, name, table in (
             ("MODEL.PROPOSAL_GENERATOR.NAME", model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATORS),
             ("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS),

@@ -92,8 +92,8 @@ class EncodedMasks:
 
     def areas(self) -> torch.Tensor:
         """Number of pixels of each mask: int64 ``(M,)``."""
-        areas = coco_masks.area(self.rles) if self.rles else []
-        return torch.as_tensor(np.asarray(areas, dtype=np.int64))
+        # One by one: with NumPy 2, pycocotools fails on a list of more than 255 masks.
+        return torch.tensor([int(coco_masks.area(rle)) for rle in self.rles], dtype=torch.int64)
 
     def nonempty(self) -> torch.Tensor:
         """Whether each mask has a pixel: bool ``(M,)``."""

@@ -92,6 +92,7 @@ def test_bad_ground_truth_names_the_file():
     ("form", "opts", "message"),
     [
         ("FPN", ["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], "PROPOSAL_GENERATOR.NAME is 'RRPN'.*registered: RPN"),
+        ("FPN", ["MODEL.LOAD_PROPOSALS", "True"], "LOAD_PROPOSALS is True"),
         ("FPN", ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "ROI_HEADS.NAME is 'Cascade.*Res5ROIHeads"),
         ("FPN", ["MODEL.ROI_HEADS.IN_FEATURES", "['p9']"], r"ROI_HEADS.IN_FEATURES names \['p9'\].* maps p2, p3"),
         ("FPN", ["MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True"], "USE_FED_LOSS is True"),

@@ -52,6 +52,10 @@ def test_masks_are_encoded_once(dense, encoded):
 
 def test_areas(dense, encoded):
     assert encoded.areas().tolist() == dense.sum(dim=(1, 2)).tolist()
+
+
+def test_areas_of_hundreds_of_masks(dense, encoded):
+    assert EncodedMasks(encoded.rles * 60, (20, 30)).areas().tolist() == dense.sum(dim=(1, 2)).tolist() * 60
     assert encoded.nonempty().tolist() == [True, True, True, False, True]
 
 
