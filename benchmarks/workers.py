@@ -23,12 +23,21 @@ from .measure import WARMUP_ROUNDS, has_detectron2, make_parser, median, print_h
 # losses and gradient, and relative to the largest output for the network. A ReLU whose input is almost zero may be open
 # in one row and shut in another. This changes the gradient but not the loss: in float32 the norm of the gradient is off
 # by 1e-3 in every row, while in float64 the rows agree to 1e-7.
+# A loss that is not named has the tolerance of loss_cls.
 TOLERANCES = {
     "float32": {"loss_cls": 1e-4, "loss_box_reg": 1e-4, "gradient": 1e-2, "network": 1e-3},
     "bfloat16": {"loss_cls": 0.1, "loss_box_reg": 0.1, "gradient": 0.3, "network": 0.2},
     "float16": {"loss_cls": 0.02, "loss_box_reg": 0.02, "gradient": 0.1, "network": 0.02},
 }
 TWO_STAGE_MODELS = ("MaskRCNN", "GeneralizedRCNN")
+# Proposals with nearly equal scores change places by rounding, and the sample is drawn by place: in float32 about ten
+# of 1,024 sampled RoIs are others, nearly all of them background. In bfloat16 one of 25 foreground RoIs is missing,
+# which changes the box loss by 0.16; on the RoIs of float32 it is equal to 1e-3.
+TWO_STAGE_TOLERANCES = {
+    "float32": {"loss_cls": 5e-3},
+    "bfloat16": {"loss_box_reg": 0.3},
+    "float16": {"loss_cls": 0.1, "loss_box_reg": 0.3},
+}
 # For detections of float32 rows: absolute, for scores and for coordinates divided by the longer image side.
 DETECTION_TOLERANCE = 1e-4
 
@@ -142,8 +151,11 @@ def measure(workers: Sequence[Worker], step: str, repeats: int) -> list[dict]:
     differences = [_differences(w.row, output, outputs[-1]) for w, output in zip(workers, outputs)]
     for worker, difference in zip(workers, differences):
         legal = TOLERANCES[worker.row.dtype] | {"detections": DETECTION_TOLERANCE}
+        unnamed = legal["loss_cls"]
+        if worker.row.model in TWO_STAGE_MODELS:
+            legal |= TWO_STAGE_TOLERANCES[worker.row.dtype]
         # This form also catches NaN, which compares as false.
-        wrong = {name: value for name, value in difference.items() if not value <= legal[name]}
+        wrong = {name: value for name, value in difference.items() if not value <= legal.get(name, unnamed)}
         if wrong:
             raise RuntimeError(f"{worker.row} differs from {workers[-1].row} by {wrong}; nothing was timed")
 
