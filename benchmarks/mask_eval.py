@@ -25,21 +25,12 @@ from retinanet_ext import d2
 from retinanet_ext.lite.data import MetadataCatalog
 from retinanet_ext.lite.evaluation import COCOEvaluator
 from retinanet_ext.lite.structures import Boxes, Instances
+from retinanet_ext.ops.encoded_masks import EncodedMasks
 
 NAME = "benchmark of COCO mask evaluation"
 # Largest accepted difference of a metric, on the scale 0 to 100.
 TOLERANCE = 1e-9
 CORNERS = 40
-
-
-class RunLengths:
-    """M masks as a model returns them during an evaluation."""
-
-    def __init__(self, rles: list[dict]):
-        self.rles = rles
-
-    def __len__(self) -> int:
-        return len(self.rles)
 
 
 # ---- data
@@ -115,7 +106,7 @@ def _row(catalog, evaluator, types, metadata, predictions, masks, output: Path) 
     catalog.get(NAME).set(**metadata)
     batches = to_batches(predictions, *types)
     for (_, outputs), rles in zip(batches, masks, strict=True):
-        outputs[0]["instances"].pred_masks = RunLengths(rles)
+        outputs[0]["instances"].pred_masks = EncodedMasks(rles, outputs[0]["instances"].image_size)
     with contextlib.redirect_stdout(io.StringIO()):
         return evaluator(NAME, ("bbox", "segm"), output_dir=str(output), use_fast_impl=True), batches
 

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torchvision.ops import roi_align, roi_pool
 
 from .roi_align import LevelRegions, accumulation_dtype, average_samples
 from .roi_align_max import maximal_samples
@@ -103,6 +102,9 @@ class ROIAlign(ROILayer):
         rois = wide_rois(features, rois)
         if not runs_on_cpu(features):
             boxes, scale = self.boxes(rois)
+            # Importing torchvision takes about as long as importing torch, and a CPU does not need it here.
+            from torchvision.ops import roi_align
+
             wide = features.to(boxes.dtype)
             pooled = roi_align(wide, boxes, self.output_size, scale, self.sampling_ratio, self.half_pixel)
             return pooled.to(features.dtype)
@@ -153,6 +155,8 @@ class ROIPool(ROILayer):
 
     def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """``(M, C, h, w)``; see the module for shapes."""
+        from torchvision.ops import roi_pool  # here for the reason given in ROIAlign
+
         rois = wide_rois(features, rois)
         return roi_pool(features.to(rois.dtype), rois, self.output_size, self.spatial_scale).to(features.dtype)
 

@@ -61,7 +61,7 @@ def test_every_arm_trains(name, tried, generator):
     study = with_changes(study, overrides=[word for pair in small.items() for word in pair])
     check_overrides_are_read(study)
     inputs = batch(generator, (64, 96), (96, 64), num_classes=1 if name in PEOPLE else 3)
-    if name in TWO_STAGES:
+    if name in TWO_STAGES or name == "shapes_masks":
         inputs = with_masks_and_keypoints(generator, inputs, num_keypoints=17)
     for arm in study.arms:
         cfg = arm_config(study, arm, datasets=False)

@@ -96,5 +96,6 @@ def test_the_best_checkpoint_may_follow_masks_or_keypoints(shapes, tmp_path, met
     whole_test = Trainer.test.__func__
     monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model, e=None: whole_test(cls, cfg, oracle, e)))
     options = ["TEST.BEST_METRIC", metric, "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "2"]
+    options += ["MODEL.MASK_ON", "True", "MODEL.KEYPOINT_ON", "True"]
     Trainer(shapes_config(shapes, tmp_path, *options)).train()
     assert (tmp_path / "model_best.pth").exists()

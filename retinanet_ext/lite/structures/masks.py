@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from torchvision.ops import roi_align
 
 from .boxes import Boxes
 
@@ -123,6 +122,9 @@ class BitMasks:
         """
         _check_count(boxes, self)
         numbers = torch.arange(len(boxes), dtype=boxes.dtype, device=boxes.device)[:, None]
+        # Importing torchvision takes about as long as importing torch. Training on boxes does not need it.
+        from torchvision.ops import roi_align
+
         values = roi_align(
             self.tensor[:, None].to(torch.float32), torch.cat([numbers, boxes], dim=1), mask_size, aligned=True
         )
