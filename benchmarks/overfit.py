@@ -32,6 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     cfg = load_config(CONFIGS[arguments.stages], options(arguments, write_subset(arguments)))
+    (arguments.output / "config.yaml").write_text(cfg.dump())  # `retinanet-ext predict` reads it
     torch.manual_seed(1)
     start = time.perf_counter()
     trainer = Trainer(cfg)
