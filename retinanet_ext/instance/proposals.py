@@ -76,7 +76,6 @@ def proposals_of_batch(
     nms_thresh: float,
     post_nms_topk: int,
     min_box_size: float,
-    refuse_non_finite: bool = False,
 ) -> list[Proposals]:
     """Proposals of each image of a batch: as :func:`proposals_of_image`, except for the choice among equal logits.
 
@@ -91,10 +90,8 @@ def proposals_of_batch(
         nms_thresh: IoU above which the lower-scored box of a level is dropped.
         post_nms_topk: at most this many proposals are kept per image, over all levels.
         min_box_size: boxes with a side that is not longer than this, after clipping, are dropped.
-        refuse_non_finite: raise an error where a candidate is not finite, in place of dropping it.
 
-    Raises:
-        FloatingPointError: with ``refuse_non_finite``; names the images.
+    Boxes and scores that are not finite are dropped.
     """
     if not len(image_sizes):
         return []
@@ -103,21 +100,19 @@ def proposals_of_batch(
     sizes = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device)
     boxes = torch.minimum(boxes.clamp(min=0), sizes[:, None])
     is_valid = is_finite & ((boxes[..., 2:] - boxes[..., :2]) > min_box_size).all(dim=2)
-    num_bad, total = (~is_finite).sum(dim=1), scores.shape[1]
+    total = scores.shape[1]
     for count in sorted({min(total, factor * post_nms_topk) for factor in CANDIDATES_PER_PROPOSAL} | {total}):
         candidates = (values[:, :count] for values in (boxes, scores, levels, is_valid))
         kept = _not_suppressed(*candidates, nms_thresh, len(logits))
         num_kept = kept.sum(dim=1)
         lacks = (num_kept < post_nms_topk) & is_valid[:, count:].any(dim=1)
-        *numbers, lacking = torch.stack([num_kept.clamp(max=post_nms_topk), num_bad, lacks.long()]).tolist()
+        numbers, lacking = torch.stack([num_kept.clamp(max=post_nms_topk), lacks.long()]).tolist()
         if not any(lacking):
             break
-    if refuse_non_finite and any(numbers[1]):
-        _refuse(numbers[1], total)
     index = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :post_nms_topk]
     image = torch.arange(len(boxes), device=boxes.device)[:, None]
     boxes, scores = boxes[image, index], scores[image, index]
-    return [Proposals(boxes[i, :number], scores[i, :number]) for i, number in enumerate(numbers[0])]
+    return [Proposals(boxes[i, :number], scores[i, :number]) for i, number in enumerate(numbers)]
 
 
 def _candidates(
@@ -165,12 +160,3 @@ def _not_suppressed(
         found = batched_nms(boxes[rows].flatten(0, 1), scores[rows].flatten(), groups[rows].flatten(), nms_thresh)
         kept[rows].view(-1)[found] = True
     return kept & is_valid
-
-
-def _refuse(counts: Sequence[int], num_candidates: int) -> None:
-    where = ", ".join(f"image {image}: {count}" for image, count in enumerate(counts) if count)
-    raise FloatingPointError(
-        f"of the {num_candidates} best proposals of each image of the batch, these have a box or a score that is NaN "
-        f"or infinite ({where}). Training has diverged: lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, clip "
-        "gradients (SOLVER.CLIP_GRADIENTS), or start from weights that fit the normalisation of the images"
-    )

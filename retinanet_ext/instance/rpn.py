@@ -235,7 +235,6 @@ class RPN(nn.Module):
 
         Raises:
             ValueError: no ground truth in training.
-            FloatingPointError: in training, the predictions are not finite.
         """
         maps = [features[name] for name in self.in_features]
         anchors = [level.tensor for level in self.anchor_generator(maps)]
@@ -265,7 +264,6 @@ class RPN(nn.Module):
             nms_thresh=self.nms_thresh,
             post_nms_topk=self.post_nms_topk[self.training],
             min_box_size=self.min_box_size,
-            refuse_non_finite=self.training,
         )
         return [
             Instances(size, proposal_boxes=Boxes(image.boxes), objectness_logits=image.logits)
@@ -305,7 +303,10 @@ class RPN(nn.Module):
             "loss_rpn_cls": self.cls_loss(predictions, targets),
             "loss_rpn_loc": self.box_loss(predictions, targets),
         }
-        return {name: loss.sum() * (self.loss_weights[name] / count) for name, loss in losses.items()}
+        # A prediction that is not finite makes the loss NaN also where its anchor is not in the sample: the step then
+        # stops all processes together. An error here would stop one, and the others would wait for it.
+        poison = sum((level.detach().float() * 0).sum() for level in (*logits, *deltas))
+        return {name: loss.sum() * (self.loss_weights[name] / count) + poison for name, loss in losses.items()}
 
     @torch.no_grad()
     def label_and_sample(

@@ -1,9 +1,12 @@
 """MaskRCNN without another engine beside it: batches without objects, refusals, options, formats of masks."""
 
+import math
+
 import pytest
 import torch
 
 from retinanet_ext import d2
+from retinanet_ext.training.step import TrainStep
 from tests.instance.tiny_rcnn import NUM_CLASSES, NUM_KEYPOINTS, tame, two_stage_batch, two_stage_config
 
 BRANCHES = ["MODEL.MASK_ON", "True", "MODEL.KEYPOINT_ON", "True"]
@@ -35,6 +38,32 @@ def test_every_parameter_has_a_gradient_without_objects_and_without_images():
         assert (losses["loss_cls"] == 0) == (not inputs)
         assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert model.eval()([]) == []
+
+
+PARTS = ["proposal_generator.rpn_head.anchor_deltas", "proposal_generator.rpn_head.objectness_logits"]
+PARTS += ["roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred", "roi_heads.mask_head.predictor"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_network_that_is_not_finite_stops_with_its_losses_and_images(part):
+    model = build(*BRANCHES)
+    model.get_parameter(f"{part}.bias").data.fill_(math.nan)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    step = TrainStep(model, [two_stage_batch((96, 96))], optimizer, storage=d2.get_event_storage)
+    with d2.EventStorage(0), pytest.raises(FloatingPointError, match=r"loss_\w+ = nan.*image_0.png"):
+        step.run_step()
+
+
+def test_one_wild_anchor_outside_the_sample_makes_the_loss_nan():
+    model = build("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "2")
+    rpn, inputs = model.proposal_generator, two_stage_batch((96, 96))
+    images = model.preprocess_image(inputs)
+    features = model.backbone(images.tensor)
+    logits, deltas = rpn.dense_outputs(features)
+    deltas[0].data[0, 7, 2] = math.inf
+    with d2.EventStorage(0):
+        _, losses = rpn(images, features, [inputs[0]["instances"]], outputs=(logits, deltas))
+    assert all(loss.isnan() for loss in losses.values())
 
 
 @pytest.mark.parametrize("form", ["FPN", "C4"])
