@@ -47,6 +47,9 @@ setup(
         # fvcore cuts polygons with it, where a crop is part of the augmentation.
         "shapely>=2.0",
     ],
-    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1"], "scale": ["ray>=2.9"]},
+    extras_require={
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1"],
+        "scale": ["ray>=2.9"],
+    },
     entry_points={"console_scripts": ["retinanet-ext = retinanet_ext.cli.main:main"]},
 )
