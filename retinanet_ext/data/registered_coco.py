@@ -13,6 +13,7 @@ from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
 
 from .coco_file import coco_summary, read_coco_file, sample
 from .coco_records import coco_records
+from .keypoint_metadata import keypoint_metadata
 
 # The function that both engines register, also for their built-in names.
 _REGISTERED_BY = "register_coco_instances.<locals>.<lambda>"
@@ -63,4 +64,15 @@ def _set_categories(metadata, categories):
         metadata.set(thing_dataset_id_to_contiguous_id={category: index for index, category in enumerate(names)})
     if metadata.get("thing_classes", None) is None:
         metadata.set(thing_classes=list(names.values()))
+    _set_keypoints(metadata, categories)
     return names
+
+
+def _set_keypoints(metadata, categories):
+    """Set what the file says of keypoints, where it is missing: the mapper needs the mirror pairs."""
+    found, known = keypoint_metadata({"NAME": metadata.name}, categories), metadata.get("keypoint_names", None)
+    if known is not None and tuple(known) != found.get("keypoint_names"):
+        return
+    for key, value in found.items():
+        if metadata.get(key, None) is None:
+            metadata.set(**{key: value})

@@ -140,6 +140,21 @@ def test_the_number_is_taken_from_the_data(tmp_path, way, names):
         resolve_num_keypoints(cfg, num_keypoints_is_set=True)
 
 
+@pytest.mark.parametrize("known", [None, ["left_ear", "nose", "right_ear"], ["a", "b", "c"]])
+def test_the_file_completes_what_others_registered(tmp_path, known):
+    write(tmp_path, [annotation(1, keypoints=KEYPOINTS)], keypoints=["left_ear", "nose", "right_ear"])
+    register(tmp_path, "register_coco_instances")
+    metadata = MetadataCatalog.get("data")
+    if known:
+        metadata.keypoint_names = known
+    load(config(tmp_path, keypoints=3))
+    if known == ["a", "b", "c"]:  # not the file's names, so nothing of the file fits them
+        assert metadata.get("keypoint_flip_map", None) is None
+    else:
+        assert tuple(metadata.keypoint_flip_map) == (("left_ear", "right_ear"),)
+        assert tuple(metadata.keypoint_names) == ("left_ear", "nose", "right_ear")
+
+
 def test_the_number_from_metadata_or_the_config(tmp_path):
     DatasetCatalog.register("data", lambda: [])
     assert resolve_num_keypoints(config(tmp_path, keypoints=5), num_keypoints_is_set=True) == 5
