@@ -144,7 +144,7 @@ def _evaluation_file(output_dir: str, checked: _CheckedDataset, name: str, json_
     content = _checked_file_content(checked, name, json_file)
     path = os.path.join(output_dir, "inference", name, EVALUATION_FILE) if content is not None else None
     if content is not None:
-        write_atomically(path, json.dumps(content))
+        write_atomically(path, json.dumps(content), shared=True)  # each process of a job writes it
     _evaluation_files[name] = (checked, output_dir, path)
     return path
 

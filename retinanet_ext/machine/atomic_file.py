@@ -7,11 +7,17 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a file to write bytes to. After an error or a crash, the file that was there before is still whole."""
+def atomic_file(path: str | os.PathLike, *, shared: bool = False) -> Iterator[BinaryIO]:
+    """Open a file to write bytes to. After an error or a crash, the file that was there before is still whole.
+
+    Args:
+        path: its folder is made if it does not exist.
+        shared: several processes may write the file at the same time, so each has an unfinished file of its own. A
+            process that is killed leaves it behind; otherwise the next writer uses the same one again.
+    """
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    unfinished = path + ".unfinished"
+    unfinished = f"{path}.{os.getpid()}.unfinished" if shared else f"{path}.unfinished"
     try:
         with open(unfinished, "wb") as file:
             yield file
@@ -24,7 +30,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
+def write_atomically(path: str | os.PathLike, text: str, *, shared: bool = False) -> None:
     """Write a whole text file; see `atomic_file`."""
-    with atomic_file(path) as file:
+    with atomic_file(path, shared=shared) as file:
         file.write(text.encode())
