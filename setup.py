@@ -35,7 +35,8 @@ setup(
         "iopath>=0.1.7,<0.1.10",
         "pycocotools>=2.0.8",
         "faster-coco-eval>=1.8",
-        "opencv-python-headless>=4.8",
+        # OpenCV 5 has no cascade of faces, which INPUT.FACE.DETECTOR offers (tests/embedding).
+        "opencv-python-headless>=4.8,<5",
         "numpy>=1.26",
         "pillow>=10.0",
         "matplotlib>=3.8",
@@ -48,7 +49,12 @@ setup(
         "shapely>=2.0",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1"],
+        # Losses that classify identities.
+        "embedding": ["pytorch-metric-learning>=2.5", "scikit-learn>=1.3"],
+        "dev": [
+            "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1",
+            "pytorch-metric-learning>=2.5", "scikit-learn>=1.3",
+        ],
         "scale": ["ray>=2.9"],
     },
     entry_points={"console_scripts": ["retinanet-ext = retinanet_ext.cli.main:main"]},

@@ -13,6 +13,8 @@ The packages, from those that a user starts to those that they build on:
 - ``config``: keys, legal values, safe YAML
 - ``data``: data sets from the config, their checks, generated shapes
 - ``checkpoint``: weights from files
+- ``instance``: Mask R-CNN, and masks and keypoints on RetinaNet
+- ``embedding``: FaceNet
 - ``detection``: RetinaNet
 - ``losses``: the loss formulas and their fast forms
 - ``ops``: boxes and their overlaps, NMS
@@ -34,7 +36,8 @@ _HOMES = {
     "load_config": ".config.loading",
     "load": ".inference.trained_model",
 }
-_PACKAGES = {"analysis", "checkpoint", "config", "data", "detection", "inference", "losses", "ops", "training"}
+_PACKAGES = {"analysis", "checkpoint", "config", "data", "detection", "embedding", "inference", "losses", "ops"}
+_PACKAGES |= {"training"}
 
 __all__ = ["add_retinanet_ext_config", "load", "load_config"]
 

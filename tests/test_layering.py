@@ -42,11 +42,12 @@ ALLOWED = {
     "d2": {"lite"},
     "data": {"d2"},
     "checkpoint": {"d2"},
-    "config": {"d2", "data", "detection", "instance"},
+    "config": {"d2", "data", "detection", "instance", "embedding"},
     "detection": {"d2"},
-    "instance": {"d2", "detection"},
-    "inference": {"d2", "checkpoint", "config", "data", "detection", "instance"},
-    "training": {"d2", "checkpoint", "config", "data", "inference"},
+    "embedding": {"d2"},
+    "instance": {"d2", "detection", "embedding"},
+    "inference": {"d2", "checkpoint", "config", "data", "detection", "instance", "embedding"},
+    "training": {"d2", "checkpoint", "config", "data", "inference", "embedding"},
 }
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 40
 # May be longer: constructors whose arguments document a model.

@@ -1,8 +1,11 @@
 """The keys this package adds to Detectron2's config, each with its default and its meaning."""
 
 import retinanet_ext.detection  # registers FocalRetinaNet: whoever has its keys can build it
+import retinanet_ext.embedding  # registers FaceNet
 import retinanet_ext.instance  # noqa: F401  (registers MaskRCNN)
 from retinanet_ext.d2 import CfgNode as CN
+
+from .embedding_keys import add_embedding_keys
 
 
 def add_retinanet_ext_config(cfg: CN) -> None:
@@ -10,6 +13,7 @@ def add_retinanet_ext_config(cfg: CN) -> None:
     _add_data_keys(cfg)
     _add_model_keys(cfg)
     _add_run_keys(cfg)
+    add_embedding_keys(cfg)
 
 
 def _add_data_keys(cfg: CN) -> None:

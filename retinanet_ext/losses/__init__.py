@@ -11,6 +11,7 @@ In reading order:
 - ``quality.py``: focal losses whose target is an IoU
 - ``ohem.py``: cross entropy on the hardest anchors only
 - ``box_losses.py``: smooth L1, GIoU, DIoU and CIoU
+- ``triplet.py``: the triplet loss of embeddings
 """
 
 from .box_losses import DeltaLoss, OverlapLoss, ciou_loss, diou_loss, giou_loss, l1_loss, smooth_l1_loss
@@ -27,6 +28,7 @@ from .loss_interface import (
 )
 from .ohem import OHEMLoss
 from .quality import DenseQualityFocalLoss, DenseVarifocalLoss, quality_focal_loss, varifocal_loss
+from .triplet import triplet_loss
 
 __all__ = [
     "BOX_LOSS_REGISTRY",
@@ -55,5 +57,6 @@ __all__ = [
     "sigmoid_hinge_loss",
     "smooth_l1_loss",
     "sum_per_image",
+    "triplet_loss",
     "varifocal_loss",
 ]
