@@ -5,6 +5,8 @@ In reading order:
 - ``facenet.py``: the model: network, pooling, projection, L2 normalisation
 - ``pooling.py``: pooling over positions, and the L2 normalisation
 - ``embedding_losses.py``: the registry of the losses that a config may name; the triplet loss over a batch
+- ``verification.py``: same or different: accuracy over folds, VAL at a FAR, for anybody's distances
+- ``roc.py``: accepted pairs by threshold: ROC, AUC, EER
 """
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
