@@ -288,8 +288,8 @@ def video_distance(first: np.ndarray, second: np.ndarray, frames: int | None = 1
     first, second = (np.asarray(video, dtype=np.float64)[:frames] for video in (first, second))
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not len(first) or not len(second):
         raise ValueError(
-            f"embeddings of two videos of shapes {first.shape} and {second.shape}; legal: (N1, D) and (N2, D), at least "
-            "one frame each"
+            f"embeddings of two videos of shapes {first.shape} and {second.shape}; legal: (N1, D) and (N2, D), with at "
+            "least one frame each"
         )
     squares = np.square(first).sum(axis=1).mean() + np.square(second).sum(axis=1).mean()
     return max(0.0, float(squares - 2 * first.mean(axis=0) @ second.mean(axis=0)))
@@ -323,7 +323,7 @@ def embedding_rows(embeddings: Mapping[Any, np.ndarray] | np.ndarray) -> tuple[M
     if len(sizes) > 1:
         (one, image), (other, second) = list(sizes.items())[:2]
         raise ValueError(
-            f"the embedding of {image!r} has shape {one} and that of {second!r} {other}; all must come from one model"
+            f"the embedding of {image!r} has shape {one}, that of {second!r} {other}; compare those of one model"
         )
     return {image: row for row, image in enumerate(embeddings)}, np.stack([*embeddings.values()])
 

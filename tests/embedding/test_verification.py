@@ -51,7 +51,7 @@ def test_roc_auc_and_eer_are_those_of_scikit_learn(ties):
         np.testing.assert_allclose(roc.val, tpr)
         np.testing.assert_allclose(roc.thresholds[1:], -thresholds[1:])
         assert roc.auc == pytest.approx(metrics.roc_auc_score(same, -distances))
-        eer = brentq(lambda rate: 1 - rate - np.interp(rate, fpr, tpr), 0, 1)
+        eer = brentq(lambda rate, fpr=fpr, tpr=tpr: 1 - rate - np.interp(rate, fpr, tpr), 0, 1)
         assert roc.eer == pytest.approx(eer, abs=1e-9)
         for far in (0.5, 0.1, 0.01):
             accepted, wrong = roc.accepted(roc.threshold_at_far(far))

@@ -98,7 +98,7 @@ def test_errors_name_the_file(embedder, tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.jpg"):
         embedder([picture(0), tmp_path / "absent.jpg"])
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(OSError, match="text.jpg cannot be read as an image"):
+    with pytest.raises(OSError, match="cannot .*text.jpg|text.jpg cannot"):
         embedder(tmp_path / "text.jpg")
     Image.fromarray(picture(0, 200, 200)).save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:3000])
