@@ -7,6 +7,7 @@ In reading order:
 - ``embedding_losses.py``: the registry of the losses that a config may name; the triplet loss over a batch
 - ``verification.py``: same or different: accuracy over folds, VAL at a FAR, for anybody's distances
 - ``roc.py``: accepted pairs by threshold: ROC, AUC, EER
+- ``calibration.py``: the threshold for a false-accept rate that the user names
 - ``verification_evaluator.py``: the evaluator of a dataset's pairs
 - ``verification_page.py``: its page: ROC, distances, folds, hardest mistakes
 """

@@ -91,8 +91,8 @@ def verification_page(
         Heading("Folds"),
         Paragraph("The threshold of a fold is the one of highest accuracy on the other folds."),
         _fold_table(result),
-        *_mistakes("False rejects", "same pairs answered “different”, the farthest above the threshold first", True, table, files),
-        *_mistakes("False accepts", "different pairs answered “same”, the farthest below the threshold first", False, table, files),
+        *_mistakes(True, table, files),
+        *_mistakes(False, table, files),
     ]
     return to_html(f"Verification of {dataset}", blocks)
 
@@ -148,7 +148,14 @@ def _fold_table(result):
     return Table(header, rows)
 
 
-def _mistakes(title, explanation, same, table, files):
+_MISTAKES = {
+    True: ("False rejects", "same pairs answered “different”, the farthest above the threshold first"),
+    False: ("False accepts", "different pairs answered “same”, the farthest below the threshold first"),
+}
+
+
+def _mistakes(same, table, files):
+    title, explanation = _MISTAKES[same]
     count = int(((table.same == same) & (table.accepted != same)).sum())
     if not count:
         return [Heading(title), Paragraph("None.")]
