@@ -9,6 +9,15 @@ In reading order:
 - ``network_cost.py``: parameters and multiply-adds of a network, row by row
 - ``pooling.py``: pooling over positions, and the L2 normalisation
 - ``embedding_losses.py``: the registry of the losses that a config may name; the triplet loss over a batch
+- ``face_input.py``: from an image to the network's input: finds the face, crops and resizes it
+- ``face_detectors.py``: OpenCV's cascade as a detector of faces
+- ``pairs.py``: pairs of images for verification: read, written, drawn, found in a dataset
+- ``pair_drawing.py``: draws pairs at random
+- ``verification.py``: same or different: accuracy over folds, VAL at a FAR, for anybody's distances
+- ``roc.py``: accepted pairs by threshold: ROC, AUC, EER
+- ``calibration.py``: the threshold for a false-accept rate that the user names
+- ``verification_evaluator.py``: the evaluator of a dataset's pairs
+- ``verification_page.py``: its page: ROC, distances, folds, hardest mistakes
 """
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY

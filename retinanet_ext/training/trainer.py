@@ -32,6 +32,7 @@ from retinanet_ext.data.checked_records import (
     load_checked_dicts,
     load_training_dicts,
 )
+from retinanet_ext.embedding.verification_evaluator import VerificationEvaluator
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
@@ -51,8 +52,9 @@ from .step import TrainStep, mixed_precision
 logger = logging.getLogger(__name__)
 
 # Makes an evaluator, by the evaluator_type in a dataset's metadata. Called like COCOEvaluator: obj(dataset_name,
-# output_dir=..., max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator.
-EVALUATORS = {"coco": DefaultCOCOEvaluator}
+# output_dir=..., max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator; that of
+# "verification" gets on_missing=... too.
+EVALUATORS = {"coco": DefaultCOCOEvaluator, "verification": VerificationEvaluator}
 
 
 class _BestCheckpointer(CheckedCheckpointer):
@@ -206,6 +208,7 @@ class Trainer(DefaultTrainer):
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
             # A file left by an earlier run may hold other annotations under the same name.
             allow_cached_coco=False,
+            **({"on_missing": cfg.DATASETS.ON_MISSING_PAIR} if kind == "verification" else {}),
         )
         # On a CPU, a second thread would take time from the model.
         return OverlappedEvaluator(evaluator) if cfg.MODEL.DEVICE.startswith("cuda") else evaluator
