@@ -18,6 +18,12 @@ In reading order:
 - ``calibration.py``: the threshold for a false-accept rate that the user names
 - ``verification_evaluator.py``: the evaluator of a dataset's pairs
 - ``verification_page.py``: its page: ROC, distances, folds, hardest mistakes
+- ``codes.py``: an embedding as 128 bytes
+- ``search.py``: exact nearest neighbours in bounded memory
+- ``gallery.py``: known people on disk: add, remove, search
+- ``gallery_file.py``: the gallery's file, safe against a kill and a second writer
+- ``clustering.py``: groups of images of one person each, and how well they fit labels
+- ``contact_sheet.py``: a picture of groups of images
 """
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
