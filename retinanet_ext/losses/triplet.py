@@ -115,13 +115,13 @@ class _SelectedTripletLoss(torch.autograd.Function):
             distances = squared_distances(embeddings[start:end], embeddings)
             weights, *block_counts = select(distances.float(), start)
             counts += torch.stack(block_counts)
+            # An embedding that is not finite is in no triplet, but 0 times NaN makes the loss NaN, as it must be.
             total += (distances * weights).sum()
             if gradient is not None:
                 _add_gradient(gradient, weights.to(embeddings.dtype), centred, start, end)
         candidates, selected, active = counts.unbind()
         divisor = selected.clamp(min=1)
-        # An embedding that is not finite is in no triplet, but its loss must not look finite.
-        loss = (total + margin * active) / divisor + embeddings.sum() * 0
+        loss = (total + margin * active) / divisor
         ctx.save_for_backward(gradient / divisor if gradient is not None else None)
         ctx.mark_non_differentiable(candidates, selected, active)
         return loss.to(embeddings.dtype), candidates, selected, active
