@@ -13,6 +13,9 @@ In reading order:
 - ``training_loss.py``: the loss of a training step: joint batch, warm-up, statistics
 - ``joint_batch.py``: the batch of all processes, with gradient
 - ``training_monitor.py``: what each step logs; the alarms for batches without triplets and for a collapse
+- ``harmonic.py``: HarmonicFaceNet, a new model whose embeddings can be compared with an older one's
+- ``harmonic_loss.py``: its loss over triplets that mix the embeddings of both
+- ``harmonic_verification.py``: verification by the older model alone, and across the two
 - ``face_input.py``: from an image to the network's input: finds the face, crops and resizes it
 - ``face_detectors.py``: OpenCV's cascade as a detector of faces
 - ``pairs.py``: pairs of images for verification: read, written, drawn, found in a dataset
@@ -32,10 +35,12 @@ In reading order:
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
 from .facenet import FaceNet
+from .harmonic import HarmonicFaceNet
 
 # Importing these two modules registers their builders.
 from .inception import Inception
 from .nn1 import NN1
 from .selection import TRIPLET_SELECTION_REGISTRY, select_triplets
 
-__all__ = ["EMBEDDING_LOSS_REGISTRY", "NN1", "TRIPLET_SELECTION_REGISTRY", "FaceNet", "Inception", "select_triplets"]
+__all__ = ["EMBEDDING_LOSS_REGISTRY", "NN1", "TRIPLET_SELECTION_REGISTRY", "FaceNet", "HarmonicFaceNet", "Inception"]
+__all__ += ["select_triplets"]
