@@ -101,21 +101,13 @@ class SemiHard(TripletSelection):
     Candidates are all anchor-positive pairs.
     """
 
-    # Above the key of every distance; as a distance it is NaN, and so not within the margin.
-    _NO_KEY = torch.iinfo(torch.int64).max
-
     def triplets(self, block: AnchorBlock, margin: float) -> torch.Tensor:
         images, distances = _sorted_positives(block)
-        num_anchors, num_images = block.distances.shape
-        # How many of the anchor's positives are nearer. The negatives of a pair are those of higher ranks.
-        ranks = torch.searchsorted(distances, block.distances)
-        # The bits of floats from 0 on are ordered as integers, so one integer orders by distance, then by index.
-        keys = (block.distances.view(torch.int32).long() << 32) + torch.arange(num_images, device=ranks.device)
-        keys.masked_fill_(~block.negatives, self._NO_KEY)
-        nearest = keys.new_full((num_anchors, distances.shape[1] + 1), self._NO_KEY)
-        nearest.scatter_reduce_(1, ranks, keys, "amin")
-        nearest = nearest[:, 1:].flip(1).cummin(dim=1).values.flip(1)
-        legal = (nearest >> 32).int().view(torch.float32) < distances + margin
+        keys = _sorted_negatives(block)
+        # The first negative that is farther than the positive: above all keys of the positive's distance.
+        indices = torch.searchsorted(keys, _keys(distances, 0xFFFFFFFF), right=True)
+        nearest = keys.gather(1, indices.clamp(max=keys.shape[1] - 1))
+        legal = (indices < keys.shape[1]) & (_distances(nearest) < distances + margin)
         rows, columns = legal.nonzero(as_tuple=True)
         negatives = nearest[rows, columns] & 0xFFFFFFFF
         return torch.stack([rows + block.start, images[rows, columns], negatives], dim=1)
@@ -144,7 +136,7 @@ class BatchHard(TripletSelection):
 class BatchAll(TripletSelection):
     """Every triplet with a loss above 0: ``d(a, n) < d(a, p) + margin``. Candidates are all triplets of the batch.
 
-    Training counts them by sorting each anchor's positives, in O(B^2 log K), and never lists them.
+    Training counts them by sorting each anchor's positives and negatives, in O(B^2 log B), and never lists them.
     """
 
     def triplets(self, block: AnchorBlock, margin: float) -> torch.Tensor:
@@ -158,17 +150,47 @@ class BatchAll(TripletSelection):
 
     def counts(self, block: AnchorBlock, margin: float) -> TripletCounts:
         images, distances = _sorted_positives(block)
+        keys = _sorted_negatives(block)
         num_positives, num_negatives = block.positives.sum(dim=1), block.negatives.sum(dim=1)
-        # How many of the anchor's positives have no triplet of a loss above 0 with this image as the negative.
-        ranks = torch.searchsorted(distances + margin, block.distances, right=True)
-        weights = ((ranks - num_positives[:, None]) * block.negatives).to(block.distances.dtype)
-        histogram = ranks.new_zeros((len(ranks), distances.shape[1] + 1))
-        histogram.scatter_add_(1, ranks, block.negatives.long())
-        active = histogram.cumsum(dim=1)
-        rows, columns = (distances < torch.inf).nonzero(as_tuple=True)
-        active = active[rows, columns]
+        # For each positive, how many negatives are within the margin: these come first in the order.
+        counts = torch.searchsorted(keys, _keys(distances + margin, 0))
+        # For each negative, in that order, how many positives it is within the margin of: those with larger counts
+        # than its index.
+        is_positive = distances < torch.inf
+        smaller = torch.zeros((len(keys), keys.shape[1] + 1), dtype=torch.int32, device=keys.device)
+        smaller.scatter_add_(1, counts, is_positive.int())
+        larger = num_positives[:, None] - smaller[:, :-1].cumsum(dim=1, dtype=torch.int32)
+        weights = torch.zeros_like(block.distances)
+        weights.scatter_(1, keys & 0xFFFFFFFF, -larger.to(weights.dtype))
+        weights.masked_fill_(~block.negatives, 0)
+        rows, columns = is_positive.nonzero(as_tuple=True)
+        active = counts[rows, columns]
         weights[rows, images[rows, columns]] = active.to(weights.dtype)
         return TripletCounts(weights, (num_positives * num_negatives).sum(), active.sum(), active.sum())
+
+
+def _keys(distances: torch.Tensor, low: torch.Tensor | int) -> torch.Tensor:
+    """int64 keys that order by float32 distance, then by ``low`` of 32 bits, usually the image's index."""
+    # The bits of floats from 0 on are ordered as integers.
+    return distances.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(low)
+
+
+def _distances(keys: torch.Tensor) -> torch.Tensor:
+    """The distances in keys."""
+    return (keys >> 32).int().view(torch.float32)
+
+
+def _sorted_negatives(block: AnchorBlock) -> torch.Tensor:
+    """Keys ``(A, B)`` of each anchor's negatives, the nearest first, then of its other images, at infinite distances.
+
+    A key appears once, so the result does not depend on how the sort treats equal ones.
+    """
+    images = torch.arange(block.distances.shape[1], device=block.distances.device)
+    keys = _keys(block.distances.masked_fill(~block.negatives, torch.inf), images)
+    if keys.device.type != "cpu":
+        return keys.sort(dim=1).values
+    keys.numpy().sort(axis=1)  # many times faster than PyTorch's sort; in place, the tensor shares the memory
+    return keys
 
 
 def _sorted_positives(block: AnchorBlock) -> tuple[torch.Tensor, torch.Tensor]:
