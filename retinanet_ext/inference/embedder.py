@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,15 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from retinanet_ext.checkpoint.checkpoint_entries import read_entry
 from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.d2 import CfgNode, build_model
 from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
+from retinanet_ext.embedding.calibration import Calibration
 from retinanet_ext.machine.cpu import keep_freed_memory
 from retinanet_ext.machine.processes import bare_model
 
 from .fast_copy import inference_model
 from .predictor import Input, read_input
 from .threaded_map import map_ahead
+
+CALIBRATION = "calibration"  # the entry of a checkpoint
+_CROP_KEYS = ("SIZE", "DETECTOR", "CENTER_CROP", "MARGIN", "PIXELS", "JPEG_QUALITY")
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +50,8 @@ class Embedder:
 
     Attributes:
         dim: D.
+        input: how faces are cropped, as text, for comparison with that of a calibration.
+        calibration: of the checkpoint, if ``model`` was loaded from one that has it; else None.
         fingerprint: 16 hexadecimal digits that identify the weights, on either engine and any device.
         files_without_face: paths of the images so far in which the detector found no face, "" for an array. They were
             cropped as INPUT.FACE says for this case.
@@ -65,15 +73,17 @@ class Embedder:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
         if face_input is None:
             face_input = configured_face_input(cfg)
+        self.input = crop_settings(cfg)
+        self.calibration: Calibration | None = None
         if model is None:
             model = build_model(cfg)
             load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
+            self.calibration = read_calibration(cfg.MODEL.WEIGHTS, self.input)
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
         self.cfg = cfg
         self.dim: int = cfg.MODEL.EMBEDDING.DIM
         self.fingerprint = fingerprint(model)
-        self.calibration = None
         self.files_without_face: list[str] = []
         self.model = inference_model(cfg, model).eval()
         self.face_input = face_input
@@ -134,6 +144,32 @@ def configured_face_input(cfg: CfgNode) -> Callable:
     from .run_face_detector import face_input
 
     return face_input(cfg)
+
+
+def crop_settings(cfg: CfgNode) -> str:
+    """The keys that say how a face is cropped, as JSON."""
+    settings = {f"INPUT.FACE.{key}": cfg.INPUT.FACE[key] for key in _CROP_KEYS if key in cfg.INPUT.FACE}
+    return json.dumps({**settings, "INPUT.FORMAT": cfg.INPUT.FORMAT})
+
+
+def read_calibration(path: str, input: str) -> Calibration | None:
+    """The calibration in a checkpoint, None if it has none; a warning if faces were cropped in another way then.
+
+    Raises:
+        ValueError: the calibration is of another version.
+    """
+    entry = read_entry(path, CALIBRATION)
+    if entry is None:
+        return None
+    calibration = Calibration.from_dict(entry, path)
+    if calibration.input and calibration.input != input:
+        old, new = json.loads(calibration.input), json.loads(input)
+        changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in new if old.get(key) != new[key]]
+        logger.warning(
+            "%s was calibrated with other crops of faces (%s): its threshold need not hold. Calibrate again.",
+            path, "; ".join(changed),
+        )  # fmt: skip
+    return calibration
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -58,7 +58,7 @@ def load(
     """
     if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
         raise ValueError(f"the score threshold is {score_threshold}; legal: 0 to 1")
-    path = Path(run) / "config.yaml" if Path(run).is_dir() else Path(run)
+    path = _config_path(run)
     cfg = _load_config(path, overrides)
     _set_device(cfg, device, overrides)
     cfg.MODEL.WEIGHTS = find_weights(path, cfg, weights, overrides)
@@ -75,6 +75,25 @@ def load(
     return predictor
 
 
+def load_embedder(
+    run: str | Path,
+    weights: str | Path | None = None,
+    *,
+    device: str | None = None,
+    batch_size: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Embedder:
+    """:func:`load` for what needs a FaceNet.
+
+    Raises:
+        ValueError: the run is of another model; and what :func:`load` raises.
+    """
+    found = load_config(str(_config_path(run)), overrides, datasets=False).MODEL.META_ARCHITECTURE
+    if found != FACENET:
+        raise ValueError(f"{run} is the run of a {found}, which gives no embeddings; name the run of a {FACENET}")
+    return load(run, weights, device=device, batch_size=batch_size, overrides=overrides)
+
+
 def _load_embedder(cfg: CfgNode, score_threshold: float | None, batch_size: int | None) -> Embedder:
     if score_threshold is not None:
         raise ValueError(f"the score threshold is {score_threshold}, but a {FACENET} detects nothing; leave it out")
@@ -82,6 +101,10 @@ def _load_embedder(cfg: CfgNode, score_threshold: float | None, batch_size: int 
     embedder = Embedder(cfg, batch_size=32 if batch_size is None else batch_size)
     logger.info("Weights: %s; device: %s; %d numbers per face.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, embedder.dim)
     return embedder
+
+
+def _config_path(run: str | Path) -> Path:
+    return Path(run) / "config.yaml" if Path(run).is_dir() else Path(run)
 
 
 def _load_config(path: Path, overrides: Sequence[str]) -> CfgNode:
