@@ -4,8 +4,8 @@
 ``python gallery_writers.py share FILE LOG ROUNDS`` runs two writers at the same time, each adding ROUNDS times.
 A writer writes to LOG what has been stored, after `Gallery.add` has returned. Each addition has FACES faces.
 
-Pages go to the file as soon as they change, and nothing waits for the disk, so that a kill hits a half-written file more
-often.
+Pages go to the file as soon as they change, and nothing waits for the disk, so that a kill hits a half-written file
+more often.
 """
 
 import os
