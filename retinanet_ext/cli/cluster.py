@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from .usage import UsageError, usage_errors
 
 HELP = "Groups images of faces by person; writes the groups and a contact sheet."
 RESULTS, GROUPS, SHEET = "clusters.json", "groups", "contact_sheet"
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     _write_groups(output / GROUPS, groups, args.copy)
     _write_sheets(output, groups)
     _report(groups, scores, output)
-    return report_skipped(skipped, logger)
+    return report_skipped(skipped)
 
 
 def _largest_first(sources: list, labels) -> list[list]:
@@ -115,7 +112,7 @@ def _write_sheets(output: Path, groups: list[list]) -> None:
     for start in range(0, len(alone), columns):
         shown = alone[start : start + columns]
         first = together + start + 1
-        rows.append(SheetRow(f"clusters {first} to {first + len(shown) - 1}", shown, "1 image each"))
+        rows.append(SheetRow(f"clusters {first}-{first + len(shown) - 1}", shown, "1 image each"))
     for old in output.glob(f"{SHEET}*.jpg"):
         old.unlink()
     for number, page in enumerate(contact_sheets(rows, columns), 1):

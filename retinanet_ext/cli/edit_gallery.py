@@ -70,7 +70,7 @@ def _add(args: argparse.Namespace) -> int:
         replaced = f", {added.replaced} replaced" if added.replaced else ""
         logger.info("%s: %d photos added%s.", name, added.new, replaced)
     logger.info("%s holds %d photos of %d people.", gallery.path, len(gallery), len(gallery.names()))
-    return report_skipped(skipped, logger)
+    return report_skipped(skipped)
 
 
 def _people(args: argparse.Namespace) -> tuple[dict[str, list[Path]], dict[Path, str]]:

@@ -1,10 +1,13 @@
 """What the verbs that embed faces share: the model's flags, the images, the threshold."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from .usage import UsageError, usage_errors
+
+logger = logging.getLogger(__name__)
 
 LARGEST_DISTANCE = 4.0  # squared L2, of two embeddings of length 1
 
@@ -61,14 +64,23 @@ def distance_threshold(args: argparse.Namespace, embedder) -> float:
 
 
 def open_gallery(args: argparse.Namespace, embedder, **more):
-    """The gallery of ``--gallery`` for this model."""
+    """The gallery of ``--gallery`` for this model; warns if its faces were cropped otherwise."""
     from retinanet_ext.embedding.gallery import Gallery
 
+    weights, crop = str(embedder.cfg.MODEL.WEIGHTS), str(embedder.input)
     with usage_errors():
-        return Gallery(
-            args.gallery, fingerprint=embedder.fingerprint, dim=embedder.dim,
-            description=str(embedder.cfg.MODEL.WEIGHTS), compatible=args.compatible, **more,
+        gallery = Gallery(
+            args.gallery, fingerprint=embedder.fingerprint, dim=embedder.dim, description=f"{weights}, crop {crop}",
+            compatible=args.compatible, **more,
         )  # fmt: skip
+        before = gallery.models().get(embedder.fingerprint, "").partition(", crop ")[2]
+    if before and before != crop:
+        logger.warning(
+            "The faces of the gallery %s were cropped by %s, and now by %s. Their distances mean little: use the same "
+            "INPUT keys, or make the gallery again.",
+            gallery.path, before, crop,
+        )  # fmt: skip
+    return gallery
 
 
 def add_gallery_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +112,7 @@ def find_images(paths: Sequence[str], output: Path | None = None):
     return images, skipped
 
 
-def report_skipped(skipped: dict, logger) -> int:
+def report_skipped(skipped: dict) -> int:
     """Name what was left out; returns the exit code."""
     if skipped:
         lines = "\n".join(f"  {path}: {reason}" for path, reason in skipped.items())

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
 from .embedder_arguments import (
@@ -20,8 +19,6 @@ from .usage import UsageError, usage_errors
 
 HELP = "Names the people on images by a gallery; says unknown beyond the calibrated threshold."
 UNKNOWN = "unknown"
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         content |= {"images": results, "skipped": {str(path): reason for path, reason in skipped.items()}}
         with usage_errors():
             write_atomically(Path(args.json), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return report_skipped(skipped, logger)
+    return report_skipped(skipped)
 
 
 def _result(path: Path, nearest: list, threshold: float) -> dict:

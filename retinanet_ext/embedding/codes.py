@@ -13,7 +13,7 @@ import torch
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 LARGEST = 127
-_ROWS = 65536  # decoded at once by `code_lengths`
+_ROWS = 65536  # handled at once, so that temporaries stay small
 
 
 def encode(embeddings: Array) -> Array:
@@ -34,12 +34,16 @@ def encode(embeddings: Array) -> Array:
     values = torch.as_tensor(embeddings)
     if values.ndim != 2 or not values.is_floating_point():
         raise ValueError(f"embeddings are {values.dtype} of shape {tuple(values.shape)}; expected: float, (N, D)")
-    values = values.detach().to(torch.promote_types(values.dtype, torch.float32))
-    largest = values.abs().amax(dim=1, keepdim=True) if values.numel() else values.new_ones(len(values), 1)
-    _refuse(~torch.isfinite(largest[:, 0]), "not finite")
-    _refuse(largest[:, 0] == 0, "zero, which has no direction")
-    # Divide first: 127 / largest overflows for a largest number near zero.
-    codes = (values / largest * LARGEST).round().to(torch.int8)
+    values = values.detach()
+    largest = values.abs().amax(dim=1) if values.numel() else values.new_ones(len(values))
+    _refuse(~torch.isfinite(largest), "not finite")
+    _refuse(largest == 0, "zero, which has no direction")
+    codes = torch.empty(values.shape, dtype=torch.int8, device=values.device)
+    for start in range(0, len(values), _ROWS):
+        rows = slice(start, start + _ROWS)
+        block = values[rows].to(torch.promote_types(values.dtype, torch.float32))
+        # Divide first: 127 / largest overflows for a largest number near zero.
+        codes[rows] = (block / largest[rows, None] * LARGEST).round()
     return codes.numpy() if isinstance(embeddings, np.ndarray) else codes
 
 

@@ -16,6 +16,8 @@ APPLICATION_ID = 0x46436547
 VERSION = 1
 # How long a writer waits for another one.
 BUSY_SECONDS = 30.0
+# What is stored survives a power cut. A kill alone would need no waiting for the disk.
+SYNCHRONOUS = "EXTRA"
 
 _TABLES = (
     "CREATE TABLE properties (name TEXT PRIMARY KEY, value NOT NULL)",
@@ -49,7 +51,7 @@ def transaction(path: Path, *, write: bool = False, create: bool = False) -> Ite
         mode = "rwc" if create else "rw"
         uri = f"{Path(path).absolute().as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-        connection.execute("PRAGMA synchronous = EXTRA")
+        connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         _check_kind(connection, path, create)

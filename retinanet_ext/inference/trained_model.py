@@ -15,7 +15,7 @@ from .predictor import Predictor
 
 WEIGHT_FILES = ("model_best.pth", "model_final.pth")
 DEFAULT_SCORE_THRESHOLD = 0.5
-FACENET = "FaceNet"
+FACENETS = ("FaceNet", "HarmonicFaceNet")
 _DEVICE_KEY, _WEIGHTS_KEY = "MODEL.DEVICE", "MODEL.WEIGHTS"
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def load(
     cfg = _load_config(path, overrides)
     _set_device(cfg, device, overrides)
     cfg.MODEL.WEIGHTS = find_weights(path, cfg, weights, overrides)
-    if cfg.MODEL.META_ARCHITECTURE == FACENET:
+    if cfg.MODEL.META_ARCHITECTURE in FACENETS:
         return _load_embedder(cfg, score_threshold, batch_size)
     if score_threshold is not None:
         set_score_threshold(cfg, score_threshold)
@@ -96,7 +96,7 @@ def load_embedder(
 
 def _load_embedder(cfg: CfgNode, score_threshold: float | None, batch_size: int | None) -> Embedder:
     if score_threshold is not None:
-        raise ValueError(f"the score threshold is {score_threshold}, but a {FACENET} detects nothing; leave it out")
+        raise ValueError(f"the score threshold is {score_threshold}, but a FaceNet detects nothing; leave it out")
     cfg.freeze()
     embedder = Embedder(cfg, batch_size=32 if batch_size is None else batch_size)
     logger.info("Weights: %s; device: %s; %d numbers per face.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, embedder.dim)
@@ -109,7 +109,7 @@ def _config_path(run: str | Path) -> Path:
 
 def _load_config(path: Path, overrides: Sequence[str]) -> CfgNode:
     cfg = load_config(str(path), overrides, datasets=False)
-    if cfg.MODEL.CLASS_NAMES or cfg.MODEL.META_ARCHITECTURE == FACENET:
+    if cfg.MODEL.CLASS_NAMES or cfg.MODEL.META_ARCHITECTURE in FACENETS:
         return cfg
     # Only the config of a run holds the class names; otherwise the training data have them.
     try:

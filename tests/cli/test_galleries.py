@@ -17,7 +17,7 @@ COLOURS = {"Anna": (200, 20, 20), "Bert": (20, 200, 20), "Zoë": (20, 20, 200)}
 class FakeEmbedder:
     """Embeds an image ``(H, W, 3)`` as its mean colour: the people of these tests differ in colour."""
 
-    dim, fingerprint, calibration, faces_not_found = 3, "c010ur", None, 0
+    dim, fingerprint, calibration, faces_not_found, input = 3, "c010ur", None, 0, "centre"
 
     def __init__(self):
         self.cfg = SimpleNamespace(MODEL=SimpleNamespace(WEIGHTS="colours.pth"))
@@ -68,7 +68,7 @@ def test_a_gallery_is_made_listed_and_edited(gallery, people, tmp_path, capsys):
     assert main(["gallery", "list", "--gallery", str(gallery)]) == 0
     text = capsys.readouterr().out
     assert "| Carl   | 1" in text and "10 photos; 3 numbers each, as one byte" in text
-    assert "model c010ur: colours.pth" in text
+    assert "model c010ur: colours.pth, crop centre" in text
     assert main(["gallery", "rename", "--gallery", str(gallery), "--name", "Carl", "--to", "Karl"]) == 0
     assert main(["gallery", "remove", "--gallery", str(gallery), "--name", "Karl"]) == 0
     assert main(["gallery", "remove", "--gallery", str(gallery), "--name", "Karl"]) == 2
@@ -145,6 +145,14 @@ def test_a_contact_sheet_shows_each_image_and_counts_the_rest(tmp_path):
     columns = np.flatnonzero(is_red.any(axis=0))
     # Three thumbnails in a row, whose fourth place says how many there are besides.
     assert (np.diff(columns) > 1).sum() == 2
+
+
+def test_another_crop_is_reported(gallery, tmp_path, caplog, embedder):
+    photo = str(picture(tmp_path / "b.png", COLOURS["Bert"]))
+    command = ["identify", "--gallery", str(gallery), "--config-file", "run", "--threshold", "1", photo]
+    assert main(command) == 0 and "cropped" not in caplog.text
+    embedder.input = "cascade"
+    assert main(command) == 0 and "were cropped by centre, and now by cascade" in caplog.text
 
 
 def test_images_without_a_face_are_reported(gallery, tmp_path, caplog):

@@ -2,26 +2,38 @@
 
 ``python gallery_writers.py kill FILE LOG ROUNDS`` starts a writer and kills it at a random moment, again and again.
 ``python gallery_writers.py share FILE LOG ROUNDS`` runs two writers at the same time, each adding ROUNDS times.
-A writer writes to LOG what has been stored, after `Gallery.add` has returned. Each addition has three faces.
+A writer writes to LOG what has been stored, after `Gallery.add` has returned. Each addition has FACES faces.
+
+Pages go to the file as soon as they change, and nothing waits for the disk, so that a kill hits a half-written file
+more often.
 """
 
 import os
 import random
 import signal
+import sqlite3
 import sys
 import time
 
 import torch
 
+from retinanet_ext.embedding import gallery_file
 from retinanet_ext.embedding.gallery import Gallery
 
+FACES = 100
 torch.set_num_threads(1)
 
 
 def embeddings(seed):
-    """Three embeddings ``(3, 128)`` that follow from the seed."""
-    values = torch.randn(3, 128, generator=torch.Generator().manual_seed(seed))
+    """Embeddings ``(FACES, 128)`` that follow from the seed."""
+    values = torch.randn(FACES, 128, generator=torch.Generator().manual_seed(seed))
     return values / values.norm(dim=1, keepdim=True)
+
+
+def connect(*args, **kwargs):
+    connection = sqlite3.Connection(*args, **kwargs)
+    connection.execute("PRAGMA cache_size = 1")
+    return connection
 
 
 def write(file, log, writer, first, count):
@@ -29,7 +41,7 @@ def write(file, log, writer, first, count):
     with open(log, "ab", buffering=0) as done:
         for number in range(first, first + count):
             seed = 1000 * writer + number
-            gallery.add(f"person {seed % 7}", embeddings(seed), [f"{seed}-{i}" for i in range(3)])
+            gallery.add(f"person {seed % 7}", embeddings(seed), [f"{seed}-{i}" for i in range(FACES)])
             done.write(f"{seed}\n".encode())
 
 
@@ -58,4 +70,5 @@ def share(file, log, rounds):
 
 
 if __name__ == "__main__":
+    sqlite3.connect, gallery_file.SYNCHRONOUS = connect, "OFF"
     {"kill": kill, "share": share}[sys.argv[1]](sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -13,6 +13,7 @@ from retinanet_ext.embedding.codes import decode, encode
 from retinanet_ext.embedding.gallery import Added, Gallery, Match
 from retinanet_ext.embedding.gallery_file import GalleryError, check_integrity, transaction
 
+FACES = 100  # per addition of the writers
 WRITERS = Path(__file__).with_name("gallery_writers.py")
 
 
@@ -288,20 +289,20 @@ def stored_seeds(file):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_kill_at_any_moment_loses_nothing(file):
-    """Twenty writers are killed. What had been stored is there, and of each addition all three faces or none."""
+    """Twenty writers are killed. What had been stored is there, and of each addition all faces or none."""
     returned = run_writers("kill", file, 20)
     counts = stored_seeds(file)
     assert returned and set(returned) <= set(counts)
-    assert set(counts.values()) == {3}
+    assert set(counts.values()) == {FACES}
     # An addition may have been stored without its writer having lived to say so, one for each kill at most.
     assert len(counts) <= len(returned) + 20
     gallery = Gallery(file, fingerprint="model", dim=128)  # checks the file
-    assert len(gallery) == 3 * len(counts) and gallery.search(unit(1, 128))
+    assert len(gallery) == FACES * len(counts) and gallery.search(unit(1, 128))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_two_writers_at_once_lose_nothing(file):
-    returned = run_writers("share", file, 10)
-    assert sorted(returned) == [*range(10), *range(1000, 1010)]
-    assert stored_seeds(file) == dict.fromkeys(returned, 3)
+    returned = run_writers("share", file, 25)
+    assert sorted(returned) == [*range(25), *range(1000, 1025)]
+    assert stored_seeds(file) == dict.fromkeys(returned, FACES)
     assert len(Gallery(file).names()) == 7
