@@ -7,7 +7,7 @@ from torch import nn
 
 from retinanet_ext.machine.devices import check_device
 from retinanet_ext.ops.mask_pasting import paste_masks
-from retinanet_ext.registry import Registry, check_registered
+from retinanet_ext.registry import Registry, find_registered
 
 from .cfg_node import CfgNode
 from .other_detectors import REMEDY
@@ -30,8 +30,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """
     check_device(cfg.MODEL.DEVICE)
     hint = f"; set it to one of these, {REMEDY}"
-    check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY, hint)
-    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(torch.device(cfg.MODEL.DEVICE))
+    meta_arch = find_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY, hint)
+    return meta_arch(cfg).to(torch.device(cfg.MODEL.DEVICE))
 
 
 def detector_postprocess(
