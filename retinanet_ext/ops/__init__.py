@@ -15,7 +15,7 @@ In reading order:
 from .box_math import Box2BoxTransform, box_areas, pairwise_iou
 from .encoded_masks import EncodedMasks
 from .mask_pasting import encode_pasted_masks, paste_masks
-from .nms import batched_nms, nms_in_blocks
+from .nms import batched_nms, nms_in_blocks, nms_of_valid
 
 __all__ = [
     "Box2BoxTransform",
@@ -25,6 +25,7 @@ __all__ = [
     "dense_focal_loss",
     "encode_pasted_masks",
     "nms_in_blocks",
+    "nms_of_valid",
     "pairwise_iou",
     "paste_masks",
 ]
