@@ -19,6 +19,7 @@ from retinanet_ext.d2 import (
 from retinanet_ext.detection.class_metadata import publish_class_names
 from retinanet_ext.detection.convolutions import avoid_wrong_gradients_of_narrow_maps, fold_frozen_norms
 from retinanet_ext.detection.gradient_checkpointing import recompute_in_backward
+from retinanet_ext.detection.missing_keys import check_has_our_keys
 from retinanet_ext.detection.retinanet import FocalRetinaNet
 from retinanet_ext.detection.targets import check_ground_truth
 from retinanet_ext.detection.training_picture import MAX_BOXES, draw_training_picture, is_time_for_a_picture
@@ -98,11 +99,7 @@ class MaskRCNN(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         model = cfg.MODEL
-        if "CLS_LOSS" not in model.ROI_BOX_HEAD:
-            raise KeyError(
-                "the config has no keys of retinanet_ext; call retinanet_ext.add_retinanet_ext_config(cfg) right after "
-                "get_cfg()"
-            )
+        check_has_our_keys(model.ROI_BOX_HEAD, "CLS_LOSS")
         if model.LOAD_PROPOSALS:
             raise ValueError(
                 "MODEL.LOAD_PROPOSALS is True, but MaskRCNN finds its own proposals and reads no files of them; set it "
