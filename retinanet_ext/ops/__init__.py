@@ -1,4 +1,4 @@
-"""Operations on boxes and masks. Imports no engine.
+"""Operations on boxes, masks and keypoints. Imports no engine.
 
 Boxes are ``(x1, y1, x2, y2)`` in continuous pixel coordinates: a box from pixel 3 to pixel 5 inclusive is
 ``[3, 6)`` and has width 3; the centre of the image's first pixel lies at 0.5.
@@ -10,6 +10,7 @@ In reading order:
 - ``mask_pasting.py``: predicted masks put into the image: the method, and its fast forms
 - ``encoded_masks.py``: the masks of an image as run lengths
 - ``coco_rle.py``: the run lengths of one mask: encoded, compressed, decoded, as JSON
+- ``coco_keypoints.py``: the labelled keypoints of one object
 """
 
 from .box_math import Box2BoxTransform, box_areas, pairwise_iou
