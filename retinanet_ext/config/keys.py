@@ -1,7 +1,7 @@
 """The keys this package adds to Detectron2's config, each with its default and its meaning."""
 
 import retinanet_ext.detection  # registers FocalRetinaNet: whoever has its keys can build it
-import retinanet_ext.instance  # noqa: F401  (registers MaskRCNN)
+import retinanet_ext.instance  # noqa: F401  (registers MaskRCNN and InstanceRetinaNet)
 from retinanet_ext.d2 import CfgNode as CN
 
 

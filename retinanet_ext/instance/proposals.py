@@ -81,6 +81,7 @@ def proposals_of_batch(
 
     Only the best anchors are decoded. On CUDA all shapes but those of the result are known in advance: the host waits
     for the device once in each call of NMS, which images share up to ``BOXES_PER_NMS`` boxes, and once after it.
+    Boxes and scores that are not finite are dropped.
 
     Args:
         logits, deltas, anchors: per level ``(N, R_l)``, ``(N, R_l, 4)``, ``(R_l, 4)``; anchors xyxy in pixels.
@@ -90,8 +91,6 @@ def proposals_of_batch(
         nms_thresh: IoU above which the lower-scored box of a level is dropped.
         post_nms_topk: at most this many proposals are kept per image, over all levels.
         min_box_size: boxes with a side that is not longer than this, after clipping, are dropped.
-
-    Boxes and scores that are not finite are dropped.
     """
     if not len(image_sizes):
         return []
