@@ -8,6 +8,7 @@ In reading order:
 - ``box_math.py``: areas, overlaps, and boxes as offsets from anchors
 - ``nms.py``: non-maximum suppression: class-wise, and of many boxes in blocks
 - ``mask_pasting.py``: predicted masks put into the image: the method, and its fast forms
+- ``scaled_detections.py``: detections scaled to another image size
 - ``encoded_masks.py``: the masks of an image as run lengths
 - ``coco_rle.py``: the run lengths of one mask: encoded, compressed, decoded, as JSON
 - ``coco_keypoints.py``: the labelled keypoints of one object
