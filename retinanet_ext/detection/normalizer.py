@@ -9,7 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from retinanet_ext.machine.processes import num_processes
+
+def num_processes() -> int:
+    """How many processes work on the job; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class EMANormalizer(nn.Module):

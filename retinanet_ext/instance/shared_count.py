@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from retinanet_ext.machine.processes import num_processes
+from retinanet_ext.detection.normalizer import num_processes
 
 _is_shared = True
 

@@ -1,13 +1,7 @@
-"""How many processes a job has, how they share a batch, and the model below the wrapper that they share it with."""
+"""How the processes of a job share a batch, and the model below the wrapper that they share it with."""
 
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-
-def num_processes() -> int:
-    """How many processes work on the job; 1 outside a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def images_per_process(images_per_batch: int, processes: int) -> int:

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import nn
 
 from retinanet_ext.d2 import hooks
-from retinanet_ext.machine.processes import num_processes
 
 
 @torch.no_grad()
@@ -19,8 +18,7 @@ def average_buffers(model: nn.Module) -> None:
     A buffer that is the same in all processes, such as a frozen statistic, keeps its exact value. All processes call
     this together; in a job of one process it does nothing.
     """
-    processes = num_processes()
-    if processes == 1:
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     if not buffers:
@@ -28,7 +26,7 @@ def average_buffers(model: nn.Module) -> None:
     # In float64 the sum of equal float32 values, divided by their number, is exactly that value.
     flat = torch.cat([buffer.reshape(-1).double() for buffer in buffers])
     dist.all_reduce(flat)
-    flat /= processes
+    flat /= dist.get_world_size()
     for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers])):
         buffer.copy_(mean.view_as(buffer))
 
