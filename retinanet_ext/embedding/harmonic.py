@@ -79,6 +79,9 @@ class HarmonicFaceNet(FaceNet):
     names of FaceNet's, so that a checkpoint of either loads into the other.
     """
 
+    # On the class, because FaceNet's constructor already converts the model.
+    v1: FrozenV1 | None = None
+
     @configurable
     def __init__(self, *, stage: str = "network", **facenet):
         """
@@ -94,7 +97,6 @@ class HarmonicFaceNet(FaceNet):
             raise ValueError(f"MODEL.EMBEDDING.HARMONIC.STAGE is {stage!r}; legal values: {', '.join(STAGES)}")
         super().__init__(**facenet)
         self.stage = stage
-        self.v1: FrozenV1 | None = None
         if stage == "embedding":
             self.backbone.requires_grad_(False)
 

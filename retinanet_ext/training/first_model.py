@@ -10,7 +10,8 @@ from torch import nn
 from retinanet_ext.checkpoint.weights import LoadReport, load_weights
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import CfgNode, build_model
-from retinanet_ext.embedding import FaceNet, HarmonicFaceNet
+from retinanet_ext.data.identity_datasets import embeds_identities
+from retinanet_ext.embedding import HarmonicFaceNet
 from retinanet_ext.embedding.harmonic import FrozenV1
 from retinanet_ext.inference.embedder import fingerprint
 from retinanet_ext.inference.trained_model import find_weights
@@ -37,32 +38,10 @@ def load_v1(cfg: CfgNode) -> FrozenV1:
         ValueError: no v1 is named; it is no FaceNet; its checkpoint does not fit or is the one that v2 starts from; it
             crops faces in another way; its images cannot be made from v2's.
     """
-    harmonic = cfg.MODEL.EMBEDDING.HARMONIC
-    if not harmonic.V1:
-        raise ValueError(
-            f"{_KEY} is empty, but HarmonicFaceNet is trained against an older model; set it to the folder of a FaceNet "
-            "run or to its config file"
-        )
-    path = Path(harmonic.V1) / "config.yaml" if Path(harmonic.V1).is_dir() else Path(harmonic.V1)
-    try:
-        v1_cfg = load_config(str(path), datasets=False)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{_KEY} is {harmonic.V1!r}: {error}") from error
-    v1_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
-    try:
-        weights = find_weights(path, v1_cfg, harmonic.V1_WEIGHTS or None)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{_KEY} is {harmonic.V1!r}, whose checkpoint was not found: {error} Or set {_KEY}_WEIGHTS."
-        ) from error
+    v1_cfg, weights = _config_and_weights(cfg)
     _check_differs(cfg.MODEL.WEIGHTS, weights)
     _check_crops(cfg, v1_cfg)
     v1 = build_model(v1_cfg)
-    if not isinstance(v1, FaceNet):
-        raise ValueError(
-            f"{_KEY} is {harmonic.V1!r}, whose META_ARCHITECTURE is {v1_cfg.MODEL.META_ARCHITECTURE}, which does not "
-            "embed images; name a run of FaceNet"
-        )
     load_weights(v1, weights, strict=True)
     digits = fingerprint(v1)
     logger.info("v1, which stays as it is: %s, fingerprint %s", weights, digits)
@@ -70,6 +49,32 @@ def load_v1(cfg: CfgNode) -> FrozenV1:
         v1, size=v1_cfg.INPUT.FACE.SIZE, image_format=v1_cfg.INPUT.FORMAT, input_format=cfg.INPUT.FORMAT,
         fingerprint=digits,
     )  # fmt: skip
+
+
+def _config_and_weights(cfg: CfgNode) -> tuple[CfgNode, str]:
+    harmonic = cfg.MODEL.EMBEDDING.HARMONIC
+    if not harmonic.V1:
+        raise ValueError(
+            f"{_KEY} is empty, but HarmonicFaceNet is trained against an older model; set it to the folder of a "
+            "FaceNet run or to its config file"
+        )
+    path = Path(harmonic.V1) / "config.yaml" if Path(harmonic.V1).is_dir() else Path(harmonic.V1)
+    try:
+        v1_cfg = load_config(str(path), datasets=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{_KEY} is {harmonic.V1!r}: {error}") from error
+    if not embeds_identities(v1_cfg):
+        raise ValueError(
+            f"{_KEY} is {harmonic.V1!r}, whose META_ARCHITECTURE is {v1_cfg.MODEL.META_ARCHITECTURE}, which does not "
+            "embed faces; name a run of FaceNet"
+        )
+    v1_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    try:
+        return v1_cfg, find_weights(path, v1_cfg, harmonic.V1_WEIGHTS or None)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{_KEY} is {harmonic.V1!r}, whose checkpoint was not found: {error} Or set {_KEY}_WEIGHTS."
+        ) from error
 
 
 def load_start_weights(model: nn.Module, path: str) -> LoadReport | None:
