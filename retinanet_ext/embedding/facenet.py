@@ -11,7 +11,7 @@ from torch import nn
 from retinanet_ext.d2 import META_ARCH_REGISTRY, build_backbone, configurable, get_event_storage, has_event_storage
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
-from .network_layers import init_linear
+from .network_layers import init_centred
 from .pooling import POOLS, l2_normalize
 
 
@@ -49,7 +49,7 @@ class FaceNet(nn.Module):
         self.in_feature = in_feature
         self.pool = POOLS[pool]
         self.projection = nn.Linear(backbone.output_shape()[in_feature].channels, dim)
-        init_linear(self.projection)
+        init_centred(self.projection)
         self.loss = loss
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)

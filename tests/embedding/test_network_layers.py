@@ -87,12 +87,17 @@ def test_maxout_is_the_largest_of_its_pieces(generator):
     torch.testing.assert_close(layer(vector)[0], expected)
 
 
-def test_initial_weights_keep_the_mean_square(generator):
+def test_initial_filters_have_no_sum_and_keep_the_variance(generator):
     torch.manual_seed(0)
-    vectors = torch.randn(256, 400, generator=generator)
-    assert MaxoutLinear(400, 300)(vectors).square().mean().item() == pytest.approx(1, rel=0.05)
-    maps = torch.randn(4, 64, 16, 16, generator=generator)
-    assert convolution(64, 128, 1, "")(maps).square().mean().item() == pytest.approx(1, rel=0.05)
+    positive = torch.randn(4, 64, 24, 24, generator=generator).relu()  # has a mean, as every rectified map
+    conv = convolution(64, 128, 1, "")
+    torch.testing.assert_close(conv.weight.sum(dim=(1, 2, 3)), torch.zeros(128), rtol=0, atol=1e-5)
+    assert conv(positive).var().item() == pytest.approx(positive.var().item(), rel=0.05)
+    vectors = positive.permute(0, 2, 3, 1).reshape(-1, 64)
+    layer = MaxoutLinear(64, 128)
+    torch.testing.assert_close(layer.weight.sum(dim=1), torch.zeros(256), rtol=0, atol=1e-5)
+    assert layer(vectors).var().item() == pytest.approx(positive.var().item(), rel=0.05)
+    assert not conv.bias.any() and not layer.bias.any()
 
 
 @pytest.mark.parametrize("channels, groups", [(16, 16), (32, 32), (48, 16), (112, 16), (192, 32)])
