@@ -65,7 +65,7 @@ class FaceNet(nn.Module):
             "backbone": backbone,
             "in_feature": _in_feature(embedding.IN_FEATURE, backbone.output_shape()),
             "pool": embedding.POOL,
-            "dim": embedding.DIM,
+            "dim": cfg.MODEL.EMBEDDING.DIM,
             "loss": EMBEDDING_LOSS_REGISTRY.get(embedding.LOSS.NAME)(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -163,8 +163,8 @@ def _check_images(batched_inputs: list[dict], num_channels: int) -> None:
         shape, name = tuple(inputs["image"].shape), _name(batched_inputs, index)
         if len(shape) != 3 or shape[0] != num_channels:
             raise ValueError(
-                f"the image {name} has shape {shape}, but FaceNet takes (C, H, W) with {num_channels} channels, one per "
-                "value of MODEL.PIXEL_MEAN; make INPUT.FORMAT ('L' has one channel) and MODEL.PIXEL_MEAN agree"
+                f"the image {name} has shape {shape}, but FaceNet takes (C, H, W) with {num_channels} channels, one "
+                "per value of MODEL.PIXEL_MEAN; make INPUT.FORMAT ('L' has one channel) and MODEL.PIXEL_MEAN agree"
             )
         if shape != first.shape:
             raise ValueError(

@@ -153,7 +153,8 @@ def flattened_map(maps: torch.Tensor, size: tuple[int, int], images: torch.Tenso
         found = "x".join(map(str, images.shape[-2:]))
         height, width = (f"{32 * extent - 31} to {32 * extent}" for extent in size)
         raise ValueError(
-            f"the network's fully connected layers take images of height {height} and width {width}, but found {found}; "
-            "set INPUT.FACE.SIZE, or take a network without such layers in MODEL.BACKBONE.NAME (NN2, NN4 or a ResNet)"
+            f"the network's fully connected layers take images of height {height} and width {width}, but found "
+            f"{found}; set INPUT.FACE.SIZE, or take a network without such layers (NN2, NN4, ResNet) in "
+            "MODEL.BACKBONE.NAME"
         )
     return maps.flatten(start_dim=1)

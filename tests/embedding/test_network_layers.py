@@ -108,5 +108,6 @@ def test_group_norm_has_a_number_of_groups_that_divides_the_channels(channels, g
 
 def test_a_fully_connected_layer_names_the_image_sizes_it_takes():
     images, maps = torch.zeros(1, 3, 96, 96), torch.zeros(1, 256, 3, 3)
-    with pytest.raises(ValueError, match="height 193 to 224 and width 161 to 192, but found 96x96; set INPUT.FACE.SIZE"):
+    message = "height 193 to 224 and width 161 to 192, but found 96x96; set INPUT.FACE.SIZE"
+    with pytest.raises(ValueError, match=message):
         flattened_map(maps, (7, 6), images)
