@@ -23,6 +23,7 @@ ON_CPU = [
     ["coco_eval"],
     ["mask_eval"],
     ["loader"],
+    ["triplets"],
     ["scaling", "--height", "240", "--width", "320"],
 ]
 ON_CUDA = [
@@ -35,6 +36,7 @@ ON_CUDA = [
     ["losses", "--images", "16", "--anchors", "201600", "--dtype", "bfloat16"],
     ["matching"],
     ["decoding", *COCO, "--images", "16"],
+    ["triplets"],
 ]
 
 

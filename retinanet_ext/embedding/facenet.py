@@ -8,16 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from retinanet_ext.d2 import META_ARCH_REGISTRY, build_backbone, configurable, get_event_storage, has_event_storage
+from retinanet_ext.d2 import META_ARCH_REGISTRY, build_backbone, configurable
 
-from .embedding_losses import EMBEDDING_LOSS_REGISTRY
 from .network_layers import init_centred
 from .pooling import POOLS, l2_normalize
+from .training_loss import build_training_loss
 
 
 @META_ARCH_REGISTRY.register()
 class FaceNet(nn.Module):
     """A network, pooling over positions, a linear projection, L2 normalisation (paper, figure 2)."""
+
+    # Why a batch cannot be trained in micro-batches; see `TrainStep`.
+    needs_whole_batch = "its loss compares every image with all others of the batch"
 
     @configurable
     def __init__(
@@ -37,7 +40,7 @@ class FaceNet(nn.Module):
             in_feature: name of the feature map that is pooled.
             pool: a name in ``POOLS``.
             dim: D.
-            loss: see ``EMBEDDING_LOSS_REGISTRY``.
+            loss: maps embeddings ``(B, D)`` and identities ``(B,)`` to a dict of scalar losses; see ``TrainingLoss``.
             pixel_mean, pixel_std: per channel of the images, in units of 0..255.
 
         Raises:
@@ -65,8 +68,8 @@ class FaceNet(nn.Module):
             "backbone": backbone,
             "in_feature": _in_feature(embedding.IN_FEATURE, backbone.output_shape()),
             "pool": embedding.POOL,
-            "dim": cfg.MODEL.EMBEDDING.DIM,
-            "loss": EMBEDDING_LOSS_REGISTRY.get(embedding.LOSS.NAME)(cfg),
+            "dim": embedding.DIM,
+            "loss": build_training_loss(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -129,11 +132,11 @@ class FaceNet(nn.Module):
         Args:
             embeddings: ``(B, D)`` of length 1.
             identities: int64 ``(B,)``.
+
+        Returns:
+            Scalar losses of the joint batch of all processes, the same on every process.
         """
-        losses, statistics = self.loss(embeddings, identities)
-        if has_event_storage():
-            get_event_storage().put_scalars(**{name: float(value) for name, value in statistics.items()})
-        return losses
+        return self.loss(embeddings, identities)
 
 
 def _in_feature(name: str, shapes: dict) -> str:
