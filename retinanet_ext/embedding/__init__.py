@@ -13,6 +13,12 @@ In reading order:
 - ``training_loss.py``: the loss of a training step: joint batch, warm-up, statistics
 - ``joint_batch.py``: the batch of all processes, with gradient
 - ``training_monitor.py``: what each step logs; the alarms for batches without triplets and for a collapse
+- ``codes.py``: an embedding as 128 bytes
+- ``search.py``: exact nearest neighbours in bounded memory
+- ``gallery.py``: known people on disk: add, remove, search
+- ``gallery_file.py``: the gallery's file, safe against a kill and a second writer
+- ``clustering.py``: groups of images of one person each, and how well they fit labels
+- ``contact_sheet.py``: a picture of groups of images
 """
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
