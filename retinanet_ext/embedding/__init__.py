@@ -19,6 +19,10 @@ In reading order:
 - ``gallery_file.py``: the gallery's file, safe against a kill and a second writer
 - ``clustering.py``: groups of images of one person each, and how well they fit labels
 - ``contact_sheet.py``: a picture of groups of images
+- ``face_input.py``: from an image to the network's input: finds the face, crops and resizes it
+- ``face_detectors.py``: OpenCV's cascade as a detector of faces
+- ``pairs.py``: pairs of images for verification: read, written, drawn, found in a dataset
+- ``pair_drawing.py``: draws pairs at random
 """
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
