@@ -49,21 +49,24 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.INPUT.FACE.CENTER_CROP = 1.0
     # Added on each side of a detected face, as a share of the longer side of its box.
     cfg.INPUT.FACE.MARGIN = 0.1
-    # Crops of more pixels are shrunk to about this number before the resize, and written as JPEG of this quality; 0
-    # leaves it out. For table 4 of the paper.
+    # Crops of more pixels are shrunk to about this number before the resize (table 4 of the paper); 0: not shrunk.
     cfg.INPUT.FACE.PIXELS = 0
+    # The shrunk crop is written as JPEG of this quality, 1 to 100, and read again (table 4 of the paper); 0: no JPEG.
     cfg.INPUT.FACE.JPEG_QUALITY = 0
-    # Augmentation in training, besides INPUT.RANDOM_FLIP. Each number is a bound, and values up to it are equally
-    # likely: shift of the crop and change of its sides, as shares of its sides; rotation in degrees; change of contrast
-    # and of brightness, as shares of the contrast and of the range 0..255.
+    # Augmentation in training, besides INPUT.RANDOM_FLIP; up to these bounds all values are equally likely. By which
+    # share of its sides the crop is shifted.
     cfg.INPUT.FACE.SHIFT_JITTER = 0.0
+    # By which share the sides of the crop change.
     cfg.INPUT.FACE.SCALE_JITTER = 0.0
+    # Degrees by which the crop is rotated.
     cfg.INPUT.FACE.ROTATION_JITTER = 0.0
+    # Share by which the contrast changes, and share of 0..255 by which the brightness changes.
     cfg.INPUT.FACE.LIGHT_JITTER = 0.0
-    # Training batches of FaceNet, SOLVER.IMS_PER_BATCH images over all processes: images of each identity, and images
-    # drawn from all identities besides (the paper's random negatives); the rest decides how many identities a batch
-    # has. IMAGES_PER_IDENTITY 0 leaves the order to DATALOADER.SAMPLER_TRAIN, for losses that classify identities.
+    # Images of each identity in a training batch of FaceNet, from 2; a batch then has (SOLVER.IMS_PER_BATCH -
+    # RANDOM_NEGATIVES) / IMAGES_PER_IDENTITY identities over all processes. 0 leaves the order of the images to
+    # DATALOADER.SAMPLER_TRAIN, which suits losses that classify identities.
     cfg.DATALOADER.IMAGES_PER_IDENTITY = 4
+    # Images in such a batch that are drawn from all identities besides (the paper's random negatives).
     cfg.DATALOADER.RANDOM_NEGATIVES = 0
     # Identities in DATASETS.TRAIN and in DATASETS.TEST at once: an error, or with True a warning.
     cfg.DATASETS.ALLOW_SHARED_IDENTITIES = False

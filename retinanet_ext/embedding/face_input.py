@@ -11,6 +11,7 @@ The operations, in this order:
 6. The conversion to INPUT.FORMAT.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -115,6 +116,14 @@ class FaceInput:
         face = self.find(image)
         return self.crop(image, self.region(face, image.shape[:2]), found=self.detector is None or face is not None)
 
+    def without_detector(self) -> "FaceInput":
+        """A copy that can be sent to other processes. Its ``detector`` finds nothing, if this one has a detector: the
+        faces of these images are known already, see ``face_box`` in ``data/identity_mapper.py``.
+        """
+        other = copy.copy(self)
+        other.detector = None if self.detector is None else _no_faces
+        return other
+
     def find(self, image: np.ndarray) -> np.ndarray | None:
         """Box of the largest and most central face of a BGR image ``(H, W, 3)``, float64 ``(4,)``, XYXY.
 
@@ -165,6 +174,10 @@ class FaceInput:
         elif self.image_format == "L":
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)[:, :, None]
         return FaceCrop(pixels, found, np.asarray(region, dtype=np.float64))
+
+
+def _no_faces(image):
+    return np.empty((0, 4))
 
 
 def main_face(boxes: np.ndarray, image_size: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ In reading order:
 - ``predictions_json.py``: detections as a COCO-format file
 - ``progress_report.py``: how far a long prediction is
 - ``encoded_mask_output.py``: masks as run lengths while a model is evaluated
+- ``run_face_detector.py``: the detector of a run as a detector of faces
 - ``fast_copy.py``: a faster copy of a model, for inference only
 - ``tta.py``: test-time augmentation for dense detectors
 """
