@@ -4,6 +4,8 @@ In reading order:
 
 - ``trained_model.py``: :func:`load`, from the folder of a run to a predictor
 - ``predictor.py``: detections for images, lists and streams, in batches
+- ``embedder.py``: embeddings of faces for images, lists and streams
+- ``calibration_pairs.py``: the pairs of images that `retinanet-ext calibrate` compares
 - ``result.py``: what a predictor returns for an image: Detectron2's Instances, pictures, records
 - ``sahi_model.py``: a predictor for SAHI's sliced prediction of large images
 - ``threaded_map.py``: prepares images in threads while the model works
