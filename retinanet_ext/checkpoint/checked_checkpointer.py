@@ -6,7 +6,6 @@ from urllib.parse import parse_qs, urlparse
 from fvcore.common.checkpoint import Checkpointer
 
 from retinanet_ext.d2 import DetectionCheckpointer, comm
-
 from retinanet_ext.machine.processes import bare_model
 
 from .checkpoint_file import read_checkpoint_together

@@ -5,8 +5,20 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import ablate, calibrate, cluster, curves, edit_gallery, identify, imbalance, predict, shapes, speed_accuracy
-from . import train, verify
+from . import (
+    ablate,
+    calibrate,
+    cluster,
+    curves,
+    edit_gallery,
+    identify,
+    imbalance,
+    predict,
+    shapes,
+    speed_accuracy,
+    train,
+    verify,
+)
 from .usage import UsageError, VerbParser
 
 # A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code. It imports what it runs inside `run`,

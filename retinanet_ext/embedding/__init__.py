@@ -14,8 +14,14 @@ In reading order:
 - ``joint_batch.py``: the batch of all processes, with gradient
 - ``training_monitor.py``: what each step logs; the alarms for batches without triplets and for a collapse
 - ``harmonic.py``: HarmonicFaceNet, a new model whose embeddings can be compared with an older one's
-- ``harmonic_loss.py``: its loss over triplets that mix the embeddings of both
+- ``harmonic_loss.py``: its loss, over triplets that mix the embeddings of both
 - ``harmonic_verification.py``: verification by the older model alone, and across the two
+- ``codes.py``: an embedding as 128 bytes
+- ``search.py``: exact nearest neighbours in bounded memory
+- ``gallery.py``: known people on disk: add, remove, search
+- ``gallery_file.py``: the gallery's file, safe against a kill and a second writer
+- ``clustering.py``: groups of images of one person each, and how well they fit labels
+- ``contact_sheet.py``: a picture of groups of images
 - ``face_input.py``: from an image to the network's input: finds the face, crops and resizes it
 - ``face_detectors.py``: OpenCV's cascade as a detector of faces
 - ``pairs.py``: pairs of images for verification: read, written, drawn, found in a dataset
@@ -25,12 +31,6 @@ In reading order:
 - ``calibration.py``: the threshold for a false-accept rate that the user names
 - ``verification_evaluator.py``: the evaluator of a dataset's pairs
 - ``verification_page.py``: its page: ROC, distances, folds, hardest mistakes
-- ``codes.py``: an embedding as 128 bytes
-- ``search.py``: exact nearest neighbours in bounded memory
-- ``gallery.py``: known people on disk: add, remove, search
-- ``gallery_file.py``: the gallery's file, safe against a kill and a second writer
-- ``clustering.py``: groups of images of one person each, and how well they fit labels
-- ``contact_sheet.py``: a picture of groups of images
 """
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
@@ -42,5 +42,12 @@ from .inception import Inception
 from .nn1 import NN1
 from .selection import TRIPLET_SELECTION_REGISTRY, select_triplets
 
-__all__ = ["EMBEDDING_LOSS_REGISTRY", "NN1", "TRIPLET_SELECTION_REGISTRY", "FaceNet", "HarmonicFaceNet", "Inception"]
-__all__ += ["select_triplets"]
+__all__ = [
+    "EMBEDDING_LOSS_REGISTRY",
+    "NN1",
+    "TRIPLET_SELECTION_REGISTRY",
+    "FaceNet",
+    "HarmonicFaceNet",
+    "Inception",
+    "select_triplets",
+]

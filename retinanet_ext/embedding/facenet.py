@@ -10,7 +10,7 @@ from torch import nn
 
 from retinanet_ext.d2 import META_ARCH_REGISTRY, build_backbone, configurable
 
-from .network_layers import init_linear
+from .network_layers import init_centred
 from .pooling import POOLS, l2_normalize
 from .training_loss import build_training_loss
 
@@ -52,7 +52,7 @@ class FaceNet(nn.Module):
         self.in_feature = in_feature
         self.pool = POOLS[pool]
         self.projection = nn.Linear(backbone.output_shape()[in_feature].channels, dim)
-        init_linear(self.projection)
+        init_centred(self.projection)
         self.loss = loss
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -174,8 +174,8 @@ def _check_images(batched_inputs: list[dict], num_channels: int) -> None:
         shape, name = tuple(inputs["image"].shape), _name(batched_inputs, index)
         if len(shape) != 3 or shape[0] != num_channels:
             raise ValueError(
-                f"the image {name} has shape {shape}, but FaceNet takes (C, H, W) with {num_channels} channels, one per "
-                "value of MODEL.PIXEL_MEAN; make INPUT.FORMAT ('L' has one channel) and MODEL.PIXEL_MEAN agree"
+                f"the image {name} has shape {shape}, but FaceNet takes (C, H, W) with {num_channels} channels, one "
+                "per value of MODEL.PIXEL_MEAN; make INPUT.FORMAT ('L' has one channel) and MODEL.PIXEL_MEAN agree"
             )
         if shape != first.shape:
             raise ValueError(

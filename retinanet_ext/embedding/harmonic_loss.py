@@ -31,10 +31,12 @@ class MixedSelection(TripletSelection):
         self.selection, self.num_trained = selection, num_trained
 
     def triplets(self, block: AnchorBlock, margin: float) -> torch.Tensor:
+        """int64 ``(T, 3)``, with at least one embedding of v2 in each."""
         triplets = self.selection.triplets(block, margin)
         return triplets[(triplets < self.num_trained).any(dim=1)]
 
     def num_candidates(self, block: AnchorBlock, triplets: torch.Tensor) -> torch.Tensor:
+        """As the selection's, for the triplets ``(T, 3)``; semi_hard counts the pairs of v1 alone too."""
         return self.selection.num_candidates(block, triplets)
 
     def counts(self, block: AnchorBlock, margin: float) -> TripletCounts:

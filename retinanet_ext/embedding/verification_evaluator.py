@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retinanet_ext.d2 import DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
 from retinanet_ext.machine.atomic_file import write_atomically
 
 from .harmonic_verification import evaluate_harmonic
@@ -37,29 +37,30 @@ class VerificationEvaluator(DatasetEvaluator):
         dataset_name: str,
         output_dir: str | None = None,
         *,
+        cfg: CfgNode | None = None,
         on_missing: str = "error",
         fars: tuple[float, ...] = FARS,
         distributed: bool = True,
-        **ignored: Any,
     ):
         """
         Args:
             dataset_name: registered; its metadata have ``verification_pairs``: ``Pairs``, or a function that returns
                 them.
             output_dir: folder of the files; None writes none.
-            on_missing: DATASETS.ON_MISSING_PAIR, what happens to pairs with an image that the dataset lacks.
+            cfg: its DATASETS.ON_MISSING_PAIR is taken in place of ``on_missing``.
+            on_missing: "error" or "count": what happens to pairs with an image that the dataset lacks.
             fars: false-accept rates at which VAL is reported.
             distributed: gather the embeddings of all processes; the main process evaluates.
-            ignored: what the trainer passes to evaluators of detections.
 
         Raises:
             ValueError: the dataset has no pairs, or pairs of one kind or in one fold only; or an image is missing.
         """
         self._name, self._output_dir = dataset_name, output_dir
-        self._on_missing, self._fars, self._distributed = on_missing, fars, distributed
+        self._on_missing = on_missing if cfg is None else cfg.DATASETS.ON_MISSING_PAIR
+        self._fars, self._distributed = fars, distributed
         self._pairs = _pairs_of(dataset_name)
         images = [record["image_id"] for record in DatasetCatalog.get(dataset_name)]
-        matched = match_pairs(self._pairs, images, on_missing, dataset_name)
+        matched = match_pairs(self._pairs, images, self._on_missing, dataset_name)
         check_kinds(matched.same)
         self.reset()
 

@@ -20,6 +20,7 @@ from retinanet_ext.embedding.harmonic import COMPATIBLE_WITH
 from retinanet_ext.machine.cpu import keep_freed_memory
 from retinanet_ext.machine.processes import bare_model
 
+from . import run_face_detector
 from .fast_copy import inference_model
 from .predictor import Input, read_input
 from .threaded_map import map_ahead
@@ -75,7 +76,7 @@ class Embedder:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
         if face_input is None:
-            face_input = configured_face_input(cfg)
+            face_input = run_face_detector.face_input(cfg)
         self.input = crop_settings(cfg)
         self.calibration: Calibration | None = None
         self.compatible_with: tuple[str, ...] = ()
@@ -142,13 +143,6 @@ class Embedder:
         crop = self.face_input(image)
         tensor = torch.from_numpy(np.array(crop.image.transpose(2, 0, 1), order="C"))
         return _Prepared({"image": tensor, "file_name": file_name}, file_name, crop.found)
-
-
-def configured_face_input(cfg: CfgNode) -> Callable:
-    """What INPUT.FACE describes; the detector of a run, if it names one, is loaded here."""
-    from .run_face_detector import face_input
-
-    return face_input(cfg)
 
 
 def crop_settings(cfg: CfgNode) -> str:

@@ -31,7 +31,7 @@ def attach_v1(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def load_v1(cfg: CfgNode) -> FrozenV1:
-    """The model that MODEL.EMBEDDING.HARMONIC names, on MODEL.DEVICE.
+    """The model that MODEL.EMBEDDING.HARMONIC.V1 and HARMONIC.V1_WEIGHTS name, on MODEL.DEVICE.
 
     Raises:
         FileNotFoundError: no such run, config or checkpoint.

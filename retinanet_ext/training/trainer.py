@@ -58,8 +58,7 @@ logger = logging.getLogger(__name__)
 
 # Makes an evaluator, by the evaluator_type in a dataset's metadata. A maker with an argument named cfg is called as
 # obj(dataset_name, output_dir=..., cfg=...) -> evaluator, others like COCOEvaluator: obj(dataset_name, output_dir=...,
-# max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator; that of "verification" also gets
-# on_missing=...
+# max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator.
 EVALUATORS = {"coco": DefaultCOCOEvaluator, "verification": VerificationEvaluator}
 
 
@@ -169,14 +168,14 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg, model):
-        """The engine's SGD, or the optimizer that SOLVER.OPTIMIZER names with the same parameter groups."""
-        return with_optimizer(cfg, super().build_optimizer(cfg, model))
-
-    @classmethod
     def _keeps(cls, method: str) -> bool:
         """Whether a subclass leaves this class method of Trainer as it is."""
         return getattr(cls, method).__func__ is getattr(Trainer, method).__func__
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """The engine's SGD, or the optimizer that SOLVER.OPTIMIZER names with the same parameter groups."""
+        return with_optimizer(cfg, super().build_optimizer(cfg, model))
 
     @classmethod
     def check_test_data(cls, cfg) -> None:
@@ -235,7 +234,6 @@ class Trainer(DefaultTrainer):
                 kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
                 # A file left by an earlier run may hold other annotations under the same name.
                 allow_cached_coco=False,
-                **({"on_missing": cfg.DATASETS.ON_MISSING_PAIR} if kind == "verification" else {}),
             )
         # On a CPU, a second thread would take time from the model.
         return OverlappedEvaluator(evaluator) if cfg.MODEL.DEVICE.startswith("cuda") else evaluator

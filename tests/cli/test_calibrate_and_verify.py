@@ -12,7 +12,6 @@ import torch
 from retinanet_ext.checkpoint.checkpoint_entries import read_entry
 from retinanet_ext.cli.main import main
 from retinanet_ext.d2 import build_model
-from retinanet_ext.embedding.face_input import FaceInput
 from retinanet_ext.inference.calibration_pairs import ImagePairs
 from tests.builders import small_config
 from tests.inference.test_embedder import facenet_config
@@ -22,7 +21,6 @@ PEOPLE, IMAGES = 8, 5
 
 @pytest.fixture(autouse=True)
 def set_up(monkeypatch):
-    monkeypatch.setattr("retinanet_ext.inference.embedder.configured_face_input", FaceInput.from_config)
     monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)
 
 
@@ -75,7 +73,7 @@ def test_from_folders_to_answers(face_run, people, capsys):
         assert command("verify", face_run, *(pairs.files[index] for index in pairs.indices[chosen])) == code
         answer = {0: "same", 1: "different", 3: "unsure"}[code]
         text = capsys.readouterr().out
-        assert text.startswith(f"{answer}: distance ") and "asked for 0.01" in text
+        assert f"{answer}: distance " in text and "asked for 0.01" in text
     assert command("verify", face_run, "--threshold", "0", *images) == 1
     assert command("verify", face_run, "--threshold", "4", *images) == 0
 

@@ -48,7 +48,7 @@ def feed(evaluator, records, embeddings):
 
 def test_results_are_those_of_the_plain_function_and_nothing_is_counted_twice(dataset, tmp_path):
     records, embeddings, pairs = dataset
-    evaluator = VerificationEvaluator(NAME, str(tmp_path / "out"), max_dets_per_image=100, allow_cached_coco=False)
+    evaluator = VerificationEvaluator(NAME, str(tmp_path / "out"))
     feed(evaluator, records[:10], embeddings)
     evaluator.reset()
     feed(evaluator, records, embeddings)

@@ -127,7 +127,7 @@ def test_the_fingerprint_follows_every_weight_and_no_setting(model):
 
 
 def test_load_gives_the_embedder_of_a_run(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("retinanet_ext.inference.embedder.configured_face_input", lambda cfg: StretchedFaces())
+    monkeypatch.setattr("retinanet_ext.inference.run_face_detector.face_input", lambda cfg: StretchedFaces())
     cfg = facenet_config("OUTPUT_DIR", str(tmp_path))
     (tmp_path / "config.yaml").write_text(cfg.dump())
     torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
