@@ -83,6 +83,9 @@ def test_two_stages_three_tables_and_a_search_in_the_gallery_of_v1(v1_and_v2):
     one, v2 = weights(folder / "one" / "model_final.pth"), weights(start)
     assert one.keys() == v2.keys()
     assert all(torch.equal(one[name], v2[name]) == name.startswith("backbone.") for name in v2)
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert torch.equal(resumed.model.projection.weight, one["projection.weight"])
 
     trainer = run(harmonic(
         folder, "two", folder / "one" / "model_final.pth", "MODEL.EMBEDDING.HARMONIC.STAGE", "network"
