@@ -5,7 +5,20 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import ablate, calibrate, curves, imbalance, predict, shapes, speed_accuracy, train, verify
+from . import (
+    ablate,
+    calibrate,
+    cluster,
+    curves,
+    edit_gallery,
+    identify,
+    imbalance,
+    predict,
+    shapes,
+    speed_accuracy,
+    train,
+    verify,
+)
 from .usage import UsageError, VerbParser
 
 # A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code. It imports what it runs inside `run`,
@@ -13,6 +26,9 @@ from .usage import UsageError, VerbParser
 VERBS = {
     "train": train,
     "predict": predict,
+    "gallery": edit_gallery,
+    "identify": identify,
+    "cluster": cluster,
     "calibrate": calibrate,
     "verify": verify,
     "ablate": ablate,

@@ -166,6 +166,11 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
+    def _keeps(cls, method: str) -> bool:
+        """Whether a subclass leaves this class method of Trainer as it is."""
+        return getattr(cls, method).__func__ is getattr(Trainer, method).__func__
+
+    @classmethod
     def build_optimizer(cls, cfg, model):
         """The engine's SGD, or the optimizer that SOLVER.OPTIMIZER names with the same parameter groups."""
         return with_optimizer(cfg, super().build_optimizer(cfg, model))
@@ -176,9 +181,9 @@ class Trainer(DefaultTrainer):
 
         Data of a subclass with a loader of its own are left to that loader.
         """
-        if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
+        if not cls._keeps("build_test_loader"):
             return
-        if cls.build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+        if cls._keeps("build_evaluator"):
             _check_best_metric(cfg)
         for name in cfg.DATASETS.TEST:
             load_checked_dicts(cfg, [name], filter_empty=False)
@@ -249,7 +254,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def _with_data_counts(cls, cfg, results: dict) -> dict:
-        if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
+        if not cls._keeps("build_test_loader"):
             return results
         counts = {name: {"data": data_counts(cfg, name)} for name in cfg.DATASETS.TEST}
         if len(counts) == 1:  # then the engines leave out the dataset's name
