@@ -22,6 +22,7 @@ ON_CPU = [
     ["decoding"],
     ["coco_eval"],
     ["mask_eval"],
+    ["gallery_search"],
     ["loader"],
     ["triplets"],
     ["scaling", "--height", "240", "--width", "320"],

@@ -19,7 +19,8 @@ def _add_network_keys(cfg: CN) -> None:
     # Pooling over the positions of that map: "avg" or "max".
     cfg.MODEL.EMBEDDING.POOL = "avg"
     # Networks of the FaceNet paper (NN1 to NNS2): normalisation after each convolution, as MODEL.RESNETS.NORM. If
-    # empty, convolutions have biases, and local response normalisation stands where the paper has it.
+    # empty, convolutions have biases, and local response normalisation stands where the paper has it. "GN" takes at
+    # most 32 groups: the largest number that divides 32 and the layer's channels.
     cfg.MODEL.FACENET = CN()
     cfg.MODEL.FACENET.NORM = ""
 
@@ -48,10 +49,42 @@ def _add_loss_keys(cfg: CN) -> None:
 
 
 def _add_input_keys(cfg: CN) -> None:
+    # From an image to the network's input; embedding/face_input.py has the operations in their order.
     cfg.INPUT.FACE = CN()
     # Height and width of the network's input in pixels.
     cfg.INPUT.FACE.SIZE = [96, 96]
-    # DATALOADER: images of each identity in a batch; SOLVER.IMS_PER_BATCH must be a multiple of it.
+    # Where the face is: "" takes the centre of each image; "cascade" is OpenCV's Haar cascade for frontal faces; else
+    # the folder of a run of this package, whose detections of any class count as faces. Images without a detected face
+    # are counted, and their centre is taken.
+    cfg.INPUT.FACE.DETECTOR = ""
+    # Share of the image's height and width that the centre crop has.
+    cfg.INPUT.FACE.CENTER_CROP = 1.0
+    # Added on each side of a detected face, as a share of the longer side of its box.
+    cfg.INPUT.FACE.MARGIN = 0.1
+    # Crops of more pixels are shrunk to about this number before the resize (table 4 of the paper); 0: not shrunk.
+    cfg.INPUT.FACE.PIXELS = 0
+    # The shrunk crop is written as JPEG of this quality, 1 to 100, and read again (table 4 of the paper); 0: no JPEG.
+    cfg.INPUT.FACE.JPEG_QUALITY = 0
+    # Augmentation in training, besides INPUT.RANDOM_FLIP; up to these bounds all values are equally likely. By which
+    # share of its sides the crop is shifted.
+    cfg.INPUT.FACE.SHIFT_JITTER = 0.0
+    # By which share the sides of the crop change.
+    cfg.INPUT.FACE.SCALE_JITTER = 0.0
+    # Degrees by which the crop is rotated.
+    cfg.INPUT.FACE.ROTATION_JITTER = 0.0
+    # Share by which the contrast changes, and share of 0..255 by which the brightness changes.
+    cfg.INPUT.FACE.LIGHT_JITTER = 0.0
+    # Images of each identity in a training batch of FaceNet, from 2; a batch then has (SOLVER.IMS_PER_BATCH -
+    # RANDOM_NEGATIVES) / IMAGES_PER_IDENTITY identities over all processes. 0 leaves the order of the images to
+    # DATALOADER.SAMPLER_TRAIN, which suits losses that classify identities.
     cfg.DATALOADER.IMAGES_PER_IDENTITY = 4
-    # "SGD", "AdaGrad" (the FaceNet paper) or "AdamW".
+    # Images in such a batch that are drawn from all identities besides (the paper's random negatives).
+    cfg.DATALOADER.RANDOM_NEGATIVES = 0
+    # Identities in DATASETS.TRAIN and in DATASETS.TEST at once: an error, or with True a warning.
+    cfg.DATASETS.ALLOW_SHARED_IDENTITIES = False
+    # Pairs with an image that the dataset lacks: "error" names the image and stops; "count" leaves these pairs out, and
+    # the result says how many.
+    cfg.DATASETS.ON_MISSING_PAIR = "error"
+    # "SGD", "AdaGrad" (the FaceNet paper) or "AdamW", for any model. AdaGrad and AdamW do not read SOLVER.MOMENTUM and
+    # NESTEROV.
     cfg.SOLVER.OPTIMIZER = "SGD"

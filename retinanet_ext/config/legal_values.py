@@ -5,6 +5,7 @@ Names of registered objects (META_ARCHITECTURE, HEAD.NAME, ...) are not listed, 
 
 from retinanet_ext.d2 import CfgNode
 from retinanet_ext.data.doctor.record_checks import ANNOTATION_POLICIES, IMAGE_CHECKS, IMAGE_POLICIES
+from retinanet_ext.embedding.pairs import MISSING_POLICIES
 
 # All values that either engine accepts. If `lite` lacks one of them, it refuses that value itself.
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -12,6 +13,7 @@ LEGAL_VALUES = {
     "DATASETS.ON_BAD_ANNOTATION": ANNOTATION_POLICIES,
     "DATASETS.ON_BAD_IMAGE": IMAGE_POLICIES,
     "DATASETS.CHECK_IMAGES": IMAGE_CHECKS,
+    "DATASETS.ON_MISSING_PAIR": MISSING_POLICIES,
     "DATALOADER.SAMPLER_TRAIN": (
         "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
     ),
@@ -20,6 +22,7 @@ LEGAL_VALUES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "MODEL.FACENET.NORM": _NORMS,
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.FPN.NORM": _NORMS,
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
@@ -30,6 +33,7 @@ LEGAL_VALUES = {
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.OPTIMIZER": ("SGD", "AdaGrad", "AdamW"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "TEST.DTYPE": ("float32", "bfloat16", "float16"),
