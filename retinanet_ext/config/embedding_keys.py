@@ -39,10 +39,11 @@ def _add_loss_keys(cfg: CN) -> None:
     cfg.MODEL.EMBEDDING.LOSS.SCALE = 30.0
     # cosface: subtracted from the cosine of the true identity.
     cfg.MODEL.EMBEDDING.LOSS.COSINE_MARGIN = 0.35
-    # Name of a loss for the first ITERS iterations, before LOSS.NAME takes over; if empty, none. A new network that
-    # collapses under the triplet loss does not under "softmax".
     cfg.MODEL.EMBEDDING.WARMUP = CN()
+    # Name of a loss for the first iterations, before LOSS.NAME takes over; if empty, none. A new network that collapses
+    # under the triplet loss may not collapse under "softmax".
     cfg.MODEL.EMBEDDING.WARMUP.LOSS = ""
+    # Number of these iterations.
     cfg.MODEL.EMBEDDING.WARMUP.ITERS = 1000
     # Number of identities in the training data; filled in from them. Only losses that classify identities read it.
     cfg.MODEL.EMBEDDING.NUM_IDENTITIES = 0
