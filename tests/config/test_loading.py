@@ -22,7 +22,8 @@ def test_every_config_builds_and_trains_one_step(path, generator):
     cfg = load_config(str(path), SMALL, datasets=False)
     model = d2.build_model(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "FaceNet":
-        inputs = faces(generator, tuple(cfg.INPUT.FACE.SIZE), identities=(0, 0, 1))
+        channels = len(cfg.MODEL.PIXEL_MEAN)
+        inputs = faces(generator, tuple(cfg.INPUT.FACE.SIZE), identities=(0, 0, 1), channels=channels)
     else:
         inputs = batch(generator, (64, 64), (64, 64), num_classes=min(3, num_classes(cfg)))
     if cfg.MODEL.META_ARCHITECTURE not in ("FocalRetinaNet", "FaceNet"):
