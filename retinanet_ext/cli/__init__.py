@@ -7,6 +7,7 @@ In reading order:
 - ``train.py``: trains or evaluates, as `train_net.py` does
 - ``predict.py``: detections on images, folders and videos
 - ``shapes.py``: writes the generated data set
+- ``identities.py``: writes the generated faces
 - ``ablate.py``: lists, runs and reports studies, and draws their trend over the imbalance
 - ``imbalance.py``: the loss of a trained model, foreground against background
 - ``curves.py``: the paper's loss curves

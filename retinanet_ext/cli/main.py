@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import ablate, curves, imbalance, predict, shapes, speed_accuracy, train
+from . import ablate, curves, identities, imbalance, predict, shapes, speed_accuracy, train
 from .usage import UsageError, VerbParser
 
 # A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code. It imports what it runs inside `run`,
@@ -18,6 +18,7 @@ VERBS = {
     "curves": curves,
     "speed-accuracy": speed_accuracy,
     "shapes": shapes,
+    "identities": identities,
 }
 USAGE_ERROR = 2
 
