@@ -6,8 +6,14 @@ In reading order:
 - ``usage.py``: how a verb reports a mistake of the user; imports of a verb stand in its `run`, so that help is quick
 - ``train.py``: trains or evaluates, as `train_net.py` does
 - ``predict.py``: detections on images, folders and videos
+- ``calibrate.py``: the threshold of a FaceNet for a false-accept rate
+- ``verify.py``: whether two images show the same face
 - ``shapes.py``: writes the generated data set
 - ``identities.py``: writes the generated faces
+- ``edit_gallery.py``: the known people of a gallery: add, remove, rename, list
+- ``identify.py``: who of a gallery is on each image
+- ``cluster.py``: groups images of faces by person
+- ``embedder_arguments.py``: what the verbs that embed faces share
 - ``ablate.py``: lists, runs and reports studies, and draws their trend over the imbalance
 - ``imbalance.py``: the loss of a trained model, foreground against background
 - ``curves.py``: the paper's loss curves

@@ -22,6 +22,7 @@ LEGAL_VALUES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "MODEL.FACENET.NORM": _NORMS,
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.FPN.NORM": _NORMS,
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
@@ -48,7 +49,7 @@ LEGAL_RANGES = (
         (
             "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.CONV_DIM", "MODEL.ROI_BOX_HEAD.FC_DIM",
             "MODEL.ROI_MASK_HEAD.CONV_DIM", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
-            *_RPN_COUNTS, *(f"{head}.POOLER_RESOLUTION" for head in _HEADS),
+            *_RPN_COUNTS, *(f"{head}.POOLER_RESOLUTION" for head in _HEADS), "MODEL.EMBEDDING.WARMUP.ITERS",
         ),
     ),
     (
@@ -56,8 +57,14 @@ LEGAL_RANGES = (
         lambda value: value >= 0,
         (
             "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC",
-            "MODEL.ROI_MASK_HEAD.NUM_CONV", *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
+            "MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.EMBEDDING.NUM_IDENTITIES",
+            *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
         ),
+    ),
+    (
+        "a number above 0",
+        lambda value: value > 0,
+        ("MODEL.EMBEDDING.LOSS.MARGIN", "MODEL.EMBEDDING.LOSS.SCALE"),
     ),
     (
         "a number from 0 to 1",
@@ -65,6 +72,7 @@ LEGAL_RANGES = (
         (
             "MODEL.RPN.POSITIVE_FRACTION", "MODEL.RPN.NMS_THRESH", "MODEL.ROI_HEADS.POSITIVE_FRACTION",
             "MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+            "MODEL.EMBEDDING.LOSS.COSINE_MARGIN",
         ),
     ),
 )  # fmt: skip

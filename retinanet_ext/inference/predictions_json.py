@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from retinanet_ext.machine.atomic_file import atomic_file
+from retinanet_ext.ops.coco_keypoints import num_labelled
 
 from .result import Result
 
@@ -70,7 +69,7 @@ class PredictionsFile:
             record |= {"id": self._annotations + 1, "file_name": file_name, "iscrowd": 0}
             record["area"] = record["bbox"][2] * record["bbox"][3] if areas is None else areas[index]
             if "keypoints" in record:
-                record["num_keypoints"] = int(np.count_nonzero(np.array(record["keypoints"][2::3]) > 0))
+                record["num_keypoints"] = num_labelled(record["keypoints"])
             self._write(", " if self._annotations else "", json.dumps(record))
             self._annotations += 1
 

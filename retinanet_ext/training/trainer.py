@@ -34,6 +34,7 @@ from retinanet_ext.data.checked_records import (
     load_training_dicts,
 )
 from retinanet_ext.data.identity_datasets import embeds_identities
+from retinanet_ext.embedding.verification_evaluator import VerificationEvaluator
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 # Makes an evaluator, by the evaluator_type in a dataset's metadata. A maker with an argument named cfg is called as
 # obj(dataset_name, output_dir=..., cfg=...) -> evaluator, others like COCOEvaluator: obj(dataset_name, output_dir=...,
 # max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator.
-EVALUATORS = {"coco": DefaultCOCOEvaluator}
+EVALUATORS = {"coco": DefaultCOCOEvaluator, "verification": VerificationEvaluator}
 
 
 class _BestCheckpointer(CheckedCheckpointer):
@@ -165,6 +166,11 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
+    def _keeps(cls, method: str) -> bool:
+        """Whether a subclass leaves this class method of Trainer as it is."""
+        return getattr(cls, method).__func__ is getattr(Trainer, method).__func__
+
+    @classmethod
     def build_optimizer(cls, cfg, model):
         """The engine's SGD, or the optimizer that SOLVER.OPTIMIZER names with the same parameter groups."""
         return with_optimizer(cfg, super().build_optimizer(cfg, model))
@@ -175,9 +181,9 @@ class Trainer(DefaultTrainer):
 
         Data of a subclass with a loader of its own are left to that loader.
         """
-        if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
+        if not cls._keeps("build_test_loader"):
             return
-        if cls.build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+        if cls._keeps("build_evaluator"):
             _check_best_metric(cfg)
         for name in cfg.DATASETS.TEST:
             load_checked_dicts(cfg, [name], filter_empty=False)
@@ -248,7 +254,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def _with_data_counts(cls, cfg, results: dict) -> dict:
-        if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
+        if not cls._keeps("build_test_loader"):
             return results
         counts = {name: {"data": data_counts(cfg, name)} for name in cfg.DATASETS.TEST}
         if len(counts) == 1:  # then the engines leave out the dataset's name
