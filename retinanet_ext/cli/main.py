@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import ablate, curves, identities, imbalance, predict, shapes, speed_accuracy, train
 from . import (
     ablate,
     calibrate,
@@ -13,6 +12,7 @@ from . import (
     curves,
     edit_gallery,
     identify,
+    identities,
     imbalance,
     predict,
     shapes,
