@@ -22,4 +22,7 @@ In reading order:
 - ``checked_mapper.py``: a mapper whose errors name the file that it could not read
 - ``generated_shapes.py``: writes the files and the manifest of the generated data set
 - ``shape_drawing.py``: draws one image of the generated data set
+- ``generated_identities.py``: writes the generated faces, a folder per identity
+- ``face_drawing.py``: draws one image of a generated face
+- ``generated_set.py``: writes a generated set once, with a manifest
 """
