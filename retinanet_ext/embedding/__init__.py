@@ -4,6 +4,7 @@ In reading order:
 
 - ``facenet.py``: the model: network, pooling, projection, L2 normalisation
 - ``pooling.py``: pooling over positions, and the L2 normalisation
+- ``joint_batch.py``: the embeddings of all processes as one batch
 - ``embedding_losses.py``: the registry of the losses that a config may name; the triplet loss over a batch
 """
 
