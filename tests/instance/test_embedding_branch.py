@@ -250,5 +250,6 @@ def test_both_engines_give_the_same_embeddings_from_one_checkpoint(tmp_path):
         subprocess.run(command, cwd=REPO_ROOT, env={**os.environ, "RETINANET_EXT_ENGINE": engine}, check=True)
     ours, theirs = torch.load(tmp_path / "lite.pth"), torch.load(tmp_path / "detectron2.pth")
     assert len(ours["embeddings"]) > 5
+    assert ours["fingerprint"] == theirs["fingerprint"]  # one gallery for both engines
     torch.testing.assert_close(ours["embeddings"], theirs["embeddings"], rtol=0, atol=1e-5)
     torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-5, atol=1e-6)
