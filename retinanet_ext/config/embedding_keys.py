@@ -60,9 +60,10 @@ def _add_roi_keys(cfg: CN) -> None:
     cfg.MODEL.ROI_EMBEDDING_HEAD.POOLER_RESOLUTION = 14
     # Samples per bin, in each direction; 0: as many as the bin has pixels of the map.
     cfg.MODEL.ROI_EMBEDDING_HEAD.POOLER_SAMPLING_RATIO = 0
-    # Number of 3x3 convolutions, their output channels, and the norm after each, as MODEL.ROI_MASK_HEAD.NORM.
+    # Number of 3x3 convolutions, and the output channels of each.
     cfg.MODEL.ROI_EMBEDDING_HEAD.NUM_CONV = 4
     cfg.MODEL.ROI_EMBEDDING_HEAD.CONV_DIM = 256
+    # Norm after each convolution, as MODEL.ROI_MASK_HEAD.NORM.
     cfg.MODEL.ROI_EMBEDDING_HEAD.NORM = ""
     # Factor of "loss_embedding".
     cfg.MODEL.ROI_EMBEDDING_HEAD.LOSS_WEIGHT = 1.0

@@ -36,7 +36,7 @@ LEGAL_VALUES = {
     "TEST.DTYPE": ("float32", "bfloat16", "float16"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
 }  # fmt: skip
-_HEADS = ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD", "MODEL.ROI_EMBEDDING_HEAD")
+_HEADS = ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD")
 _RPN_COUNTS = [f"MODEL.RPN.{when}_NMS_TOPK_{split}" for when in ("PRE", "POST") for split in ("TRAIN", "TEST")]
 # Keys whose numbers have bounds: what is legal, a test for it, the keys.
 LEGAL_RANGES = (
@@ -47,6 +47,7 @@ LEGAL_RANGES = (
             "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.CONV_DIM", "MODEL.ROI_BOX_HEAD.FC_DIM",
             "MODEL.ROI_MASK_HEAD.CONV_DIM", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
             "MODEL.ROI_EMBEDDING_HEAD.CONV_DIM", "MODEL.ROI_EMBEDDING_HEAD.ROIS_PER_OBJECT",
+            "MODEL.ROI_EMBEDDING_HEAD.POOLER_RESOLUTION",
             *_RPN_COUNTS, *(f"{head}.POOLER_RESOLUTION" for head in _HEADS),
         ),
     ),
@@ -56,7 +57,7 @@ LEGAL_RANGES = (
         (
             "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC",
             "MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.ROI_EMBEDDING_HEAD.NUM_CONV",
-            *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
+            "MODEL.ROI_EMBEDDING_HEAD.POOLER_SAMPLING_RATIO", *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
         ),
     ),
     (

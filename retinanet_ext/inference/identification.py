@@ -61,7 +61,7 @@ def check_has_embeddings(predictor: Predictor) -> None:
     if predictor.fingerprint is None:
         raise ValueError(
             f"{predictor.cfg.MODEL.META_ARCHITECTURE} of this run has no embeddings (MODEL.EMBEDDING_ON is False); "
-            "objects are identified by a model that was trained with MODEL.EMBEDDING_ON True, see docs/faces.md"
+            "objects are identified by a model that was trained with MODEL.EMBEDDING_ON True, see docs/masks.md"
         )
 
 

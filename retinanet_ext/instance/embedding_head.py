@@ -46,7 +46,7 @@ class ConvEmbeddingHead(nn.Module):
     ):
         """
         Args:
-            input_shape: channels of the features of a RoI.
+            input_shape: channels of the features of a RoI, as MODEL.ROI_EMBEDDING_HEAD.POOLER_TYPE pools them.
             dim: E, numbers per embedding.
             loss: see ``EMBEDDING_LOSS_REGISTRY``.
             conv_dims: output channels of the convolutions.
@@ -87,7 +87,7 @@ class ConvEmbeddingHead(nn.Module):
             "conv_dims": [head.CONV_DIM] * head.NUM_CONV,
             "conv_norm": head.NORM,
             "pool": embedding.POOL,
-            "loss_weight": head.LOSS_WEIGHT,
+            "loss_weight": cfg.MODEL.ROI_EMBEDDING_HEAD.LOSS_WEIGHT,
         }
 
     def forward(self, x: torch.Tensor, instances: list[Instances]) -> dict[str, torch.Tensor] | list[Instances]:
