@@ -216,16 +216,16 @@ def _difference(found: dict[str, float], expected: dict[str, float]) -> float:
     return float(np.max(np.where(same, 0, np.abs(left - right))))
 
 
-def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
-    parser = make_parser("COCO evaluation: lite, Detectron2 and pycocotools", repeats=3)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="predictions per image")
+def parse_arguments(title: str, *, repeats: int, images: int) -> Namespace:
+    parser = make_parser(title, repeats=repeats)
+    parser.add_argument("--images", type=int, default=images)
+    parser.add_argument("--detections", type=int, default=100, help="largest number of predictions per image")
     parser.add_argument("--classes", type=int, default=80)
-    return parser.parse_args(words)
+    return parser.parse_args()
 
 
 def main() -> None:
-    settings = parse_arguments()
+    settings = parse_arguments("COCO evaluation: lite, Detectron2 and pycocotools", repeats=3, images=5000)
     torch.set_num_threads(settings.threads)
     logging.disable(logging.WARNING)  # every evaluation would log its tables
     coco, predictions = make_data(settings.images, settings.detections, settings.classes)

@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import tempfile
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 from pycocotools import mask as mask_api
 
-from benchmarks.coco_eval import HEIGHT, WIDTH, Arrays, make_data, to_batches
-from benchmarks.measure import Case, format_cases, has_detectron2, make_parser, now, print_header, write_cases
+from benchmarks.coco_eval import HEIGHT, WIDTH, Arrays, make_data, parse_arguments, to_batches
+from benchmarks.measure import Case, format_cases, has_detectron2, now, print_header, write_cases
 from retinanet_ext import d2
 from retinanet_ext.lite.data import MetadataCatalog
 from retinanet_ext.lite.evaluation import COCOEvaluator
@@ -174,16 +173,9 @@ def _difference(found: dict, expected: dict) -> float:
     return float(np.max(np.where(np.isnan(left) & np.isnan(right), 0, np.abs(left - right))))
 
 
-def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
-    parser = make_parser("COCO evaluation of boxes and masks: this package and Detectron2", repeats=4)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--detections", type=int, default=100, help="largest number of predictions per image")
-    parser.add_argument("--classes", type=int, default=80)
-    return parser.parse_args(words)
-
-
 def main() -> None:
-    settings = parse_arguments()
+    title = "COCO evaluation of boxes and masks: this package and Detectron2"
+    settings = parse_arguments(title, repeats=4, images=1000)
     torch.set_num_threads(settings.threads)
     logging.disable(logging.WARNING)  # every evaluation would log its tables
     coco, predictions, masks = make_mask_data(settings.images, settings.detections, settings.classes)

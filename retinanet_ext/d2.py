@@ -74,6 +74,7 @@ if ENGINE == "detectron2":
                 META_ARCH_REGISTRY,
                 ROI_KEYPOINT_HEAD_REGISTRY,
                 ROI_MASK_HEAD_REGISTRY,
+                Backbone,
                 DatasetMapperTTA,
                 build_anchor_generator,
                 build_backbone,
@@ -107,6 +108,7 @@ else:
     from retinanet_ext.lite.backbone import (
         BACKBONE_REGISTRY,
         FPN,
+        Backbone,
         BottleneckBlock,
         LastLevelP6P7,
         ResNet,

@@ -1,6 +1,7 @@
 """A name -> object table for the parts that a config names."""
 
 import difflib
+from typing import Any
 
 from fvcore.common.registry import Registry as _FvcoreRegistry
 
@@ -55,6 +56,12 @@ def check_registered(key: str, name: str, registry: _FvcoreRegistry, hint: str =
     """
     if name not in registry:
         raise KeyError(f"{key} is {name!r}, which is not registered; registered: {_registered(registry, name)}{hint}")
+
+
+def find_registered(key: str, name: str, registry: _FvcoreRegistry, hint: str = "") -> Any:
+    """The object that ``registry`` has as ``name``; arguments and errors are those of :func:`check_registered`."""
+    check_registered(key, name, registry, hint)
+    return registry.get(name)
 
 
 def _registered(registry: _FvcoreRegistry, wanted: str) -> str:

@@ -1,6 +1,7 @@
 """Small inputs for tests, valid by construction."""
 
 import socket
+from collections.abc import Iterable
 
 import torch
 
@@ -52,6 +53,18 @@ def batch(generator: torch.Generator, *sizes_hw: tuple[int, int], num_objects: i
             }
         )
     return inputs
+
+
+def faces(generator: torch.Generator, size_hw: tuple[int, int], identities: Iterable[int], channels: int = 3) -> list:
+    """Training inputs of FaceNet: random pixels of one size, one image for each identity that is given."""
+    return [
+        {
+            "file_name": f"face_{index}.png",
+            "image": torch.randint(0, 256, (channels, *size_hw), dtype=torch.uint8, generator=generator),
+            "identity": identity,
+        }
+        for index, identity in enumerate(identities)
+    ]
 
 
 def with_masks_and_keypoints(generator: torch.Generator, inputs: list, num_keypoints: int) -> list:

@@ -1,6 +1,7 @@
 import pytest
+from fvcore.common.registry import Registry as FvcoreRegistry
 
-from retinanet_ext.registry import Registry
+from retinanet_ext.registry import Registry, find_registered
 
 
 def test_registered_objects_are_found_by_name():
@@ -31,3 +32,12 @@ def test_taken_name_is_refused():
     registry.register(type("Wheel", (), {}))
     with pytest.raises(KeyError, match="PART already has 'Wheel'"):
         registry.register(type("Wheel", (), {}))
+
+
+def test_parts_in_a_registry_of_another_package():
+    registry = FvcoreRegistry("PART")
+    wheel = type("Wheel", (), {})
+    registry.register(wheel)
+    assert find_registered("MODEL.PART.NAME", "Wheel", registry) is wheel
+    with pytest.raises(KeyError, match="MODEL.PART.NAME is 'Weel', which .*registered: Wheel; or none"):
+        find_registered("MODEL.PART.NAME", "Weel", registry, "; or none")

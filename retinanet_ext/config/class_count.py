@@ -7,7 +7,7 @@ TWO_STAGES = ("MaskRCNN", "GeneralizedRCNN", "PanopticFPN")
 
 
 def _section(cfg: Any) -> str:
-    return "ROI_HEADS" if cfg.MODEL.META_ARCHITECTURE in TWO_STAGES and "ROI_HEADS" in cfg.MODEL else "RETINANET"
+    return "ROI_HEADS" if cfg.MODEL.META_ARCHITECTURE in TWO_STAGES else "RETINANET"
 
 
 def num_classes_key(cfg: Any) -> str:

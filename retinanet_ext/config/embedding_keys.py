@@ -20,7 +20,8 @@ def _add_network_keys(cfg: CN) -> None:
     # Pooling over the positions of that map: "avg" or "max".
     cfg.MODEL.EMBEDDING.POOL = "avg"
     # Networks of the FaceNet paper (NN1 to NNS2): normalisation after each convolution, as MODEL.RESNETS.NORM. If
-    # empty, convolutions have biases, and local response normalisation stands where the paper has it.
+    # empty, convolutions have biases, and local response normalisation stands where the paper has it. "GN" takes at
+    # most 32 groups: the largest number that divides 32 and the layer's channels.
     cfg.MODEL.FACENET = CN()
     cfg.MODEL.FACENET.NORM = ""
 

@@ -2,7 +2,7 @@
 
 import retinanet_ext.detection  # registers FocalRetinaNet: whoever has its keys can build it
 import retinanet_ext.embedding  # registers FaceNet
-import retinanet_ext.instance  # noqa: F401  (registers MaskRCNN)
+import retinanet_ext.instance  # noqa: F401  (registers MaskRCNN and InstanceRetinaNet)
 from retinanet_ext.d2 import CfgNode as CN
 
 from .embedding_keys import add_embedding_keys

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Sequence
 
+from retinanet_ext.ops.coco_keypoints import num_labelled
+
 logger = logging.getLogger(__name__)
 
 
@@ -62,4 +64,4 @@ def with_keypoints_to_train(records: list[dict], names: Sequence[str], minimum: 
 
 
 def _labelled(annotations):
-    return sum(v > 0 for a in annotations for v in list(a.get("keypoints") or ())[2::3])
+    return sum(num_labelled(list(a.get("keypoints") or ())) for a in annotations)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from retinanet_ext.d2 import BoxMode
+from retinanet_ext.ops.coco_keypoints import num_labelled
 
 Change = tuple[Any, dict, dict | None]
 """Image id, annotation of a record, and what replaces it (None: nothing)."""
@@ -69,7 +70,7 @@ def _repaired(annotation, record):
         new["segmentation"] = record.get("segmentation", [])
     if record.get("keypoints") and "keypoints" in new:
         new["keypoints"] = _as_in_the_file(record["keypoints"])
-        new["num_keypoints"] = sum(v > 0 for v in new["keypoints"][2::3])
+        new["num_keypoints"] = num_labelled(new["keypoints"])
     if record["bbox_mode"] == BoxMode.XYXY_ABS:  # the box was clipped; before, it was XYWH
         x0, y0, x1, y1 = record["bbox"]
         new["bbox"] = [x0, y0, x1 - x0, y1 - y0]
@@ -87,7 +88,7 @@ def _as_in_the_file(keypoints):
 def _completed(annotation, num_keypoints):
     if num_keypoints and annotation.get("num_keypoints") is None:
         keypoints = annotation.get("keypoints") or [0] * (3 * num_keypoints)
-        annotation = {**annotation, "keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
+        annotation = {**annotation, "keypoints": keypoints, "num_keypoints": num_labelled(keypoints)}
     if ("area" in annotation and "iscrowd" in annotation) or not annotation.get("bbox"):
         return annotation
     return {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}

@@ -12,6 +12,7 @@ In reading order:
 - ``micro_batches.py``: what must be known about a micro-batch before it runs
 - ``convolutions.py``: frozen batch norms folded into convolutions; a defect of PyTorch avoided
 - ``gradient_checkpointing.py``: training with less memory and more time
+- ``missing_keys.py``: a config without the keys of this package
 - ``class_metadata.py``: class names where Detectron2's tools look for them
 - ``training_picture.py``: a picture of ground truth and predictions during training
 - ``p5_backbone.py``: an FPN whose P6 is made from P5

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from retinanet_ext.ops import batched_nms
+from retinanet_ext.ops import batched_nms, nms_of_valid
 
 # NMS is tried on this many candidates per requested detection first; that is nearly always enough.
 CANDIDATES_PER_DETECTION = 10
@@ -128,8 +128,9 @@ def decode_batch(
     for count in (min(total, CANDIDATES_PER_DETECTION * max_detections), total):
         first = order[:, :count]
         rows = (level_deltas[image, first].flatten(0, 1), level_anchors[image, first].flatten(0, 1))
-        candidates = (decode(*rows).view(*first.shape, 4), scores[:, :count], classes[image, first])
-        kept = _not_suppressed(*candidates, num_classes, score_thresh, nms_thresh)
+        boxes, best, labels = decode(*rows).view(*first.shape, 4), scores[:, :count], classes[image, first]
+        groups, num_groups = image * num_classes + labels, len(scores) * num_classes
+        kept = nms_of_valid(boxes, best, groups, best > score_thresh, num_groups, nms_thresh)
         num_kept = kept.sum(dim=1)
         lacking = (num_kept < max_detections) & (scores[:, count:] > score_thresh).any(dim=1)
         flags = torch.stack([lacking.any(), torch.stack(has_nan).any()])
@@ -140,7 +141,7 @@ def decode_batch(
         if not lacks_any:
             break
     index = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :max_detections]
-    found = [values[image, index] for values in candidates]
+    found = [values[image, index] for values in (boxes, best, labels)]
     return [Detections(*(values[i, :number] for values in found)) for i, number in enumerate(numbers)]
 
 
@@ -197,23 +198,3 @@ def _best_scores(logits: torch.Tensor, score_thresh: float, topk: int) -> tuple[
 def _is_sync_free(values: torch.Tensor) -> bool:
     """Whether the host can read values, for example to choose a shape, without waiting for a device: on CPU only."""
     return values.device.type == "cpu"
-
-
-def _not_suppressed(
-    boxes: torch.Tensor,
-    scores: torch.Tensor,
-    classes: torch.Tensor,
-    num_classes: int,
-    score_thresh: float,
-    nms_thresh: float,
-) -> torch.Tensor:
-    """Which of the candidates ``(N, C)`` pass the threshold and class-wise NMS: ``(N, C)`` bool."""
-    num_images, valid = len(scores), scores > score_thresh
-    image = torch.arange(num_images, device=scores.device)[:, None]
-    # Shapes must not depend on values (no device sync): invalid candidates become identical boxes in one extra group,
-    # whose first member suppresses the rest.
-    groups = torch.where(valid, image * num_classes + classes, num_images * num_classes)
-    any_box = torch.arange(4, device=boxes.device, dtype=boxes.dtype)
-    boxes = torch.where(valid[:, :, None], boxes, any_box)
-    kept = batched_nms(boxes.flatten(0, 1), scores.flatten(), groups.flatten(), nms_thresh)
-    return torch.zeros_like(valid).flatten().index_fill(0, kept, True).view_as(valid) & valid

@@ -10,6 +10,11 @@ import torch.distributed as dist
 from torch import nn
 
 
+def num_processes() -> int:
+    """How many processes work on the job; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 class EMANormalizer(nn.Module):
     """Divides by a moving average of the foreground anchors in a batch, as Detectron2's RetinaNet does.
 
@@ -30,7 +35,7 @@ class EMANormalizer(nn.Module):
     def forward(self, num_foreground: torch.Tensor) -> torch.Tensor:
         """Weights ``(N,)`` for foreground counts ``(N,)``; updates the average."""
         total = num_foreground.sum().to(self.average.dtype)
-        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        processes = num_processes()
         if processes > 1:
             dist.all_reduce(total)
         self.average.mul_(self.momentum).add_(total.clamp(min=1), alpha=1 - self.momentum)

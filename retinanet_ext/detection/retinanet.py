@@ -34,6 +34,7 @@ from .gradient_checkpointing import recompute_in_backward
 from .head import DENSE_HEAD_REGISTRY, shapes_of_features
 from .matcher import ANCHOR_MATCHER_REGISTRY, MatrixMatcher
 from .micro_batches import check_targets_fit, expected_maps
+from .missing_keys import check_has_our_keys
 from .normalizer import NORMALIZERS
 from .targets import check_ground_truth, label_anchors
 from .training_picture import MAX_BOXES, draw_training_picture, is_time_for_a_picture
@@ -144,11 +145,7 @@ class FocalRetinaNet(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         retinanet = cfg.MODEL.RETINANET
-        if "MATCHER" not in retinanet:
-            raise KeyError(
-                "the config has no keys of retinanet_ext; call retinanet_ext.add_retinanet_ext_config(cfg) right after "
-                "get_cfg()"
-            )
+        check_has_our_keys(retinanet, "MATCHER")
         publish_class_names(cfg)
         backbone = build_backbone(cfg)
         names = retinanet.IN_FEATURES

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
+from retinanet_ext.ops.coco_keypoints import num_labelled
 from retinanet_ext.ops.coco_rle import compress_rle
 
 from .coco_predictions import ImagePredictions
@@ -71,7 +72,7 @@ def object_annotations(
             keypoints = annotation.get("keypoints") or []
             converted["keypoints"] = keypoints
             # As in COCO, an object without a labelled keypoint need not be found.
-            converted["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
+            converted["num_keypoints"] = num_labelled(keypoints)
         objects.append(converted)
     return objects
 

@@ -11,6 +11,7 @@ from retinanet_ext.d2 import CfgNode, FrozenBatchNorm2d
 from retinanet_ext.detection.convolutions import fuse_norms
 from retinanet_ext.detection.head import PerLevelBatchNorm
 from retinanet_ext.detection.retinanet import FocalRetinaNet
+from retinanet_ext.embedding import FaceNet
 from retinanet_ext.instance import InstanceRetinaNet, MaskRCNN
 from retinanet_ext.machine.processes import bare_model
 
@@ -19,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 MAX_GRAPHS = 8
 
-Model = FocalRetinaNet | InstanceRetinaNet | MaskRCNN
+Model = FocalRetinaNet | InstanceRetinaNet | MaskRCNN | FaceNet
 Outputs = tuple[list[torch.Tensor], ...]
 Network = Callable[[torch.Tensor], Outputs]
 
@@ -29,14 +30,15 @@ def optimize_for_inference(
 ) -> Model:
     """Copy ``model`` in evaluation mode, with batch norms fused into the convolutions before them.
 
-    The copy gives the detections of ``model``, up to the rounding of ``dtype``. It does not follow later changes of the
-    model's weights. With ``compile`` or ``cuda_graphs``, the first input is computed the plain way as well, and the
+    The copy gives the detections or embeddings of ``model``, up to the rounding of ``dtype``. It does not follow later
+    changes of the model's weights. With ``compile`` or ``cuda_graphs``, the first input is computed the plain way as well, and the
     network's outputs are compared.
 
     Args:
         model: not changed.
         dtype: type that convolutions and fully connected layers compute in: ``float32``, ``bfloat16`` or (on CUDA)
-            ``float16``. Boxes, scores, probabilities of masks and keypoints are always computed in float32.
+            ``float16``. Boxes, scores, probabilities of masks and keypoints, and the normalised embeddings are always
+            float32.
         compile: use ``torch.compile`` for the model's ``network``, which has no heads on RoIs. Each of the first few
             image sizes costs seconds to minutes; then the network is compiled for any size. Needs a C++ compiler on
             CPU, and Triton on CUDA.
@@ -44,7 +46,7 @@ def optimize_for_inference(
             replay them without launching each one. Other sizes run as usual.
 
     Raises:
-        TypeError: the model is not a FocalRetinaNet, InstanceRetinaNet or MaskRCNN.
+        TypeError: the model is not a FocalRetinaNet, InstanceRetinaNet, MaskRCNN or FaceNet.
         ValueError: ``dtype`` is unknown or impossible on this device; CUDA graphs without CUDA.
         RuntimeError: at the first input, if the compiled or recorded network fails or computes something else.
     """
@@ -64,7 +66,7 @@ def optimize_for_inference(
 def _check(model: nn.Module, dtype: str, cuda_graphs: bool) -> None:
     if not isinstance(model, Model):
         raise TypeError(
-            "optimize_for_inference takes a FocalRetinaNet, InstanceRetinaNet or MaskRCNN, "
+            "optimize_for_inference takes a FocalRetinaNet, InstanceRetinaNet, MaskRCNN or FaceNet, "
             f"got {type(model).__name__}; for other models leave TEST.DTYPE, TEST.COMPILE "
             "and TEST.CUDA_GRAPHS at their defaults"
         )
@@ -115,6 +117,8 @@ def _convert(model: Model, dtype: torch.dtype) -> None:
 
 def _layers(model: Model) -> list[nn.Module]:
     """The parts of the model that compute on feature maps."""
+    if isinstance(model, FaceNet):
+        return [model.backbone, model.projection]
     if isinstance(model, MaskRCNN):
         return [model.backbone, model.proposal_generator.rpn_head, model.roi_heads]
     return [model.backbone, model.head, *([model.roi_heads] if isinstance(model, InstanceRetinaNet) else [])]

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from retinanet_ext.machine.atomic_file import atomic_file
+from retinanet_ext.ops.coco_keypoints import num_labelled
 
 from .result import Result
 
@@ -80,7 +79,7 @@ class PredictionsFile:
             if self.embeddings:
                 record["embedding"] = [round(value, _DIGITS) for value in result.embeddings[index].tolist()]
             if "keypoints" in record:
-                record["num_keypoints"] = int(np.count_nonzero(np.array(record["keypoints"][2::3]) > 0))
+                record["num_keypoints"] = num_labelled(record["keypoints"])
             self._write(", " if self._annotations else "", json.dumps(record))
             self._annotations += 1
 

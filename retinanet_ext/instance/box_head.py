@@ -163,12 +163,9 @@ class BoxPredictor(nn.Module):
             proposals: N, with ``proposal_boxes``, ``gt_classes`` (K is background) and ``gt_boxes``; M in all.
         """
         logits, deltas = predictions
-        classes = torch.cat([logits.new_zeros(0, dtype=torch.int64), *(x.gt_classes for x in proposals)])
+        classes = _classes(proposals, logits)
         count = average_over_processes(len(classes), logits.device)
-        rois, gt_boxes = (
-            torch.cat([deltas.new_zeros(0, 4), *(x.get(name).tensor for x in proposals)])
-            for name in ("proposal_boxes", "gt_boxes")
-        )
+        rois, gt_boxes = (_boxes(proposals, name, deltas) for name in ("proposal_boxes", "gt_boxes"))
         foreground = torch.nonzero((classes >= 0) & (classes < self.num_classes)).squeeze(1)
         boxes = RoIBoxes(
             counts=[len(x) for x in proposals],
@@ -191,7 +188,7 @@ class BoxPredictor(nn.Module):
         found = detect_batch(
             self.cls_loss.scores(logits),
             deltas,
-            torch.cat([deltas.new_zeros(0, 4), *(image.proposal_boxes.tensor for image in proposals)]),
+            _boxes(proposals, "proposal_boxes", deltas),
             [len(image) for image in proposals],
             self.box2box_transform.apply_deltas,
             sizes,
@@ -210,8 +207,7 @@ class BoxPredictor(nn.Module):
     ) -> list[Boxes]:
         """The predicted box of each RoI for its class in ``gt_classes``; of background, for any class."""
         deltas = predictions[1]
-        classes = torch.cat([deltas.new_zeros(0, dtype=torch.int64), *(x.gt_classes for x in proposals)])
-        rois = torch.cat([deltas.new_zeros(0, 4), *(x.proposal_boxes.tensor for x in proposals)])
+        classes, rois = _classes(proposals, deltas), _boxes(proposals, "proposal_boxes", deltas)
         rows = torch.arange(len(rois), device=deltas.device)
         deltas = self._of_class(deltas, rows, classes.clamp(0, self.num_classes - 1))
         boxes = self.box2box_transform.apply_deltas(deltas, rois)
@@ -222,3 +218,14 @@ class BoxPredictor(nn.Module):
         if deltas.shape[1] == 4:
             return deltas[rows]
         return deltas.unflatten(1, (self.num_classes, 4))[rows, classes]
+
+
+# Each list begins with an empty tensor, like the predictions: `cat` then also works without images.
+def _classes(proposals: Sequence[Instances], predictions: torch.Tensor) -> torch.Tensor:
+    """``gt_classes`` of the RoIs of all images, ``(M,)`` int64."""
+    return torch.cat([predictions.new_zeros(0, dtype=torch.int64), *(x.gt_classes for x in proposals)])
+
+
+def _boxes(proposals: Sequence[Instances], name: str, predictions: torch.Tensor) -> torch.Tensor:
+    """The boxes ``name`` of the RoIs of all images, ``(M, 4)``."""
+    return torch.cat([predictions.new_zeros(0, 4), *(x.get(name).tensor for x in proposals)])

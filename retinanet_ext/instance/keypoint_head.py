@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from retinanet_ext.d2 import ROI_KEYPOINT_HEAD_REGISTRY, Conv2d, Instances, ShapeSpec, configurable
-from retinanet_ext.registry import check_registered
+from retinanet_ext.registry import find_registered
 
 from .keypoint_heatmaps import heatmaps_to_keypoints, keypoints_to_heatmap_index
 from .shared_count import average_over_processes
@@ -160,7 +160,5 @@ def build_keypoint_head(cfg, input_shape: ShapeSpec) -> nn.Module:
         KeyError: no such head; the message lists the registered names.
     """
     name = cfg.MODEL.ROI_KEYPOINT_HEAD.NAME
-    if name in _SAME_HEADS:
-        return _SAME_HEADS[name](cfg, input_shape)
-    check_registered("MODEL.ROI_KEYPOINT_HEAD.NAME", name, ROI_KEYPOINT_HEAD_REGISTRY)
-    return ROI_KEYPOINT_HEAD_REGISTRY.get(name)(cfg, input_shape)
+    head = _SAME_HEADS.get(name) or find_registered("MODEL.ROI_KEYPOINT_HEAD.NAME", name, ROI_KEYPOINT_HEAD_REGISTRY)
+    return head(cfg, input_shape)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from retinanet_ext.d2 import ROI_MASK_HEAD_REGISTRY, Conv2d, Instances, ShapeSpec, configurable, get_norm
-from retinanet_ext.registry import check_registered
+from retinanet_ext.registry import find_registered
 
 from .mask_loss import mask_loss, mask_targets, softmax_mask_loss
 from .shared_count import average_over_processes
@@ -237,7 +237,5 @@ def build_mask_head(cfg, input_shape: ShapeSpec) -> nn.Module:
         KeyError: no such head; the message lists the registered names.
     """
     name = cfg.MODEL.ROI_MASK_HEAD.NAME
-    if name in _SAME_HEADS:
-        return _SAME_HEADS[name](cfg, input_shape)
-    check_registered("MODEL.ROI_MASK_HEAD.NAME", name, ROI_MASK_HEAD_REGISTRY)
-    return ROI_MASK_HEAD_REGISTRY.get(name)(cfg, input_shape)
+    head = _SAME_HEADS.get(name) or find_registered("MODEL.ROI_MASK_HEAD.NAME", name, ROI_MASK_HEAD_REGISTRY)
+    return head(cfg, input_shape)

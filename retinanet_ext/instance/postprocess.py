@@ -1,9 +1,8 @@
 """From what the model finds in its input to what the user asked for: another image size, masks as pixels."""
 
-import torch
-
 from retinanet_ext.d2 import Instances
 from retinanet_ext.ops.mask_pasting import encode_pasted_masks, paste_masks
+from retinanet_ext.ops.scaled_detections import scaled_detections
 
 
 def scale_detections(
@@ -21,18 +20,5 @@ def scale_detections(
         New instances of that size. Boxes are clipped to the image, and detections whose box has no area are removed.
         ``pred_masks`` is bool ``(D, output_height, output_width)``, or ``EncodedMasks``.
     """
-    height, width = detections.image_size
-    size, factors = (output_height, output_width), (output_width / width, output_height / height)
-    boxes = detections.pred_boxes.clone()
-    boxes.scale(*factors)
-    boxes.clip(size)
-    # One wait for the device: a bool index would wait in each field.
-    kept = torch.nonzero(boxes.nonempty()).squeeze(1)
-    scaled = Instances(size, **{**detections.get_fields(), "pred_boxes": boxes})[kept]
-    if scaled.has("pred_keypoints"):
-        x, y, score = scaled.pred_keypoints.unbind(dim=2)
-        scaled.pred_keypoints = torch.stack([x * factors[0], y * factors[1], score], dim=2)
-    if scaled.has("pred_masks"):
-        draw = encode_pasted_masks if encode_masks else paste_masks
-        scaled.pred_masks = draw(scaled.pred_masks[:, 0], scaled.pred_boxes.tensor, size)
-    return scaled
+    draw = encode_pasted_masks if encode_masks else paste_masks
+    return scaled_detections(detections, (output_height, output_width), draw)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from retinanet_ext.ops import batched_nms
+from retinanet_ext.ops import batched_nms, nms_of_valid
 
 # On CUDA, NMS compares all pairs of the boxes in a call, also those of different images, and keeps a bit for each pair.
 # Images share a call up to this many boxes: 33 MB.
@@ -81,6 +81,7 @@ def proposals_of_batch(
 
     Only the best anchors are decoded. On CUDA all shapes but those of the result are known in advance: the host waits
     for the device once in each call of NMS, which images share up to ``BOXES_PER_NMS`` boxes, and once after it.
+    Boxes and scores that are not finite are dropped.
 
     Args:
         logits, deltas, anchors: per level ``(N, R_l)``, ``(N, R_l, 4)``, ``(R_l, 4)``; anchors xyxy in pixels.
@@ -90,8 +91,6 @@ def proposals_of_batch(
         nms_thresh: IoU above which the lower-scored box of a level is dropped.
         post_nms_topk: at most this many proposals are kept per image, over all levels.
         min_box_size: boxes with a side that is not longer than this, after clipping, are dropped.
-
-    Boxes and scores that are not finite are dropped.
     """
     if not len(image_sizes):
         return []
@@ -146,17 +145,9 @@ def _not_suppressed(
     num_levels: int,
 ) -> torch.Tensor:
     """Which of the candidates ``(N, C)`` are valid and remain after NMS per image and level: ``(N, C)`` bool."""
-    # Shapes must not depend on values (no device sync): invalid candidates become identical boxes in one extra group,
-    # whose first member suppresses the rest.
     num_images, per_image = scores.shape
-    image = torch.arange(num_images, device=scores.device)[:, None]
-    groups = torch.where(is_valid, image * num_levels + levels, num_images * num_levels)
-    any_box = torch.arange(4, device=boxes.device, dtype=boxes.dtype)
-    boxes, scores = torch.where(is_valid[..., None], boxes, any_box), torch.where(is_valid, scores, -torch.inf)
-    kept = torch.zeros_like(is_valid)
+    groups = torch.arange(num_images, device=scores.device)[:, None] * num_levels + levels
+    candidates = (boxes, torch.where(is_valid, scores, -torch.inf), groups, is_valid)
     images_per_call = num_images if boxes.device.type == "cpu" else max(1, BOXES_PER_NMS // max(1, per_image))
-    for part in torch.arange(num_images).split(images_per_call):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
-        found = batched_nms(boxes[rows].flatten(0, 1), scores[rows].flatten(), groups[rows].flatten(), nms_thresh)
-        kept[rows].view(-1)[found] = True
-    return kept & is_valid
+    calls = zip(*(values.split(images_per_call) for values in candidates))
+    return torch.cat([nms_of_valid(*call, num_images * num_levels, nms_thresh) for call in calls])

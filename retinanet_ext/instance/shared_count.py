@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from retinanet_ext.detection.normalizer import num_processes
+
 _is_shared = True
 
 
@@ -26,7 +28,7 @@ def average_over_processes(count: torch.Tensor | int | float, device: torch.devi
         total = count.detach().to(device=device, dtype=torch.float32, copy=True)
     else:
         total = torch.full((), count, dtype=torch.float32, device=device)  # unlike a copy, does not wait for the device
-    processes = dist.get_world_size() if _is_shared and dist.is_available() and dist.is_initialized() else 1
+    processes = num_processes() if _is_shared else 1
     if processes > 1:
         dist.all_reduce(total)
     return total.clamp(min=1) / processes

@@ -20,7 +20,7 @@ from retinanet_ext.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, DensePred
 from retinanet_ext.losses.box_losses import box_loss_name
 from retinanet_ext.losses.loss_interface import upcast
 from retinanet_ext.ops import Box2BoxTransform
-from retinanet_ext.registry import check_registered
+from retinanet_ext.registry import find_registered
 
 SOFTMAX = "softmax"
 
@@ -183,12 +183,12 @@ def _build_cls_loss(cfg: CfgNode, stage: str, num_classes: int, name: str | None
     section = cfg.MODEL[stage].CLS_LOSS
     name = name or section.NAME
     hint = f"; and {SOFTMAX}" if stage == "ROI_BOX_HEAD" else ""
-    check_registered(f"MODEL.{stage}.CLS_LOSS.NAME", name, CLS_LOSS_REGISTRY, hint)
+    builder = find_registered(f"MODEL.{stage}.CLS_LOSS.NAME", name, CLS_LOSS_REGISTRY, hint)
     if not 0 <= section.PRIOR_PROB < 1:
         raise ValueError(
             f"MODEL.{stage}.CLS_LOSS.PRIOR_PROB is {section.PRIOR_PROB}; it must be a probability in [0, 1), 0 for none"
         )
-    return _build(CLS_LOSS_REGISTRY.get(name), cfg, stage, num_classes, "CLS_LOSS")
+    return _build(builder, cfg, stage, num_classes, "CLS_LOSS")
 
 
 def _build_box_loss(cfg: CfgNode, stage: str, num_classes: int) -> nn.Module:

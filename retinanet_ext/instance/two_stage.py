@@ -19,10 +19,11 @@ from retinanet_ext.d2 import (
 from retinanet_ext.detection.class_metadata import publish_class_names
 from retinanet_ext.detection.convolutions import avoid_wrong_gradients_of_narrow_maps, fold_frozen_norms
 from retinanet_ext.detection.gradient_checkpointing import recompute_in_backward
+from retinanet_ext.detection.missing_keys import check_has_our_keys
 from retinanet_ext.detection.retinanet import FocalRetinaNet
 from retinanet_ext.detection.targets import check_ground_truth
 from retinanet_ext.detection.training_picture import MAX_BOXES, draw_training_picture, is_time_for_a_picture
-from retinanet_ext.registry import Registry, check_registered
+from retinanet_ext.registry import Registry, find_registered
 
 from .branches import in_eval_mode, maps_without_images
 from .ground_truth_parts import check_identities, check_masks_and_keypoints
@@ -98,28 +99,23 @@ class MaskRCNN(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         model = cfg.MODEL
-        if "CLS_LOSS" not in model.ROI_BOX_HEAD:
-            raise KeyError(
-                "the config has no keys of retinanet_ext; call retinanet_ext.add_retinanet_ext_config(cfg) right after "
-                "get_cfg()"
-            )
+        check_has_our_keys(model.ROI_BOX_HEAD, "CLS_LOSS")
         if model.LOAD_PROPOSALS:
             raise ValueError(
                 "MODEL.LOAD_PROPOSALS is True, but MaskRCNN finds its own proposals and reads no files of them; set it "
                 "to False, or use Detectron2's GeneralizedRCNN"
             )
-        for key, name, table in (
-            ("MODEL.PROPOSAL_GENERATOR.NAME", model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATORS),
-            ("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS),
-        ):
-            check_registered(key, name, table, "; other parts of Detectron2 run in its GeneralizedRCNN")
+        generator, heads = model.PROPOSAL_GENERATOR.NAME, model.ROI_HEADS.NAME
+        hint = "; other parts of Detectron2 run in its GeneralizedRCNN"
+        build_generator = find_registered("MODEL.PROPOSAL_GENERATOR.NAME", generator, PROPOSAL_GENERATORS, hint)
+        build_heads = find_registered("MODEL.ROI_HEADS.NAME", heads, ROI_HEADS, hint)
         publish_class_names(cfg)
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         return {
             "backbone": backbone,
-            "proposal_generator": PROPOSAL_GENERATORS.get(model.PROPOSAL_GENERATOR.NAME)(cfg, shapes),
-            "roi_heads": ROI_HEADS.get(model.ROI_HEADS.NAME)(cfg, shapes),
+            "proposal_generator": build_generator(cfg, shapes),
+            "roi_heads": build_heads(cfg, shapes),
             "pixel_mean": model.PIXEL_MEAN,
             "pixel_std": model.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,

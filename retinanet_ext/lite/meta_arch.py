@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from retinanet_ext.machine.devices import check_device
 from retinanet_ext.ops.mask_pasting import paste_masks
-from retinanet_ext.registry import Registry, check_registered
+from retinanet_ext.ops.scaled_detections import scaled_detections
+from retinanet_ext.registry import Registry, find_registered
 
 from .cfg_node import CfgNode
 from .other_detectors import REMEDY
@@ -30,8 +33,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """
     check_device(cfg.MODEL.DEVICE)
     hint = f"; set it to one of these, {REMEDY}"
-    check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY, hint)
-    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(torch.device(cfg.MODEL.DEVICE))
+    meta_arch = find_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY, hint)
+    return meta_arch(cfg).to(torch.device(cfg.MODEL.DEVICE))
 
 
 def detector_postprocess(
@@ -50,16 +53,5 @@ def detector_postprocess(
         New `Instances` of that size: boxes are scaled and clipped to the image, and detections whose box has no area
         removed. `pred_masks` are bool (M, output_height, output_width).
     """
-    size = (output_height, output_width)
-    x_scale, y_scale = output_width / results.image_size[1], output_height / results.image_size[0]
-    field = "pred_boxes" if results.has("pred_boxes") else "proposal_boxes"
-    boxes = results.get(field).clone()
-    boxes.scale(x_scale, y_scale)
-    boxes.clip(size)
-    scaled = Instances(size, **{**results.get_fields(), field: boxes})[boxes.nonempty()]
-    if scaled.has("pred_masks"):
-        scaled.pred_masks = paste_masks(scaled.pred_masks[:, 0], scaled.pred_boxes.tensor, size, mask_threshold)
-    if scaled.has("pred_keypoints"):
-        factors = scaled.pred_keypoints.new_tensor([x_scale, y_scale, 1.0])
-        scaled.pred_keypoints = scaled.pred_keypoints * factors
-    return scaled
+    draw = partial(paste_masks, threshold=mask_threshold)
+    return scaled_detections(results, (output_height, output_width), draw)

@@ -1,4 +1,4 @@
-"""Operations on boxes and masks. Imports no engine.
+"""Operations on boxes, masks and keypoints. Imports no engine.
 
 Boxes are ``(x1, y1, x2, y2)`` in continuous pixel coordinates: a box from pixel 3 to pixel 5 inclusive is
 ``[3, 6)`` and has width 3; the centre of the image's first pixel lies at 0.5.
@@ -8,14 +8,16 @@ In reading order:
 - ``box_math.py``: areas, overlaps, and boxes as offsets from anchors
 - ``nms.py``: non-maximum suppression: class-wise, and of many boxes in blocks
 - ``mask_pasting.py``: predicted masks put into the image: the method, and its fast forms
+- ``scaled_detections.py``: detections scaled to another image size
 - ``encoded_masks.py``: the masks of an image as run lengths
 - ``coco_rle.py``: the run lengths of one mask: encoded, compressed, decoded, as JSON
+- ``coco_keypoints.py``: the labelled keypoints of one object
 """
 
 from .box_math import Box2BoxTransform, box_areas, pairwise_iou
 from .encoded_masks import EncodedMasks
 from .mask_pasting import encode_pasted_masks, paste_masks
-from .nms import batched_nms, nms_in_blocks
+from .nms import batched_nms, nms_in_blocks, nms_of_valid
 
 __all__ = [
     "Box2BoxTransform",
@@ -25,6 +27,7 @@ __all__ = [
     "dense_focal_loss",
     "encode_pasted_masks",
     "nms_in_blocks",
+    "nms_of_valid",
     "pairwise_iou",
     "paste_masks",
 ]

@@ -79,6 +79,34 @@ def _sizes_of_calls(group_sizes: Sequence[int]) -> list[int]:
     return sizes
 
 
+def nms_of_valid(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    groups: torch.Tensor,
+    is_valid: torch.Tensor,
+    num_groups: int,
+    iou_threshold: float,
+) -> torch.Tensor:
+    """Which candidates of N images are valid and kept by :func:`batched_nms`: ``(N, C)`` bool.
+
+    On CUDA this waits for the device once: no other shape depends on values.
+
+    Args:
+        boxes: ``(N, C, 4)``, xyxy in pixels.
+        scores: ``(N, C)``.
+        groups: ``(N, C)`` integers from 0 to ``num_groups - 1``; those of different images must differ.
+        is_valid: ``(N, C)`` bool; the other candidates have no effect.
+        num_groups: groups of all images.
+        iou_threshold: a box is dropped when its IoU with a kept box of its group exceeds this.
+    """
+    # Invalid candidates become identical boxes in one extra group, whose first member suppresses the rest.
+    groups = torch.where(is_valid, groups, num_groups)
+    any_box = torch.arange(4, device=boxes.device, dtype=boxes.dtype)
+    boxes = torch.where(is_valid[..., None], boxes, any_box)
+    kept = batched_nms(boxes.flatten(0, 1), scores.flatten(), groups.flatten(), iou_threshold)
+    return torch.zeros_like(is_valid).flatten().index_fill(0, kept, True).view_as(is_valid) & is_valid
+
+
 def nms_in_blocks(boxes: torch.Tensor, iou_threshold: float, block: int) -> Iterator[tuple[int, torch.Tensor]]:
     """Greedy NMS of boxes of one group, as :func:`batched_nms`, in steps: the caller may stop at any time.
 

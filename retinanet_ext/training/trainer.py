@@ -161,14 +161,19 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
+    def _keeps(cls, method: str) -> bool:
+        """Whether a subclass leaves this class method of Trainer as it is."""
+        return getattr(cls, method).__func__ is getattr(Trainer, method).__func__
+
+    @classmethod
     def check_test_data(cls, cfg) -> None:
         """Check ``DATASETS.TEST`` and make its evaluators, so that bad data fail before the model runs, not after it.
 
         Data of a subclass with a loader of its own are left to that loader.
         """
-        if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
+        if not cls._keeps("build_test_loader"):
             return
-        if cls.build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+        if cls._keeps("build_evaluator"):
             _check_best_metric(cfg)
         for name in cfg.DATASETS.TEST:
             load_checked_dicts(cfg, [name], filter_empty=False)
@@ -232,7 +237,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def _with_data_counts(cls, cfg, results: dict) -> dict:
-        if cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__:
+        if not cls._keeps("build_test_loader"):
             return results
         counts = {name: {"data": data_counts(cfg, name)} for name in cfg.DATASETS.TEST}
         if len(counts) == 1:  # then the engines leave out the dataset's name

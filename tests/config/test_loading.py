@@ -10,7 +10,7 @@ from retinanet_ext.config.class_count import num_classes
 from retinanet_ext.config.legal_values import LEGAL_RANGES, LEGAL_VALUES
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.config.yaml_files import flat_keys
-from tests.builders import batch, with_masks_and_keypoints
+from tests.builders import batch, faces, with_masks_and_keypoints
 from tests.conftest import REPO_ROOT
 
 # Ablation studies are not configs; see tests/ablation.
@@ -22,8 +22,11 @@ SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
 def test_every_config_builds_and_trains_one_step(path, generator):
     cfg = load_config(str(path), SMALL, datasets=False)
     model = d2.build_model(cfg)
-    inputs = batch(generator, (64, 64), (64, 64), num_classes=min(3, num_classes(cfg)))
-    if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
+    if cfg.MODEL.META_ARCHITECTURE == "FaceNet":
+        inputs = faces(generator, tuple(cfg.INPUT.FACE.SIZE), identities=(0, 0, 1))
+    else:
+        inputs = batch(generator, (64, 64), (64, 64), num_classes=min(3, num_classes(cfg)))
+    if cfg.MODEL.META_ARCHITECTURE not in ("FocalRetinaNet", "FaceNet"):
         inputs = with_masks_and_keypoints(generator, inputs, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
         for image in inputs:
             image["instances"].gt_identities = torch.arange(len(image["instances"]))

@@ -181,7 +181,7 @@ def test_settings_that_cannot_be(settings, message):
 
 
 def test_other_models_are_refused():
-    with pytest.raises(TypeError, match="takes a FocalRetinaNet, InstanceRetinaNet or MaskRCNN, got Linear"):
+    with pytest.raises(TypeError, match="takes a FocalRetinaNet, InstanceRetinaNet, MaskRCNN or FaceNet, got Linear"):
         inference_model(small_config("TEST.DTYPE", "bfloat16"), torch.nn.Linear(1, 1))
 
 

@@ -7,7 +7,13 @@ import torch
 
 from retinanet_ext import d2
 from retinanet_ext.training.step import TrainStep
-from tests.instance.tiny_rcnn import NUM_CLASSES, one_stage_config, two_stage_batch, two_stage_config
+from tests.instance.tiny_rcnn import (
+    NUM_CLASSES,
+    micro_batch_losses,
+    one_stage_config,
+    two_stage_batch,
+    two_stage_config,
+)
 
 BRANCHES = ["MODEL.MASK_ON", "True", "MODEL.KEYPOINT_ON", "True"]
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_keypoint"}
@@ -226,21 +232,10 @@ def test_branches_have_the_names_and_take_the_weights_of_mask_rcnn(tmp_path):
 
 def test_micro_batches_add_up():
     model = build(*BRANCHES, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1000", "MODEL.RETINANET.NORMALIZER", "foreground")
-    parts = [two_stage_batch((96, 96), num_objects=n, seed=n) for n in (1, 4)] + [two_stage_batch((96, 96), (96, 96))]
-    with d2.EventStorage(0):
-        alone = [model(part) for part in parts]
-        with model.as_one_batch(parts):
-            weighted = [model(part) for part in parts]
-        whole = model(sum(parts, []))
-        again = model(parts[0])  # nothing is left over
-    total = {name: sum(losses[name] for losses in weighted) for name in whole}
-    for name in ("loss_cls", "loss_box_reg"):
-        torch.testing.assert_close(total[name], whole[name], rtol=1e-4, atol=1e-6)
-    for name in ("loss_mask", "loss_keypoint"):
-        mean = sum(losses[name] * len(part) for losses, part in zip(alone, parts)) / 4
-        torch.testing.assert_close(total[name], mean, rtol=1e-4, atol=1e-6)
-    for name in whole:
-        torch.testing.assert_close(again[name], alone[0][name], rtol=1e-4, atol=1e-6)
+    total, mean, whole = micro_batch_losses(model)
+    for names, expected in ((("loss_cls", "loss_box_reg"), whole), (("loss_mask", "loss_keypoint"), mean)):
+        for name in names:
+            torch.testing.assert_close(total[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_accumulated_steps_train_all_parts():

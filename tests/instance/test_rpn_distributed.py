@@ -1,27 +1,18 @@
 """The region proposal network in two processes equals one process with the images of both."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.conftest import REPO_ROOT
 from tests.instance.rpn_worker import SHARES, run
+from tests.two_processes import run_two
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What two processes computed, by case."""
-    output = str(tmp_path_factory.mktemp("job") / "results.pth")
-    command = [sys.executable, "-m", "tests.instance.rpn_worker"]
-    processes = [subprocess.Popen([*command, str(rank), "2", output], cwd=REPO_ROOT) for rank in range(2)]
-    try:
-        # A rank without images, or whose image has no object, must neither hang nor break the other.
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    output = tmp_path_factory.mktemp("job") / "results.pth"
+    # A rank without images, or whose image has no object, must neither hang nor break the other.
+    run_two("tests.instance.rpn_worker", 2, output)
     return torch.load(output)
 
 

@@ -137,6 +137,13 @@ def test_refusals(form, opts, message):
         build(*opts, form=form)
 
 
+def test_a_config_without_our_keys():
+    cfg = d2.get_cfg()
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "MaskRCNN", "MODEL.DEVICE", "cpu"])
+    with pytest.raises(KeyError, match="call retinanet_ext.add_retinanet_ext_config"):
+        d2.build_model(cfg)
+
+
 def test_encoded_masks_are_the_dense_ones():
     model, inputs = build(*BRANCHES).eval(), two_stage_batch((96, 128))
     inputs[0].update(height=133, width=201)

@@ -1,25 +1,16 @@
 """Two processes compute the step of one with the joint batch, in one stage and in two; micro-batches give a mean."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from retinanet_ext import d2
-from tests.conftest import REPO_ROOT
-from tests.instance.tiny_rcnn import tame, two_stage_batch, two_stage_config
+from tests.instance.tiny_rcnn import micro_batch_losses, tame, two_stage_config
 from tests.instance.two_stage_worker import BRANCHES, OPTS, run
+from tests.two_processes import run_two
 
 
-def run_two(case: str, folder) -> dict:
-    command = [sys.executable, "-m", "tests.instance.two_stage_worker"]
-    processes = [subprocess.Popen([*command, str(rank), str(folder), case], cwd=REPO_ROOT) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+def step_of_two(case: str, folder) -> dict:
+    run_two("tests.instance.two_stage_worker", folder, case)
     return torch.load(folder / "result.pth")
 
 
@@ -28,7 +19,7 @@ ONE_STAGE = ["one_stage", "one_stage_empty", "one_stage_nothing"]
 
 @pytest.mark.parametrize("case", ["objects", "empty", "nothing", "c4", "c4_nothing", *ONE_STAGE])
 def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
-    actual, expected = run_two(case, tmp_path), run(0, 1, case)
+    actual, expected = step_of_two(case, tmp_path), run(0, 1, case)
     for found, wanted in zip(actual["losses"], expected["losses"], strict=True):
         assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     assert actual["gradients"].keys() == expected["gradients"].keys()
@@ -39,7 +30,7 @@ def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
 
 @pytest.mark.parametrize("case", ["accumulated", "accumulated_nothing", "one_stage_accumulated_nothing"])
 def test_processes_with_other_numbers_of_micro_batches_do_not_wait_for_each_other(case, tmp_path):
-    actual, expected = run_two(case, tmp_path), run(0, 1, case)
+    actual, expected = step_of_two(case, tmp_path), run(0, 1, case)
     # The dense losses are those of the joint batch.
     for name in ("loss_cls", "loss_box_reg") if "one_stage" in case else ("loss_rpn_cls", "loss_rpn_loc"):
         assert actual["losses"][0][name] == pytest.approx(expected["losses"][0][name], rel=1e-4)
@@ -49,17 +40,8 @@ def test_micro_batches_add_up_to_the_mean_over_images():
     torch.manual_seed(0)
     model = d2.build_model(two_stage_config("FPN", *OPTS, *BRANCHES))
     tame(model)
-    parts = [two_stage_batch((96, 96), num_objects=n, seed=n) for n in (1, 4)] + [two_stage_batch((96, 96), (96, 96))]
-    with d2.EventStorage(0):
-        alone = [model(part) for part in parts]
-        with model.as_one_batch(parts):
-            weighted = [model(part) for part in parts]
-        whole = model(sum(parts, []))
-        again = model(parts[0])  # nothing is left over
-    total = {name: sum(losses[name] for losses in weighted) for name in whole}
+    total, mean, whole = micro_batch_losses(model)
     for name in whole:
-        mean = sum(losses[name] * len(part) for losses, part in zip(alone, parts)) / 4
-        torch.testing.assert_close(total[name], mean, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(again[name], alone[0][name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(total[name], mean[name], rtol=1e-4, atol=1e-6)
     for name in ("loss_rpn_cls", "loss_rpn_loc"):
         torch.testing.assert_close(total[name], whole[name], rtol=1e-4, atol=1e-6)

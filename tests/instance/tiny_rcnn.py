@@ -4,6 +4,7 @@ import shlex
 
 import torch
 
+from retinanet_ext import d2
 from retinanet_ext.config.loading import load_config
 from tests.builders import batch, with_masks_and_keypoints
 
@@ -105,3 +106,21 @@ def two_stage_batch(*sizes_hw: tuple[int, int], num_objects: int = 3, seed: int 
     generator = torch.Generator().manual_seed(seed)
     inputs = batch(generator, *sizes_hw, num_objects=num_objects, num_classes=NUM_CLASSES)
     return with_masks_and_keypoints(generator, inputs, NUM_KEYPOINTS)
+
+
+def micro_batch_losses(model) -> tuple[dict, dict, dict]:
+    """Losses of four images in three micro-batches: their sum within ``as_one_batch``; the mean over the images, each
+    micro-batch alone; and those of the whole batch. Asserts that afterwards a micro-batch alone gives the same again.
+    """
+    parts = [two_stage_batch((96, 96), num_objects=n, seed=n) for n in (1, 4)] + [two_stage_batch((96, 96), (96, 96))]
+    with d2.EventStorage(0):
+        alone = [model(part) for part in parts]
+        with model.as_one_batch(parts):
+            weighted = [model(part) for part in parts]
+        whole = model(sum(parts, []))
+        again = model(parts[0])
+    for name in whole:
+        torch.testing.assert_close(again[name], alone[0][name], rtol=1e-4, atol=1e-6)
+    total = {name: sum(losses[name] for losses in weighted) for name in whole}
+    mean = {name: sum(losses[name] * len(part) for losses, part in zip(alone, parts)) / 4 for name in whole}
+    return total, mean, whole

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 
-from retinanet_ext.ops import batched_nms, nms, nms_in_blocks, pairwise_iou
+from retinanet_ext.ops import batched_nms, nms, nms_in_blocks, nms_of_valid, pairwise_iou
 
 
 def random_boxes(generator, count, size=60.0):
@@ -30,6 +30,20 @@ def test_equals_the_definition(generator, device, monkeypatch, boxes_per_call, t
     scores = torch.randint(0, 30, (120,), generator=generator) / 30  # many are equal
     kept = batched_nms(boxes.to(device), scores.to(device), groups.to(device), threshold)
     assert kept.tolist() == by_definition(boxes, scores, groups, threshold)
+
+
+def test_invalid_candidates_have_no_effect(generator, device):
+    # Two images of three classes; the best candidates, some of them with boxes that are not numbers, are invalid.
+    boxes, scores = random_boxes(generator, 80), torch.randperm(80, generator=generator) / 80
+    groups = torch.randint(0, 3, (80,), generator=generator) + torch.tensor([0, 3]).repeat_interleave(40)
+    is_valid = scores < 0.7
+    boxes[scores > 0.9] = torch.nan
+    arguments = (values.view(2, 40, *values.shape[1:]).to(device) for values in (boxes, scores, groups, is_valid))
+    kept = nms_of_valid(*arguments, 6, 0.3)
+    valid = torch.nonzero(is_valid).squeeze(1)
+    expected = valid[by_definition(boxes[valid], scores[valid], groups[valid], 0.3)]
+    assert kept.shape == (2, 40)
+    assert torch.nonzero(kept.cpu().flatten()).squeeze(1).tolist() == sorted(expected.tolist())
 
 
 def test_many_groups_at_large_coordinates(generator, device):

@@ -1,29 +1,17 @@
 """A run of several processes evaluates, saves and chooses one model: the average of their running statistics."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from retinanet_ext.training.running_statistics import average_buffers
 from tests.builders import free_port
-from tests.conftest import REPO_ROOT
+from tests.two_processes import run_two
 
 
 @pytest.fixture(scope="module")
 def run(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "-m", "tests.training.running_statistics_worker"]
-    port = str(free_port())
-    processes = [
-        subprocess.Popen([*command, str(rank), port, str(shapes), str(folder)], cwd=REPO_ROOT) for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_two("tests.training.running_statistics_worker", free_port(), shapes, folder)
     return folder, [torch.load(folder / f"{rank}.pth") for rank in range(2)]
 
 

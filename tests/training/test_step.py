@@ -1,8 +1,6 @@
 """The step that both engines train with: arithmetic, order, precision, guard, state."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from retinanet_ext import d2
 from retinanet_ext.training.step import TrainStep, mixed_precision
 from retinanet_ext.training.trainer import Trainer
 from tests.builders import batch, free_port, shapes_config, small_config
-from tests.conftest import REPO_ROOT
+from tests.two_processes import run_two
 
 
 class Linear(nn.Module):
@@ -195,14 +193,7 @@ def test_gradient_checkpointing_of_another_architecture_is_refused():
 
 
 def test_all_processes_stop_at_a_loss_of_one(tmp_path):
-    port = free_port()
-    command = [sys.executable, "-m", "tests.training.train_step_worker"]
-    processes = [subprocess.Popen([*command, str(rank), str(port), str(tmp_path)], cwd=REPO_ROOT) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_two("tests.training.train_step_worker", free_port(), tmp_path)
     reports = [torch.load(tmp_path / f"{rank}.pth") for rank in range(2)]
     for report in reports:
         # First step: gradients (3 + 2, 4) and (5 + 2, 6), on average (6, 5), times 0.5.

@@ -10,6 +10,8 @@ import numbers
 
 import numpy as np
 
+from retinanet_ext.ops.coco_keypoints import num_labelled
+
 KEYPOINT_TOLERANCE = 1.0  # pixels, as for boxes
 WRONG_LENGTH = "keypoints of the wrong length"
 VISIBILITY = "visibility of a keypoint is not 0, 1 or 2"
@@ -40,7 +42,7 @@ def keypoint_fault(
         fault = _point_fault(keypoints[3 * index : 3 * index + 3], size)
         if fault is not None:
             return fault[0], f"{fault[1]} of keypoint {index}", fault[2]
-    labelled = sum(v > 0 for v in keypoints[2::3])
+    labelled = num_labelled(keypoints)
     if annotation.get("num_keypoints", labelled) != labelled:
         found = f"num_keypoints {annotation['num_keypoints']!r}"
         return WRONG_COUNT, found, f"{labelled}, the number of labelled keypoints"
@@ -60,7 +62,7 @@ def repaired_keypoints(annotation: dict, size: tuple[int, int] | None, num_keypo
         fixed = unlabelled(num_keypoints)
     new = {**annotation, "keypoints": fixed}
     if "num_keypoints" in annotation:
-        new["num_keypoints"] = sum(v > 0 for v in fixed[2::3])
+        new["num_keypoints"] = num_labelled(fixed)
     return new
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retinanet_ext.d2 import CfgNode
+from retinanet_ext.ops.coco_keypoints import num_labelled
 
 from .keypoint_faults import flat_keypoints
 from .mask_faults import has_mask
@@ -64,7 +65,7 @@ def task_summary(dicts: Sequence[dict], tasks: Tasks) -> str:
         polygons = sum(map(has_mask, objects)) - encoded
         parts.append(f"{polygons + encoded} have masks ({polygons} polygons, {encoded} RLE)")
     if tasks.num_keypoints:
-        visible = [sum(v > 0 for v in (flat_keypoints(a) or ())[2::3]) for a in objects]
+        visible = [num_labelled(flat_keypoints(a) or ()) for a in objects]
         parts.append(f"{sum(map(bool, visible))} have labelled keypoints ({sum(visible)} in all)")
     if tasks.identities:
         parts.append(f"{sum(a.get('identity') is not None for a in objects)} have an identity")

@@ -9,6 +9,7 @@ from pycocotools import mask as mask_api
 
 from retinanet_ext.data.coco_file import parse_coco_file
 from retinanet_ext.evaluation.ground_truth import GroundTruth, ascending_inverse
+from retinanet_ext.ops.coco_keypoints import num_labelled
 from retinanet_ext.ops.coco_rle import compress_rle, rle_for_json
 
 from ..data.catalog import DatasetCatalog, MetadataCatalog
@@ -116,7 +117,7 @@ def _convert_annotation(annotation: dict, category_ids: dict[int, int], where: s
         values = [float(value) for value in keypoints]
         xs, ys, visible = (values[start::3] for start in range(3))
         converted["keypoints"] = [v for x, y, v in zip(xs, ys, visible) for v in (x - 0.5, y - 0.5, int(v))]
-        converted["num_keypoints"] = sum(v > 0 for v in visible)
+        converted["num_keypoints"] = num_labelled(values)
     return converted
 
 

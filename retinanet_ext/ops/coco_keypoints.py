@@ -1,0 +1,8 @@
+"""The keypoints of one object as COCO's files hold them: ``[x, y, visibility] * J``."""
+
+from collections.abc import Sequence
+
+
+def num_labelled(keypoints: Sequence[float]) -> int:
+    """How many of the J keypoints of an object, ``3 J`` numbers, are labelled: those with a visibility above 0."""
+    return sum(v > 0 for v in keypoints[2::3])
