@@ -22,7 +22,9 @@ ON_CPU = [
     ["decoding"],
     ["coco_eval"],
     ["mask_eval"],
+    ["gallery_search"],
     ["loader"],
+    ["triplets"],
     ["scaling", "--height", "240", "--width", "320"],
 ]
 ON_CUDA = [
@@ -35,6 +37,7 @@ ON_CUDA = [
     ["losses", "--images", "16", "--anchors", "201600", "--dtype", "bfloat16"],
     ["matching"],
     ["decoding", *COCO, "--images", "16"],
+    ["triplets"],
 ]
 
 

@@ -84,12 +84,12 @@ def _peak_mib(run: Callable[[], Any], device: str) -> float | None:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the present size
     except OSError:
         return None
-    before = _status_mib("VmHWM")
+    before = status_mib("VmHWM")
     run()
-    return _status_mib("VmHWM") - before
+    return status_mib("VmHWM") - before
 
 
-def _status_mib(name: str) -> float:
+def status_mib(name: str) -> float:
     line = next(line for line in PROC_STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) / 1024
 

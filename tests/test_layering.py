@@ -40,7 +40,7 @@ ALLOWED = {
     "evaluation": set(),
     "lite": set(),
     "d2": {"lite"},
-    "data": {"d2"},
+    "data": {"d2", "embedding"},
     "checkpoint": {"d2"},
     "config": {"d2", "data", "detection", "instance", "embedding"},
     "detection": {"d2"},

@@ -7,6 +7,10 @@ In reading order:
 - ``train.py``: trains or evaluates, as `train_net.py` does
 - ``predict.py``: detections on images, folders and videos
 - ``shapes.py``: writes the generated data set
+- ``edit_gallery.py``: the known people of a gallery: add, remove, rename, list
+- ``identify.py``: who of a gallery is on each image
+- ``cluster.py``: groups images of faces by person
+- ``embedder_arguments.py``: what the verbs that embed faces share
 - ``ablate.py``: lists, runs and reports studies, and draws their trend over the imbalance
 - ``imbalance.py``: the loss of a trained model, foreground against background
 - ``curves.py``: the paper's loss curves

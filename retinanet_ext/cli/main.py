@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import ablate, curves, imbalance, predict, shapes, speed_accuracy, train
+from . import ablate, cluster, curves, edit_gallery, identify, imbalance, predict, shapes, speed_accuracy, train
 from .usage import UsageError, VerbParser
 
 # A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code. It imports what it runs inside `run`,
@@ -13,6 +13,9 @@ from .usage import UsageError, VerbParser
 VERBS = {
     "train": train,
     "predict": predict,
+    "gallery": edit_gallery,
+    "identify": identify,
+    "cluster": cluster,
     "ablate": ablate,
     "imbalance": imbalance,
     "curves": curves,

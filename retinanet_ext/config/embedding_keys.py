@@ -27,24 +27,67 @@ def _add_network_keys(cfg: CN) -> None:
 
 
 def _add_loss_keys(cfg: CN) -> None:
-    # Name of the loss in EMBEDDING_LOSS_REGISTRY.
+    # Name of the loss in EMBEDDING_LOSS_REGISTRY: "triplet"; "softmax" or "cosface", which classify the identities of
+    # the training data (pip install retinanet_ext[embedding]).
     cfg.MODEL.EMBEDDING.LOSS = CN()
     cfg.MODEL.EMBEDDING.LOSS.NAME = "triplet"
     # triplet: alpha, by how much a negative must be farther than the positive, in squared distance.
     cfg.MODEL.EMBEDDING.LOSS.MARGIN = 0.2
-    # triplet: how triplets are selected within the batch: "semi_hard" (the paper), "batch_hard" or "batch_all".
+    # triplet: how triplets are selected within the batch of all processes: "semi_hard" (the paper), "batch_hard" or
+    # "batch_all", or a name in TRIPLET_SELECTION_REGISTRY.
     cfg.MODEL.EMBEDDING.LOSS.SELECTION = "semi_hard"
+    # softmax, cosface: cosines are multiplied by it. 30 as in "Additive margin softmax" (Wang et al., 2018).
+    cfg.MODEL.EMBEDDING.LOSS.SCALE = 30.0
+    # cosface: subtracted from the cosine of the true identity.
+    cfg.MODEL.EMBEDDING.LOSS.COSINE_MARGIN = 0.35
+    # Name of a loss for the first ITERS iterations, before LOSS.NAME takes over; if empty, none. A new network that
+    # collapses under the triplet loss does not under "softmax".
+    cfg.MODEL.EMBEDDING.WARMUP = CN()
+    cfg.MODEL.EMBEDDING.WARMUP.LOSS = ""
+    cfg.MODEL.EMBEDDING.WARMUP.ITERS = 1000
     # Number of identities in the training data; filled in from them. Only losses that classify identities read it.
     cfg.MODEL.EMBEDDING.NUM_IDENTITIES = 0
 
 
 def _add_input_keys(cfg: CN) -> None:
+    # From an image to the network's input; embedding/face_input.py has the operations in their order.
     cfg.INPUT.FACE = CN()
     # Height and width of the network's input in pixels.
     cfg.INPUT.FACE.SIZE = [96, 96]
-    # DATALOADER: images of each identity in a batch; SOLVER.IMS_PER_BATCH must be a multiple of it.
+    # Where the face is: "" takes the centre of each image; "cascade" is OpenCV's Haar cascade for frontal faces; else
+    # the folder of a run of this package, whose detections of any class count as faces. Images without a detected face
+    # are counted, and their centre is taken.
+    cfg.INPUT.FACE.DETECTOR = ""
+    # Share of the image's height and width that the centre crop has.
+    cfg.INPUT.FACE.CENTER_CROP = 1.0
+    # Added on each side of a detected face, as a share of the longer side of its box.
+    cfg.INPUT.FACE.MARGIN = 0.1
+    # Crops of more pixels are shrunk to about this number before the resize (table 4 of the paper); 0: not shrunk.
+    cfg.INPUT.FACE.PIXELS = 0
+    # The shrunk crop is written as JPEG of this quality, 1 to 100, and read again (table 4 of the paper); 0: no JPEG.
+    cfg.INPUT.FACE.JPEG_QUALITY = 0
+    # Augmentation in training, besides INPUT.RANDOM_FLIP; up to these bounds all values are equally likely. By which
+    # share of its sides the crop is shifted.
+    cfg.INPUT.FACE.SHIFT_JITTER = 0.0
+    # By which share the sides of the crop change.
+    cfg.INPUT.FACE.SCALE_JITTER = 0.0
+    # Degrees by which the crop is rotated.
+    cfg.INPUT.FACE.ROTATION_JITTER = 0.0
+    # Share by which the contrast changes, and share of 0..255 by which the brightness changes.
+    cfg.INPUT.FACE.LIGHT_JITTER = 0.0
+    # Images of each identity in a training batch of FaceNet, from 2; a batch then has (SOLVER.IMS_PER_BATCH -
+    # RANDOM_NEGATIVES) / IMAGES_PER_IDENTITY identities over all processes. 0 leaves the order of the images to
+    # DATALOADER.SAMPLER_TRAIN, which suits losses that classify identities.
     cfg.DATALOADER.IMAGES_PER_IDENTITY = 4
-    # "SGD", "AdaGrad" (the FaceNet paper) or "AdamW".
+    # Images in such a batch that are drawn from all identities besides (the paper's random negatives).
+    cfg.DATALOADER.RANDOM_NEGATIVES = 0
+    # Identities in DATASETS.TRAIN and in DATASETS.TEST at once: an error, or with True a warning.
+    cfg.DATASETS.ALLOW_SHARED_IDENTITIES = False
+    # Pairs with an image that the dataset lacks: "error" names the image and stops; "count" leaves these pairs out, and
+    # the result says how many.
+    cfg.DATASETS.ON_MISSING_PAIR = "error"
+    # "SGD", "AdaGrad" (the FaceNet paper) or "AdamW", for any model. AdaGrad and AdamW do not read SOLVER.MOMENTUM and
+    # NESTEROV.
     cfg.SOLVER.OPTIMIZER = "SGD"
 
 

@@ -5,6 +5,7 @@ Names of registered objects (META_ARCHITECTURE, HEAD.NAME, ...) are not listed, 
 
 from retinanet_ext.d2 import CfgNode
 from retinanet_ext.data.doctor.record_checks import ANNOTATION_POLICIES, IMAGE_CHECKS, IMAGE_POLICIES
+from retinanet_ext.embedding.pairs import MISSING_POLICIES
 
 # All values that either engine accepts. If `lite` lacks one of them, it refuses that value itself.
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -12,6 +13,7 @@ LEGAL_VALUES = {
     "DATASETS.ON_BAD_ANNOTATION": ANNOTATION_POLICIES,
     "DATASETS.ON_BAD_IMAGE": IMAGE_POLICIES,
     "DATASETS.CHECK_IMAGES": IMAGE_CHECKS,
+    "DATASETS.ON_MISSING_PAIR": MISSING_POLICIES,
     "DATALOADER.SAMPLER_TRAIN": (
         "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
     ),
@@ -32,6 +34,7 @@ LEGAL_VALUES = {
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.OPTIMIZER": ("SGD", "AdaGrad", "AdamW"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "TEST.DTYPE": ("float32", "bfloat16", "float16"),
@@ -49,7 +52,7 @@ LEGAL_RANGES = (
             "MODEL.ROI_MASK_HEAD.CONV_DIM", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
             "MODEL.ROI_EMBEDDING_HEAD.CONV_DIM", "MODEL.ROI_EMBEDDING_HEAD.ROIS_PER_OBJECT",
             "MODEL.ROI_EMBEDDING_HEAD.POOLER_RESOLUTION",
-            *_RPN_COUNTS, *(f"{head}.POOLER_RESOLUTION" for head in _HEADS),
+            *_RPN_COUNTS, *(f"{head}.POOLER_RESOLUTION" for head in _HEADS), "MODEL.EMBEDDING.WARMUP.ITERS",
         ),
     ),
     (
@@ -58,8 +61,14 @@ LEGAL_RANGES = (
         (
             "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC",
             "MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.ROI_EMBEDDING_HEAD.NUM_CONV",
-            "MODEL.ROI_EMBEDDING_HEAD.POOLER_SAMPLING_RATIO", *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
+            "MODEL.ROI_EMBEDDING_HEAD.POOLER_SAMPLING_RATIO", "MODEL.EMBEDDING.NUM_IDENTITIES",
+            *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
         ),
+    ),
+    (
+        "a number above 0",
+        lambda value: value > 0,
+        ("MODEL.EMBEDDING.LOSS.MARGIN", "MODEL.EMBEDDING.LOSS.SCALE"),
     ),
     (
         "a number from 0 to 1",
@@ -67,6 +76,7 @@ LEGAL_RANGES = (
         (
             "MODEL.RPN.POSITIVE_FRACTION", "MODEL.RPN.NMS_THRESH", "MODEL.ROI_HEADS.POSITIVE_FRACTION",
             "MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+            "MODEL.EMBEDDING.LOSS.COSINE_MARGIN",
         ),
     ),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from retinanet_ext.d2 import CfgNode as CN
 from retinanet_ext.data.doctor.class_ids import config_category_ids, config_class_names, fill_num_classes
 from retinanet_ext.data.doctor.keypoint_numbers import check_oks_sigmas, refuse_formats_without, resolve_num_keypoints
 from retinanet_ext.data.doctor.tasks import NUM_KEYPOINTS_KEY
+from retinanet_ext.data.identity_datasets import adapt_to_identities, embeds_identities, refuse_identity_data
 from retinanet_ext.data.keypoint_metadata import dataset_skeleton
 from retinanet_ext.data.registration import register_custom_datasets
 
@@ -26,8 +27,8 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         opts: alternating keys and values, as on the command line.
         datasets: register ``DATASETS.CUSTOM``, and take from the data ``NUM_CLASSES`` of ``MODEL.RETINANET`` and
             ``MODEL.ROI_HEADS``, with keypoints also ``MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS``, and
-            ``MODEL.CLASS_NAMES``, ``CLASS_IDS``. A value in file or opts must agree with the data if the model reads
-            it. Set to False for inference without the data.
+            ``MODEL.CLASS_NAMES``, ``CLASS_IDS``; for FaceNet only ``MODEL.EMBEDDING.NUM_IDENTITIES``. A value in file
+            or opts must agree with the data if the model reads it. Set to False for inference without the data.
 
     Returns:
         The config, not frozen.
@@ -36,7 +37,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         FileNotFoundError: no such file.
         KeyError: a key does not exist; the message names the nearest keys.
         ValueError: a value has the wrong type or is not legal, or asks for a part that the engine does not have; the
-            classes or keypoints disagree with the data.
+            classes, keypoints or identities disagree with the data.
     """
     cfg = get_cfg()
     add_retinanet_ext_config(cfg)
@@ -132,6 +133,10 @@ def _refuse_ignored_box_loss(cfg: CN, overridden: Sequence[str]) -> None:
 
 def _adapt_to_data(cfg: CN, mentioned: Sequence[str]) -> None:
     register_custom_datasets(cfg)
+    if embeds_identities(cfg):
+        adapt_to_identities(cfg, mentioned)
+        return
+    refuse_identity_data(cfg)
     refuse_formats_without(cfg)
     fill_num_classes(cfg, mentioned)
     if cfg.MODEL.KEYPOINT_ON:

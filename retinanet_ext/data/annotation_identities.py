@@ -54,7 +54,7 @@ def identity_numbers(records: Sequence[dict], names: Sequence[str]) -> dict[str,
     return {name: number for number, name in enumerate(sorted(counts))}
 
 
-class IdentityMapper:
+class ObjectIdentityMapper:
     """Wraps a mapper (dataset dict -> model input): the objects that it returns also have ``gt_identities``.
 
     Mappers leave out crowds and what a crop made empty, and none of them knows identities. So the wrapped mapper sees

@@ -9,11 +9,12 @@ Each item is a mapping with upper-case keys::
         - {NAME: roos_train, FORMAT: voc, ROOT: roos, ANNOTATIONS: annots, IMAGES: images, PART: [0, 0.8]}
         - {NAME: roos_val, FORMAT: voc, ROOT: roos, ANNOTATIONS: annots, IMAGES: images, PART: [0.8, 1]}
         - {NAME: cars_train, FORMAT: yolo, ROOT: cars, IMAGES: images/train}
+        - {NAME: faces_train, FORMAT: identities, ROOT: faces, PART: [0, 0.75], PART_SEED: 0}
 
 `CLASSES` is an optional list of the names with ids 0, 1, ... Without it, COCO data use the categories of their file,
 sorted by id, VOC data the sorted names of all annotation files, and YOLO data the names in ``data.yaml`` or
-``classes.txt``. `PART` takes a part of the images, see ``parts.py``. The keys of keypoints are in
-``keypoint_metadata.py``.
+``classes.txt``. `PART` takes a part of the images, see ``parts.py``; of `identities`, a part of the identities, see
+``identities.py``. The keys of keypoints are in ``keypoint_metadata.py``.
 
 A relative path is looked for first in the folder that the environment variable DETECTRON2_DATASETS names, if set, then
 in the working directory. A path that starts with ``~`` counts as absolute.
@@ -26,12 +27,22 @@ import difflib
 import logging
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
+from retinanet_ext.embedding.pairs import Pairs
 
 from .coco_file import SECTIONS, coco_summary, parse_coco_file, sample
 from .coco_records import coco_records
+from .identities import (
+    IDENTITY_KEYS,
+    checked_identity_keys,
+    identity_records,
+    read_identities,
+    read_identity_list,
+    verification_pairs,
+)
 from .keypoint_metadata import KEYPOINT_KEYS, checked_keypoint_keys, keypoint_metadata
 from .parts import checked_part, records_of_part
 from .voc import ANNOTATIONS, load_voc, voc_class_names
@@ -40,18 +51,20 @@ from .yolo import IMAGES as YOLO_IMAGES
 from .yolo import load_yolo, yolo_class_names
 
 # Keys that start in the folder DETECTRON2_DATASETS or the working directory. Other paths are relative to ROOT.
-PATH_KEYS = {"coco": ("JSON", "IMAGES"), "voc": ("ROOT",), "yolo": ("ROOT",)}
+PATH_KEYS = {"coco": ("JSON", "IMAGES"), "voc": ("ROOT",), "yolo": ("ROOT",), "identities": ("ROOT",)}
 _REQUIRED = {
     "coco": ("NAME", "FORMAT", "JSON", "IMAGES"),
     "voc": ("NAME", "FORMAT", "ROOT"),
     "yolo": ("NAME", "FORMAT", "ROOT"),
+    "identities": ("NAME", "FORMAT", "ROOT"),
 }
 _OPTIONAL = {
     "coco": ("CLASSES", "PART", *KEYPOINT_KEYS),
     "voc": ("SPLIT", "ANNOTATIONS", "IMAGES", "CLASSES", "PART"),
     "yolo": ("SPLIT", "IMAGES", "LABELS", "CLASSES", "PART"),
+    "identities": IDENTITY_KEYS,
 }
-_OF_OTHER_TYPES = ("CLASSES", "PART", *KEYPOINT_KEYS)  # values that are not strings
+_OF_OTHER_TYPES = ("CLASSES", "PART", *KEYPOINT_KEYS, *IDENTITY_KEYS)  # values that are not strings
 logger = logging.getLogger(__name__)
 
 
@@ -145,9 +158,12 @@ def _checked_item(item, where):
         item["CLASSES"] = _checked_classes(item["CLASSES"], where)
     if "PART" in item:
         item["PART"] = checked_part(item["PART"], where)
-    item.update(checked_keypoint_keys(item, where))
+    item.update(checked_identity_keys(item, where) if kind == "identities" else checked_keypoint_keys(item, where))
     for key in PATH_KEYS[kind]:
         item[key] = _paths_to_try(item[key])
+    for key in ("IDENTITIES", "PAIRS"):  # these may be a path
+        if isinstance(item.get(key), str):
+            item[key] = _paths_to_try(item[key])
     return item
 
 
@@ -192,7 +208,7 @@ def _register(item):
     if name in DatasetCatalog.list():
         _check_same(name, metadata.get("custom_source", None), item)
         return
-    metadata.set(custom_source=item, evaluator_type="coco")
+    metadata.set(custom_source=item, evaluator_type="verification" if item["FORMAT"] == "identities" else "coco")
     if "CLASSES" in item:
         metadata.set(thing_classes=item["CLASSES"])
     if "KEYPOINT_NAMES" in item:
@@ -301,8 +317,42 @@ def _in_part(records, names, item):
     return records_of_part(records, names, item["PART"], item["NAME"]) if "PART" in item else records
 
 
-_LOAD = {"coco": _load_coco, "voc": _load_voc, "yolo": _load_yolo}
-_DESCRIBE = {"coco": _describe_coco, "voc": _describe_voc, "yolo": _describe_yolo}
+def _describe_identities(item):
+    root = _existing(item["ROOT"], item, "ROOT")
+    names = item.get("IDENTITIES")
+    if isinstance(names, tuple):
+        names = read_identity_list(_existing(names, item, "IDENTITIES"))
+    images = read_identities(
+        root, item["NAME"], identities=names, part=item.get("PART"), part_seed=item.get("PART_SEED"),
+        min_images=item.get("MIN_IMAGES", 1),
+    )  # fmt: skip
+    MetadataCatalog.get(item["NAME"]).set(
+        identity_names=list(images), image_root=root, verification_pairs=_PairsOf(item)
+    )
+    return root, images
+
+
+@dataclass(frozen=True)
+class _PairsOf:
+    """The pairs of a dataset; equal for equal items, because Detectron2's metadata keep their values."""
+
+    item: dict
+
+    def __call__(self) -> Pairs:
+        pairs, item = self.item.get("PAIRS"), self.item
+        source = _existing(pairs, item, "PAIRS") if isinstance(pairs, tuple) else pairs
+        root = _existing(item["ROOT"], item, "ROOT")
+        return verification_pairs(lambda: _load_identities(item), source, root, item["NAME"])
+
+
+def _load_identities(item):
+    return identity_records(*_describe_identities(item))
+
+
+_LOAD = {"coco": _load_coco, "voc": _load_voc, "yolo": _load_yolo, "identities": _load_identities}
+_DESCRIBE = {
+    "coco": _describe_coco, "voc": _describe_voc, "yolo": _describe_yolo, "identities": _describe_identities,
+}  # fmt: skip
 
 
 def _categories(item):

@@ -8,8 +8,21 @@ In reading order:
 - ``inception.py``: NN2, NN3, NN4, NNS1 and NNS2, the Inception networks
 - ``network_cost.py``: parameters and multiply-adds of a network, row by row
 - ``pooling.py``: pooling over positions, and the L2 normalisation
-- ``joint_batch.py``: the embeddings of all processes as one batch
+- ``selection.py``: which triplets of a batch the loss sees
 - ``embedding_losses.py``: the registry of the losses that a config may name; the triplet loss over a batch
+- ``training_loss.py``: the loss of a training step: joint batch, warm-up, statistics
+- ``joint_batch.py``: the batch of all processes, with gradient
+- ``training_monitor.py``: what each step logs; the alarms for batches without triplets and for a collapse
+- ``codes.py``: an embedding as 128 bytes
+- ``search.py``: exact nearest neighbours in bounded memory
+- ``gallery.py``: known people on disk: add, remove, search
+- ``gallery_file.py``: the gallery's file, safe against a kill and a second writer
+- ``clustering.py``: groups of images of one person each, and how well they fit labels
+- ``contact_sheet.py``: a picture of groups of images
+- ``face_input.py``: from an image to the network's input: finds the face, crops and resizes it
+- ``face_detectors.py``: OpenCV's cascade as a detector of faces
+- ``pairs.py``: pairs of images for verification: read, written, drawn, found in a dataset
+- ``pair_drawing.py``: draws pairs at random
 """
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
@@ -18,5 +31,13 @@ from .facenet import FaceNet
 # Importing these two modules registers their builders.
 from .inception import Inception
 from .nn1 import NN1
+from .selection import TRIPLET_SELECTION_REGISTRY, select_triplets
 
-__all__ = ["EMBEDDING_LOSS_REGISTRY", "NN1", "FaceNet", "Inception"]
+__all__ = [
+    "EMBEDDING_LOSS_REGISTRY",
+    "NN1",
+    "TRIPLET_SELECTION_REGISTRY",
+    "FaceNet",
+    "Inception",
+    "select_triplets",
+]

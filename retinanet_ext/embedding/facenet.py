@@ -8,16 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from retinanet_ext.d2 import META_ARCH_REGISTRY, build_backbone, configurable, get_event_storage, has_event_storage
+from retinanet_ext.d2 import META_ARCH_REGISTRY, build_backbone, configurable
 
-from .embedding_losses import EMBEDDING_LOSS_REGISTRY
-from .network_layers import init_linear
+from .network_layers import init_centred
 from .pooling import POOLS, l2_normalize
+from .training_loss import build_training_loss
 
 
 @META_ARCH_REGISTRY.register()
 class FaceNet(nn.Module):
     """A network, pooling over positions, a linear projection, L2 normalisation (paper, figure 2)."""
+
+    # Why a batch cannot be trained in micro-batches; see `TrainStep`.
+    needs_whole_batch = "its loss compares every image with all others of the batch"
 
     @configurable
     def __init__(
@@ -37,7 +40,7 @@ class FaceNet(nn.Module):
             in_feature: name of the feature map that is pooled.
             pool: a name in ``POOLS``.
             dim: D.
-            loss: see ``EMBEDDING_LOSS_REGISTRY``.
+            loss: maps embeddings ``(B, D)`` and identities ``(B,)`` to a dict of scalar losses; see ``TrainingLoss``.
             pixel_mean, pixel_std: per channel of the images, in units of 0..255.
 
         Raises:
@@ -49,7 +52,7 @@ class FaceNet(nn.Module):
         self.in_feature = in_feature
         self.pool = POOLS[pool]
         self.projection = nn.Linear(backbone.output_shape()[in_feature].channels, dim)
-        init_linear(self.projection)
+        init_centred(self.projection)
         self.loss = loss
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -66,7 +69,7 @@ class FaceNet(nn.Module):
             "in_feature": _in_feature(embedding.IN_FEATURE, backbone.output_shape()),
             "pool": embedding.POOL,
             "dim": embedding.DIM,
-            "loss": EMBEDDING_LOSS_REGISTRY.get(embedding.LOSS.NAME)(cfg),
+            "loss": build_training_loss(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -129,11 +132,11 @@ class FaceNet(nn.Module):
         Args:
             embeddings: ``(B, D)`` of length 1.
             identities: int64 ``(B,)``.
+
+        Returns:
+            Scalar losses of the joint batch of all processes, the same on every process.
         """
-        losses, statistics = self.loss(embeddings, identities)
-        if has_event_storage():
-            get_event_storage().put_scalars(**{name: float(value) for name, value in statistics.items()})
-        return losses
+        return self.loss(embeddings, identities)
 
 
 def _in_feature(name: str, shapes: dict) -> str:
@@ -163,8 +166,8 @@ def _check_images(batched_inputs: list[dict], num_channels: int) -> None:
         shape, name = tuple(inputs["image"].shape), _name(batched_inputs, index)
         if len(shape) != 3 or shape[0] != num_channels:
             raise ValueError(
-                f"the image {name} has shape {shape}, but FaceNet takes (C, H, W) with {num_channels} channels, one per "
-                "value of MODEL.PIXEL_MEAN; make INPUT.FORMAT ('L' has one channel) and MODEL.PIXEL_MEAN agree"
+                f"the image {name} has shape {shape}, but FaceNet takes (C, H, W) with {num_channels} channels, one "
+                "per value of MODEL.PIXEL_MEAN; make INPUT.FORMAT ('L' has one channel) and MODEL.PIXEL_MEAN agree"
             )
         if shape != first.shape:
             raise ValueError(

@@ -60,7 +60,7 @@ NNS1 = (
     Row("4e", 0, 64, 96, 24, 48, "max", 0, stride=2),
     Row("5a", 144, 72, 144, 16, 48, "l2", 48),
 )
-"""Layers of our own for the paper's "mini Inception" (26M parameters, 220M multiply-adds), whose layers are not printed.
+"""Layers of our own for the paper's "mini Inception", of which it prints 26M parameters and 220M multiply-adds only.
 
 Most blocks have 3/8 of NN2's channels, and 4b, 4d and 5b are left out. So few multiply-adds for so many parameters need
 a fully connected layer, which has 25M of them: maxout, as in NN1.

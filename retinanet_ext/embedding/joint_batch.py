@@ -1,41 +1,55 @@
-"""The embeddings of all processes as one batch, so that pairs are formed over all of them."""
+"""The batch of all processes, so that negatives are found in all of it.
+
+B images per batch of all processes, b of this process, D numbers per embedding.
+"""
 
 import torch
 import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 
 
 def joint_batch(embeddings: torch.Tensor, identities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings ``(B, D)`` and identities, int64 ``(B,)``, of all processes, in the order of the ranks.
+    """Gather the embeddings of all processes, with gradient, and their identities.
 
-    A loss of the joint batch, whose gradients are then averaged over the processes, has the gradient of one process
-    with that batch. Processes may have different numbers of rows, or none. Every process must call this in every step.
+    All processes call this together, also one without images. The numbers of images may differ. The loss must be a
+    function of the whole result that is the same on every process. The gradients of the network's parameters, averaged
+    over the processes as by ``DistributedDataParallel``, are then those of one process with the joint batch, and so are
+    those of the loss's own parameters.
+
+    Args:
+        embeddings: ``(b, D)``.
+        identities: int64 ``(b,)``.
+
+    Returns:
+        Embeddings ``(B, D)`` and identities ``(B,)``, ordered by rank.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return embeddings, identities
-    count = torch.tensor([len(embeddings)], device=embeddings.device)
-    counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, count)
-    counts = torch.cat(counts).tolist()
-    return _JointRows.apply(embeddings, counts), _gathered(identities, counts)
+    sizes = [identities.new_zeros(1) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, identities.new_full((1,), len(identities)))
+    sizes = torch.cat(sizes).tolist()
+    return _GatherEmbeddings.apply(embeddings, sizes), _gather_rows(identities, sizes)
 
 
-class _JointRows(torch.autograd.Function):
-    """The rows of all processes; backward, those of this process, for a loss that all processes compute alike."""
-
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        ctx.counts = counts
-        return _gathered(rows, counts)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        # Gradients are averaged over the processes, and each row's gradient exists in one of them.
-        return gradient.split(ctx.counts)[dist.get_rank()] * len(ctx.counts), None
-
-
-def _gathered(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+def _gather_rows(rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """The rows ``(size, ...)`` of all processes, ``(sum of sizes, ...)``. Padded, because collectives need one size."""
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
     padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes)])
+
+
+class _GatherEmbeddings(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, embeddings, sizes):
+        ctx.start, ctx.sizes = sum(sizes[: dist.get_rank()]), sizes
+        return _gather_rows(embeddings.contiguous(), sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        # Every process has the whole gradient. Each passes on the part of its own images; the average over the
+        # processes divides their sum by the number of processes, so multiply by it here.
+        own = gradient[ctx.start : ctx.start + ctx.sizes[dist.get_rank()]]
+        return own * len(ctx.sizes), None

@@ -11,10 +11,12 @@ In reading order:
 - ``sahi_model.py``: a predictor for SAHI's sliced prediction of large images
 - ``threaded_map.py``: prepares images in threads while the model works
 - ``file_predictions.py``: predicts files and folders, for `retinanet-ext predict`
+- ``file_embeddings.py``: embeds files, for `retinanet-ext gallery`, `identify` and `cluster`
 - ``sources.py``: the images and videos below the paths that a user gives
 - ``predictions_json.py``: detections as a COCO-format file
 - ``progress_report.py``: how far a long prediction is
 - ``encoded_mask_output.py``: masks as run lengths while a model is evaluated
+- ``run_face_detector.py``: the detector of a run as a detector of faces
 - ``fast_copy.py``: a faster copy of a model, for inference only
 - ``tta.py``: test-time augmentation for dense detectors
 """

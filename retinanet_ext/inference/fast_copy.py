@@ -31,8 +31,8 @@ def optimize_for_inference(
     """Copy ``model`` in evaluation mode, with batch norms fused into the convolutions before them.
 
     The copy gives the detections or embeddings of ``model``, up to the rounding of ``dtype``. It does not follow later
-    changes of the model's weights. With ``compile`` or ``cuda_graphs``, the first input is computed the plain way as well, and the
-    network's outputs are compared.
+    changes of the model's weights. With ``compile`` or ``cuda_graphs``, the first input is computed the plain way as
+    well, and the network's outputs are compared.
 
     Args:
         model: not changed.

@@ -1,15 +1,12 @@
 """Names for detections: the nearest person, animal or thing of a gallery, or "unknown"."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from retinanet_ext.checkpoint.checkpoint_file import read_checkpoint
+from retinanet_ext.embedding.gallery import Gallery
 
 from .predictor import Predictor
 from .result import Result
-
-if TYPE_CHECKING:
-    from retinanet_ext.embedding.gallery import Gallery
 
 
 class Identifier:
@@ -20,7 +17,7 @@ class Identifier:
         threshold: squared L2 distance, 0 to 4, beyond which a detection is unknown.
     """
 
-    def __init__(self, gallery: "Gallery", threshold: float) -> None:
+    def __init__(self, gallery: Gallery, threshold: float) -> None:
         self.gallery, self.threshold = gallery, threshold
 
     @classmethod
@@ -36,8 +33,6 @@ class Identifier:
                 missing, empty, damaged or of another model.
         """
         check_has_embeddings(predictor)
-        from retinanet_ext.embedding.gallery import Gallery
-
         if threshold is None:
             threshold = _calibrated_threshold(predictor.cfg.MODEL.WEIGHTS)
         opened = Gallery(gallery, fingerprint=predictor.fingerprint, dim=predictor.cfg.MODEL.EMBEDDING.DIM)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
 
 import torch
 
@@ -20,16 +21,23 @@ class ObjectEmbedder:
     Attributes:
         dim: D.
         fingerprint: identifies the weights.
+        num_detections: of the image that :meth:`stream` gave last.
+        input: says what is embedded.
 
     Raises:
         ValueError: the model has no embeddings.
     """
+
+    input = "the best detection of each image"
+    calibration = None
+    faces_not_found = 0
 
     def __init__(self, predictor: Predictor) -> None:
         check_has_embeddings(predictor)
         self.predictor, self.cfg = predictor, predictor.cfg
         self.dim: int = predictor.cfg.MODEL.EMBEDDING.DIM
         self.fingerprint: str = predictor.fingerprint
+        self.num_detections = 0
 
     def __call__(self, images: Input | Sequence[Input]) -> torch.Tensor:
         """
@@ -42,20 +50,23 @@ class ObjectEmbedder:
         Raises:
             ValueError: nothing is detected in an image; names it. More than one detection is logged.
         """
-        embeddings = list(self.stream(images if isinstance(images, (list, tuple)) else [images]))
-        return torch.stack(embeddings) if embeddings else torch.zeros(0, self.dim)
-
-    def stream(self, images: Iterable[Input]) -> Iterator[torch.Tensor]:
-        """Yield the embedding ``(D,)`` of each image, in order, as :meth:`__call__`."""
-        for number, result in enumerate(self.predictor.predict(images)):
-            name = result.file_name or f"image {number}"
-            if not len(result):
+        images = images if isinstance(images, (list, tuple)) else [images]
+        embeddings = []
+        for number, embedding in enumerate(self.stream(images)):
+            name = images[number] if isinstance(images[number], (str, PathLike)) else f"image {number}"
+            if embedding is None:
                 raise ValueError(
                     f"{name}: nothing is detected, so there is no object to embed; leave the image out, or lower the "
                     "score threshold"
                 )
-            if len(result) > 1:
-                found = ", ".join(f"{kind} {score:.2f}" for kind, score in zip(result.names, result.scores.tolist()))
-                logger.warning("%s: %d detections (%s); the first one is taken", name, len(result), found)
+            if self.num_detections > 1:
+                logger.warning("%s: %d detections; the best one is taken", name, self.num_detections)
+            embeddings.append(embedding)
+        return torch.stack(embeddings) if embeddings else torch.zeros(0, self.dim)
+
+    def stream(self, images: Iterable[Input]) -> Iterator[torch.Tensor | None]:
+        """Yield the embedding ``(D,)`` of each image, in order; None if nothing is detected in it."""
+        for result in self.predictor.predict(images):
+            self.num_detections = len(result)
             # Copied, because a view would keep the embeddings of the whole image in memory.
-            yield result.embeddings[0].clone()
+            yield result.embeddings[0].clone() if len(result) else None

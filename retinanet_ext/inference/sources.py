@@ -34,12 +34,12 @@ class Source:
         return (output / self.name).with_suffix(".json")
 
 
-def find_sources(paths: Sequence[str | Path], output: Path) -> tuple[list[Source], dict[Path, str]]:
+def find_sources(paths: Sequence[str | Path], output: Path | None) -> tuple[list[Source], dict[Path, str]]:
     """The input files: each file in `paths`, and all images and videos below each folder in `paths`.
 
     Args:
         paths: files and folders.
-        output: the output folder; its files are left out if it lies in one of the folders.
+        output: the output folder; its files are left out if it lies in one of the folders. None: nothing is left out.
 
     Returns:
         The sources; and path -> reason, for each path without any source.
@@ -63,7 +63,8 @@ def find_sources(paths: Sequence[str | Path], output: Path) -> tuple[list[Source
 
 def _is_input(path, output):
     suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    return path.suffix.lower() in suffixes and path.is_file() and output.resolve() not in path.resolve().parents
+    is_output = output is not None and output.resolve() in path.resolve().parents
+    return path.suffix.lower() in suffixes and path.is_file() and not is_output
 
 
 def _unique(name, taken):

@@ -9,18 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from retinanet_ext.d2 import (
-    Conv2d,
-    Instances,
-    ShapeSpec,
-    configurable,
-    get_event_storage,
-    get_norm,
-    has_event_storage,
-)
-from retinanet_ext.embedding import EMBEDDING_LOSS_REGISTRY
-from retinanet_ext.embedding.joint_batch import joint_batch
+from retinanet_ext.d2 import Conv2d, Instances, ShapeSpec, configurable, get_norm
 from retinanet_ext.embedding.pooling import POOLS, l2_normalize
+from retinanet_ext.embedding.training_loss import build_training_loss
 from retinanet_ext.registry import Registry
 
 from .shared_count import counts_are_shared
@@ -48,7 +39,7 @@ class ConvEmbeddingHead(nn.Module):
         Args:
             input_shape: channels of the features of a RoI, as MODEL.ROI_EMBEDDING_HEAD.POOLER_TYPE pools them.
             dim: E, numbers per embedding.
-            loss: see ``EMBEDDING_LOSS_REGISTRY``.
+            loss: see ``TrainingLoss``.
             conv_dims: output channels of the convolutions.
             conv_norm: norm after each convolution, see ``get_norm``; without one, the convolution has a bias.
             pool: pooling over the positions, a name in ``POOLS``.
@@ -83,7 +74,7 @@ class ConvEmbeddingHead(nn.Module):
         return {
             "input_shape": input_shape,
             "dim": embedding.DIM,
-            "loss": EMBEDDING_LOSS_REGISTRY.get(embedding.LOSS.NAME)(cfg),
+            "loss": build_training_loss(cfg),
             "conv_dims": [head.CONV_DIM] * head.NUM_CONV,
             "conv_norm": head.NORM,
             "pool": embedding.POOL,
@@ -119,14 +110,9 @@ class ConvEmbeddingHead(nn.Module):
     def _loss(self, embeddings: torch.Tensor, instances: Sequence[Instances]) -> torch.Tensor:
         no_identities = torch.zeros(0, dtype=torch.int64, device=embeddings.device)
         identities = torch.cat([no_identities, *(image.gt_identities for image in instances)])
+        losses = self.loss(embeddings, identities, joint=counts_are_shared())
         # The graph has every parameter, whatever the loss does with few embeddings or with none.
         zero = sum((parameter.sum() for parameter in self.loss.parameters()), embeddings.sum()) * 0.0
-        with torch.autocast(embeddings.device.type, enabled=False):
-            if counts_are_shared():
-                embeddings, identities = joint_batch(embeddings, identities)
-            losses, statistics = self.loss(embeddings, identities) if len(embeddings) else ({}, {})
-        if has_event_storage():
-            get_event_storage().put_scalars(**{name: float(value) for name, value in statistics.items()})
         return sum(losses.values(), zero) * self.loss_weight
 
 

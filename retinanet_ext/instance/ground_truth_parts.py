@@ -54,6 +54,6 @@ def check_identities(batched_inputs: list[dict], *, embedding_on: bool) -> None:
         if len(instances) and not instances.has("gt_identities"):
             raise ValueError(
                 f"{inputs.get('file_name', f'image {index} of the batch')}: no gt_identities, but MODEL.EMBEDDING_ON "
-                "is True; wrap the mapper in retinanet_ext.data.annotation_identities.IdentityMapper (this package's "
-                "trainer does so), or set MODEL.EMBEDDING_ON to False"
+                "is True; wrap the mapper in retinanet_ext.data.annotation_identities.ObjectIdentityMapper (this "
+                "package's trainer does so), or set MODEL.EMBEDDING_ON to False"
             )

@@ -28,7 +28,7 @@ from .loss_interface import (
 )
 from .ohem import OHEMLoss
 from .quality import DenseQualityFocalLoss, DenseVarifocalLoss, quality_focal_loss, varifocal_loss
-from .triplet import triplet_loss
+from .triplet import selected_triplet_loss, triplet_loss
 
 __all__ = [
     "BOX_LOSS_REGISTRY",
@@ -52,6 +52,7 @@ __all__ = [
     "l1_loss",
     "quality_focal_loss",
     "reduce_loss",
+    "selected_triplet_loss",
     "sigmoid_focal_loss",
     "sigmoid_focal_star_loss",
     "sigmoid_hinge_loss",

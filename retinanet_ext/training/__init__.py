@@ -5,6 +5,8 @@ In reading order:
 - ``arguments.py``: the flags of the command line
 - ``launch.py``: what each process of a run does, and how the processes are started
 - ``trainer.py``: the engine's trainer with checked data, reports and records
+- ``identity_loaders.py``: its loaders for data of identities
+- ``optimizers.py``: optimizers besides the engine's SGD
 - ``step.py``: one training step, the same on both engines
 - ``frozen_parts.py``: refuses frozen layers without trained weights
 - ``nonfinite_losses.py``: the error for a loss that is not finite

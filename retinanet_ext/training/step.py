@@ -100,11 +100,7 @@ class TrainStep:
     def model(self, model: nn.Module) -> None:
         bare = bare_model(model)
         if self._accumulate > 1 and not hasattr(bare, "as_one_batch"):
-            raise ValueError(
-                f"SOLVER.ACCUMULATE is {self._accumulate}, but {type(bare).__name__} has no `as_one_batch`: it would "
-                "normalise the losses of each micro-batch by itself, and they would not add up to those of the batch. "
-                "Use FocalRetinaNet, InstanceRetinaNet or MaskRCNN, or SOLVER.ACCUMULATE 1."
-            )
+            raise ValueError(_no_micro_batches(bare, self._accumulate))
         model.train()
         self._model = model
         self._device = next(model.parameters()).device
@@ -220,6 +216,20 @@ class TrainStep:
         # The scaler's state is empty after bfloat16 and absent after float32; then the scale starts anew.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _no_micro_batches(model: nn.Module, accumulate: int) -> str:
+    found = f"SOLVER.ACCUMULATE is {accumulate}, but {type(model).__name__} has no `as_one_batch`"
+    reason = getattr(model, "needs_whole_batch", "")
+    if reason:
+        return (
+            f"{found}: {reason}, and micro-batches would hide most of them. Set SOLVER.ACCUMULATE 1. If the batch does "
+            "not fit into memory, use SOLVER.AMP.ENABLED True, more processes or a smaller SOLVER.IMS_PER_BATCH."
+        )
+    return (
+        f"{found}: it would normalise the losses of each micro-batch by itself, and they would not add up to those of "
+        "the batch. Use FocalRetinaNet, InstanceRetinaNet or MaskRCNN, or SOLVER.ACCUMULATE 1."
+    )
 
 
 class _AsyncLosses:

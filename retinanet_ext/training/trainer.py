@@ -1,6 +1,7 @@
 """The engine's trainer with what this extension adds: checked data, load reports, loss guard, progress, records."""
 
 import contextlib
+import inspect
 import logging
 import os
 import warnings
@@ -25,7 +26,7 @@ from retinanet_ext.d2 import (
     get_event_storage,
     hooks,
 )
-from retinanet_ext.data.annotation_identities import IdentityMapper, identity_numbers
+from retinanet_ext.data.annotation_identities import ObjectIdentityMapper, identity_numbers
 from retinanet_ext.data.checked_mapper import CheckedMapper, mapper_for_test
 from retinanet_ext.data.checked_records import (
     data_counts,
@@ -33,6 +34,7 @@ from retinanet_ext.data.checked_records import (
     load_checked_dicts,
     load_training_dicts,
 )
+from retinanet_ext.data.identity_datasets import embeds_identities
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
@@ -42,6 +44,8 @@ from retinanet_ext.registry import check_registered
 
 from .compact_evaluator import DefaultCOCOEvaluator
 from .frozen_parts import refuse_unfilled_frozen_parts
+from .identity_loaders import check_pairs, identity_test_loader, identity_train_loader
+from .optimizers import with_optimizer
 from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
 from .progress_line import FirstProgress, ProgressWriter
@@ -51,8 +55,9 @@ from .step import TrainStep, mixed_precision
 
 logger = logging.getLogger(__name__)
 
-# Makes an evaluator, by the evaluator_type in a dataset's metadata. Called like COCOEvaluator: obj(dataset_name,
-# output_dir=..., max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator.
+# Makes an evaluator, by the evaluator_type in a dataset's metadata. A maker with an argument named cfg is called as
+# obj(dataset_name, output_dir=..., cfg=...) -> evaluator, others like COCOEvaluator: obj(dataset_name, output_dir=...,
+# max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator.
 EVALUATORS = {"coco": DefaultCOCOEvaluator}
 
 
@@ -166,6 +171,11 @@ class Trainer(DefaultTrainer):
         return getattr(cls, method).__func__ is getattr(Trainer, method).__func__
 
     @classmethod
+    def build_optimizer(cls, cfg, model):
+        """The engine's SGD, or the optimizer that SOLVER.OPTIMIZER names with the same parameter groups."""
+        return with_optimizer(cfg, super().build_optimizer(cfg, model))
+
+    @classmethod
     def check_test_data(cls, cfg) -> None:
         """Check ``DATASETS.TEST`` and make its evaluators, so that bad data fail before the model runs, not after it.
 
@@ -177,15 +187,19 @@ class Trainer(DefaultTrainer):
             _check_best_metric(cfg)
         for name in cfg.DATASETS.TEST:
             load_checked_dicts(cfg, [name], filter_empty=False)
+            if embeds_identities(cfg):
+                check_pairs(cfg, name)
             with contextlib.suppress(NotImplementedError):  # a subclass without an evaluator for this dataset
                 cls.build_evaluator(cfg, name)
 
     @classmethod
     def build_train_loader(cls, cfg):
+        if embeds_identities(cfg):
+            return identity_train_loader(cfg)
         dicts = load_training_dicts(cfg)
         mapper = DatasetMapper(cfg, is_train=True)
         if cfg.MODEL.EMBEDDING_ON:
-            mapper = IdentityMapper(mapper, identity_numbers(dicts, cfg.DATASETS.TRAIN))
+            mapper = ObjectIdentityMapper(mapper, identity_numbers(dicts, cfg.DATASETS.TRAIN))
         mapper = CheckedMapper(mapper, cfg.DATASETS.ON_BAD_IMAGE)
         loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
@@ -194,6 +208,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
+        if embeds_identities(cfg):
+            return identity_test_loader(cfg, dataset_name)
         dicts = load_checked_dicts(cfg, [dataset_name], filter_empty=False)
         # Here no other image may replace an unreadable one, because it would be evaluated twice.
         mapper = CheckedMapper(mapper_for_test(cfg), on_bad_image="error")
@@ -208,14 +224,18 @@ class Trainer(DefaultTrainer):
                 "Set it in the dataset's metadata, or add yours to retinanet_ext.training.trainer.EVALUATORS."
             )
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        evaluator = EVALUATORS[kind](
-            dataset_for_evaluation(cfg, dataset_name),
-            output_dir=output_folder,
-            max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-            # A file left by an earlier run may hold other annotations under the same name.
-            allow_cached_coco=False,
-        )
+        name, maker = dataset_for_evaluation(cfg, dataset_name), EVALUATORS[kind]
+        if "cfg" in inspect.signature(maker).parameters:
+            evaluator = maker(name, output_dir=output_folder, cfg=cfg)
+        else:
+            evaluator = maker(
+                name,
+                output_dir=output_folder,
+                max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+                kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+                # A file left by an earlier run may hold other annotations under the same name.
+                allow_cached_coco=False,
+            )
         # On a CPU, a second thread would take time from the model.
         return OverlappedEvaluator(evaluator) if cfg.MODEL.DEVICE.startswith("cuda") else evaluator
 

@@ -26,7 +26,9 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
 def test_an_unknown_flag_shows_the_usage_of_its_verb(verb, capsys):
     required = {"predict": ["--config-file", "c", "--input", "i", "--output", "o"], "shapes": ["--output", "o"]}
     required |= {"curves": ["--output", "o"], "imbalance": ["--config-file", "c", "--weights", "w"]}
-    action = ["run", "table_1b"] if verb == "ablate" else []
+    required |= {"gallery": ["--gallery", "g"], "identify": ["--config-file", "c", "--gallery", "g", "i"]}
+    required |= {"cluster": ["--config-file", "c", "--input", "i", "--output", "o"]}
+    action = {"ablate": ["run", "table_1b"], "gallery": ["list"]}.get(verb, [])
     with pytest.raises(SystemExit) as caught:
         main([verb, *action, *required.get(verb, []), "--wrong"])
     assert caught.value.code == 2

@@ -9,7 +9,7 @@ from PIL import Image
 
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import ENGINE, BoxMode, DatasetCatalog, DatasetMapper, T
-from retinanet_ext.data.annotation_identities import IdentityMapper, identity_numbers
+from retinanet_ext.data.annotation_identities import ObjectIdentityMapper, identity_numbers
 from retinanet_ext.data.checked_records import load_training_dicts
 from retinanet_ext.training.trainer import Trainer
 
@@ -111,7 +111,7 @@ def test_identities_stay_with_their_objects_whatever_the_mapper_leaves_out(tmp_p
         is_train=True, augmentations=augmentations, image_format="BGR", use_instance_mask=masks, recompute_boxes=masks
     )
     numbers = {f"person {index}": 100 + index for index in range(12)}
-    mapper, counts = IdentityMapper(plain, numbers), set()
+    mapper, counts = ObjectIdentityMapper(plain, numbers), set()
     for _ in range(40):
         record = random_record(tmp_path, rng, crowd)
         before = json.dumps(record)
@@ -127,7 +127,7 @@ def test_identities_stay_with_their_objects_whatever_the_mapper_leaves_out(tmp_p
 def test_an_image_without_objects_has_no_identities(tmp_path):
     Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(tmp_path / "a.png")
     record = {"file_name": str(tmp_path / "a.png"), "height": SIZE, "width": SIZE}
-    mapper = IdentityMapper(DatasetMapper(is_train=True, augmentations=[], image_format="BGR"), {})
+    mapper = ObjectIdentityMapper(DatasetMapper(is_train=True, augmentations=[], image_format="BGR"), {})
     instances = mapper({**record, "annotations": []})["instances"]
     assert instances.gt_identities.shape == (0,) and instances.gt_identities.dtype == torch.int64
     assert "instances" not in mapper(record)

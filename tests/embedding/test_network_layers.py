@@ -87,12 +87,17 @@ def test_maxout_is_the_largest_of_its_pieces(generator):
     torch.testing.assert_close(layer(vector)[0], expected)
 
 
-def test_initial_weights_keep_the_mean_square(generator):
+def test_initial_filters_have_no_sum_and_keep_the_variance(generator):
     torch.manual_seed(0)
-    vectors = torch.randn(256, 400, generator=generator)
-    assert MaxoutLinear(400, 300)(vectors).square().mean().item() == pytest.approx(1, rel=0.05)
-    maps = torch.randn(4, 64, 16, 16, generator=generator)
-    assert convolution(64, 128, 1, "")(maps).square().mean().item() == pytest.approx(1, rel=0.05)
+    positive = torch.randn(4, 64, 24, 24, generator=generator).relu()  # has a mean, as every rectified map
+    conv = convolution(64, 128, 1, "")
+    torch.testing.assert_close(conv.weight.sum(dim=(1, 2, 3)), torch.zeros(128), rtol=0, atol=1e-5)
+    assert conv(positive).var().item() == pytest.approx(positive.var().item(), rel=0.05)
+    vectors = positive.permute(0, 2, 3, 1).reshape(-1, 64)
+    layer = MaxoutLinear(64, 128)
+    torch.testing.assert_close(layer.weight.sum(dim=1), torch.zeros(256), rtol=0, atol=1e-5)
+    assert layer(vectors).var().item() == pytest.approx(positive.var().item(), rel=0.05)
+    assert not conv.bias.any() and not layer.bias.any()
 
 
 @pytest.mark.parametrize("channels, groups", [(16, 16), (32, 32), (48, 16), (112, 16), (192, 32)])
@@ -103,5 +108,6 @@ def test_group_norm_has_a_number_of_groups_that_divides_the_channels(channels, g
 
 def test_a_fully_connected_layer_names_the_image_sizes_it_takes():
     images, maps = torch.zeros(1, 3, 96, 96), torch.zeros(1, 256, 3, 3)
-    with pytest.raises(ValueError, match="height 193 to 224 and width 161 to 192, but found 96x96; set INPUT.FACE.SIZE"):
+    message = "height 193 to 224 and width 161 to 192, but found 96x96; set INPUT.FACE.SIZE"
+    with pytest.raises(ValueError, match=message):
         flattened_map(maps, (7, 6), images)

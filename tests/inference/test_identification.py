@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from retinanet_ext.d2 import Boxes, Instances
+from retinanet_ext.embedding.gallery import Gallery
+from retinanet_ext.inference.file_embeddings import embed_files
 from retinanet_ext.inference.file_predictions import FilePredictions
 from retinanet_ext.inference.identification import Identifier
 from retinanet_ext.inference.object_embedder import ObjectEmbedder
@@ -152,10 +154,43 @@ def test_the_best_detection_of_a_photo_fills_a_gallery(tmp_path, caplog):
     found = embedder([str(tmp_path / "a.png"), tmp_path / "b.png"])
     torch.testing.assert_close(found, torch.tensor([ANNA, BEN]))
     assert embedder.dim == 3 and len(embedder.fingerprint) == 16 and embedder([]).shape == (0, 3)
-    assert "b.png: 2 detections (person 0.83, person 0.63); the first one is taken" in caplog.text
+    assert "b.png: 2 detections; the best one is taken" in caplog.text
     assert "a.png" not in caplog.text
     with pytest.raises(ValueError, match=r"c\.png: nothing is detected"):
         embedder(str(tmp_path / "c.png"))
+    files = embed_files(embedder, sorted(tmp_path.glob("*.png")))
+    assert [path.name for path in files.paths] == ["a.png", "b.png"] and torch.equal(files.embeddings, found)
+    assert files.skipped == {tmp_path / "c.png": "nothing is detected, so there is no object to embed"}
+
+
+def test_a_gallery_on_disk_names_the_detections(tmp_path):
+    predictor = make_predictor()
+    image = quarters(ANNA, BEN, OTHER)[:, :, ::-1].copy()
+    path = tmp_path / "people.gallery"
+    with pytest.raises(ValueError, match="people.gallery"):
+        Identifier.open(predictor, path, 0.3)
+    gallery = Gallery(path, fingerprint=predictor.fingerprint, dim=3, create=True)
+    with pytest.raises(ValueError, match="people.gallery is empty"):
+        Identifier.open(predictor, path, 0.3)
+    gallery.add("Anna", ObjectEmbedder(predictor)([quarters(ANNA)[:, :, ::-1].copy()]))
+    gallery.add("Ben", torch.tensor([BEN]))
+    assert Identifier.open(predictor, path, 0.3)(predictor(image)).identities == ["Anna", "Ben", "unknown"]
+    assert Identifier.open(predictor, path, 4.0)(predictor(image)).identities[2] in ("Anna", "Ben")
+    other = QuarterFinder()
+    other.weight.data.fill_(2.0)
+    with pytest.raises(ValueError, match="their embeddings cannot be compared"):
+        Identifier.open(Predictor(predictor.cfg, other), path, 0.3)
+
+
+def test_the_threshold_of_the_checkpoint_is_the_default(tmp_path):
+    Gallery(tmp_path / "g", fingerprint=make_predictor().fingerprint, dim=3, create=True).add("A", torch.tensor([ANNA]))
+    weights = str(tmp_path / "model.pth")
+    predictor = make_predictor("MODEL.WEIGHTS", weights)
+    torch.save({"model": {}}, weights)
+    with pytest.raises(ValueError, match="model.pth has no calibrated threshold; name one with --identify-threshold"):
+        Identifier.open(predictor, tmp_path / "g")
+    torch.save({"model": {}, "calibration": {"threshold": 0.75}}, weights)
+    assert Identifier.open(predictor, tmp_path / "g").threshold == 0.75
 
 
 def test_a_model_without_embeddings_is_refused():

@@ -53,6 +53,25 @@ def test_predict_writes_embeddings_if_asked_to(run, tmp_path):
         assert {len(a.get("embedding", ())) for a in content["annotations"]} == {8 if has else 0}
 
 
+def test_photos_of_objects_fill_a_gallery_that_names_the_detections(run, tmp_path, caplog):
+    model = ["--config-file", str(run / "run"), "--device", "cpu"]
+    for name, photo in (("anna", "1.png"), ("ben", "2.png")):
+        words = ["--gallery", str(tmp_path / "g"), "--name", name, str(run / "a" / photo)]
+        opts = ["--opts", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
+        assert main(["gallery", "add", *model, *words, *opts]) == 0
+    assert "1.png: " in caplog.text and "detections; the best one is taken" in caplog.text
+    words = ["--input", str(run / "b"), "--score-threshold", "0", "--identify", str(tmp_path / "g")]
+    assert main(["predict", *model, *words, "--identify-threshold", "4", "--output", str(tmp_path / "all")]) == 0
+    assert main(["predict", *model, *words, "--identify-threshold", "0", "--output", str(tmp_path / "none")]) == 0
+    names = {}
+    for folder in ("all", "none"):
+        annotations = json.loads((tmp_path / folder / "predictions.json").read_text())["annotations"]
+        names[folder] = {a["identity"] for a in annotations}
+        assert all(0 <= a["identity_distance"] <= 4 for a in annotations)
+        assert (tmp_path / folder / "1.png").exists() or (tmp_path / folder / "1.jpg").exists()
+    assert names["all"] <= {"anna", "ben"} and names["none"] == {"unknown"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from retinanet_ext.d2 import Instances, ShapeSpec
-from retinanet_ext.embedding import EMBEDDING_LOSS_REGISTRY
+from retinanet_ext.embedding.training_loss import build_training_loss
 from retinanet_ext.instance.embedding_head import ConvEmbeddingHead
 from retinanet_ext.instance.shared_count import counts_of_this_process
 from tests.instance.tiny_rcnn import one_stage_config
@@ -23,7 +23,7 @@ PARTS = [
 def make_head():
     torch.manual_seed(0)
     # A margin above the largest squared distance: all triplets with a farther negative count.
-    loss = EMBEDDING_LOSS_REGISTRY.get("triplet")(one_stage_config("MODEL.EMBEDDING.LOSS.MARGIN", "5.0"))
+    loss = build_training_loss(one_stage_config("MODEL.EMBEDDING.LOSS.MARGIN", "5.0"))
     return ConvEmbeddingHead(input_shape=ShapeSpec(channels=4, height=7, width=7), dim=5, loss=loss, conv_dims=[8])
 
 
