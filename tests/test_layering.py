@@ -44,7 +44,7 @@ ALLOWED = {
     "checkpoint": {"d2"},
     "config": {"d2", "data", "detection", "instance", "embedding"},
     "detection": {"d2"},
-    "embedding": {"d2"},
+    "embedding": {"d2", "report"},
     "instance": {"d2", "detection", "embedding"},
     "inference": {"d2", "checkpoint", "config", "data", "detection", "instance", "embedding"},
     "training": {"d2", "checkpoint", "config", "data", "inference", "embedding"},

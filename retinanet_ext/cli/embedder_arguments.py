@@ -66,8 +66,9 @@ def distance_threshold(args: argparse.Namespace, embedder) -> float:
         return args.threshold
     if embedder.calibration is None:
         raise UsageError(
-            f"The checkpoint {embedder.cfg.MODEL.WEIGHTS} has no calibrated threshold. Run `retinanet-ext calibrate "
-            f"--config-file {args.config_file}` on pairs of your own, or give --threshold D."
+            f"The checkpoint {embedder.cfg.MODEL.WEIGHTS} has no calibrated threshold. Calibrate it on your images:\n"
+            f"  retinanet-ext calibrate --config-file {args.config_file} --images FOLDER --far 0.001\n"
+            "or name a threshold: --threshold D"
         )
     return float(embedder.calibration.threshold)
 

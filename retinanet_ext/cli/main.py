@@ -5,7 +5,20 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import ablate, cluster, curves, edit_gallery, identify, imbalance, predict, shapes, speed_accuracy, train
+from . import (
+    ablate,
+    calibrate,
+    cluster,
+    curves,
+    edit_gallery,
+    identify,
+    imbalance,
+    predict,
+    shapes,
+    speed_accuracy,
+    train,
+    verify,
+)
 from .usage import UsageError, VerbParser
 
 # A verb is a module with HELP, add_arguments(parser) and run(args) -> exit code. It imports what it runs inside `run`,
@@ -16,6 +29,8 @@ VERBS = {
     "gallery": edit_gallery,
     "identify": identify,
     "cluster": cluster,
+    "calibrate": calibrate,
+    "verify": verify,
     "ablate": ablate,
     "imbalance": imbalance,
     "curves": curves,
@@ -34,7 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0 success, 1 part of the input was skipped, 2 wrong usage."""
+    """Run one verb; returns the exit code: 0 success, 1 part of the input was skipped, 2 wrong usage.
+
+    The answers of `verify` are exit codes of its own.
+    """
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from retinanet_ext.inference.embedder import Embedder
     from retinanet_ext.inference.file_predictions import FilePredictions
     from retinanet_ext.inference.sources import find_sources
     from retinanet_ext.inference.trained_model import load
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
             args.config_file, args.weights, score_threshold=args.score_threshold, device=args.device,
             batch_size=args.batch_size, overrides=args.opts,
         )  # fmt: skip
+        if isinstance(predictor, Embedder):
+            raise UsageError(f"{args.config_file} is a FaceNet, which detects nothing; it has the verb `verify`.")
         identify = _identifier(predictor, args)
         output.mkdir(parents=True, exist_ok=True)
     job = FilePredictions(

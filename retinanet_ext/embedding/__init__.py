@@ -23,6 +23,11 @@ In reading order:
 - ``face_detectors.py``: OpenCV's cascade as a detector of faces
 - ``pairs.py``: pairs of images for verification: read, written, drawn, found in a dataset
 - ``pair_drawing.py``: draws pairs at random
+- ``verification.py``: same or different: accuracy over folds, VAL at a FAR, for anybody's distances
+- ``roc.py``: accepted pairs by threshold: ROC, AUC, EER
+- ``calibration.py``: the threshold for a false-accept rate that the user names
+- ``verification_evaluator.py``: the evaluator of a dataset's pairs
+- ``verification_page.py``: its page: ROC, distances, folds, hardest mistakes
 """
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY

@@ -4,6 +4,8 @@ In reading order:
 
 - ``trained_model.py``: :func:`load`, from the folder of a run to a predictor
 - ``predictor.py``: detections for images, lists and streams, in batches
+- ``embedder.py``: embeddings of faces for images, lists and streams
+- ``calibration_pairs.py``: the pairs of images that `retinanet-ext calibrate` compares
 - ``result.py``: what a predictor returns for an image: Detectron2's Instances, pictures, records
 - ``identification.py``: names for detections, by the nearest embedding of a gallery
 - ``object_embedder.py``: the embedding of the one object in each photo, to fill a gallery

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from retinanet_ext.checkpoint.checkpoint_file import read_checkpoint
+from retinanet_ext.checkpoint.checkpoint_entries import read_entry
+from retinanet_ext.embedding.calibration import Calibration
 from retinanet_ext.embedding.gallery import Gallery
 
+from .embedder import CALIBRATION
 from .predictor import Predictor
 from .result import Result
 
@@ -34,7 +36,7 @@ class Identifier:
         """
         check_has_embeddings(predictor)
         if threshold is None:
-            threshold = _calibrated_threshold(predictor.cfg.MODEL.WEIGHTS)
+            threshold = _calibrated_threshold(predictor)
         opened = Gallery(gallery, fingerprint=predictor.fingerprint, dim=predictor.cfg.MODEL.EMBEDDING.DIM)
         if not len(opened):
             raise ValueError(f"the gallery {gallery} is empty; add someone with: retinanet-ext gallery add")
@@ -60,11 +62,21 @@ def check_has_embeddings(predictor: Predictor) -> None:
         )
 
 
-def _calibrated_threshold(weights: str) -> float:
-    calibration = read_checkpoint(weights).get("calibration")
+def calibration_of(predictor: Predictor) -> Calibration | None:
+    """The calibration in the predictor's checkpoint, if it has one.
+
+    Raises:
+        ValueError: it is of another version.
+    """
+    entry = read_entry(predictor.cfg.MODEL.WEIGHTS, CALIBRATION)
+    return None if entry is None else Calibration.from_dict(entry, predictor.cfg.MODEL.WEIGHTS)
+
+
+def _calibrated_threshold(predictor: Predictor) -> float:
+    calibration = calibration_of(predictor)
     if calibration is None:
         raise ValueError(
-            f"the checkpoint {weights} has no calibrated threshold; name one with --identify-threshold D, the squared "
-            "distance (0 to 4) beyond which an object is unknown"
+            f"the checkpoint {predictor.cfg.MODEL.WEIGHTS} has no calibrated threshold; name one with "
+            "--identify-threshold D, the squared distance (0 to 4) beyond which an object is unknown"
         )
-    return float(calibration["threshold"])
+    return float(calibration.threshold)

@@ -6,7 +6,7 @@ from os import PathLike
 
 import torch
 
-from .identification import check_has_embeddings
+from .identification import calibration_of, check_has_embeddings
 from .predictor import Input, Predictor
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ class ObjectEmbedder:
     Attributes:
         dim: D.
         fingerprint: identifies the weights.
+        calibration: that of the checkpoint, or None.
         num_detections: of the image that :meth:`stream` gave last.
         input: says what is embedded.
 
@@ -29,7 +30,6 @@ class ObjectEmbedder:
     """
 
     input = "the best detection of each image"
-    calibration = None
     faces_not_found = 0
 
     def __init__(self, predictor: Predictor) -> None:
@@ -37,6 +37,7 @@ class ObjectEmbedder:
         self.predictor, self.cfg = predictor, predictor.cfg
         self.dim: int = predictor.cfg.MODEL.EMBEDDING.DIM
         self.fingerprint: str = predictor.fingerprint
+        self.calibration = calibration_of(predictor)
         self.num_detections = 0
 
     def __call__(self, images: Input | Sequence[Input]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A trained model from the folder of its run."""
+"""A trained model from the folder of its run: a predictor, or the embedder of a FaceNet."""
 
 import logging
 from collections.abc import Sequence
@@ -10,10 +10,12 @@ from retinanet_ext.config.class_count import score_threshold_key, set_score_thre
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import CfgNode
 
+from .embedder import Embedder
 from .predictor import Predictor
 
 WEIGHT_FILES = ("model_best.pth", "model_final.pth")
 DEFAULT_SCORE_THRESHOLD = 0.5
+FACENET = "FaceNet"
 _DEVICE_KEY, _WEIGHTS_KEY = "MODEL.DEVICE", "MODEL.WEIGHTS"
 
 logger = logging.getLogger(__name__)
@@ -25,23 +27,29 @@ def load(
     *,
     score_threshold: float | None = None,
     device: str | None = None,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     overrides: Sequence[str] = (),
-) -> Predictor:
+) -> Predictor | Embedder:
     """Load a trained model, ready to predict::
 
         predictor = retinanet_ext.load("output/quick")
         result = predictor("photo.jpg")
         result.save("out.jpg")
 
+    A FaceNet is loaded as an :class:`Embedder`, ready to embed::
+
+        embedder = retinanet_ext.load("output/facenet")
+        embeddings = embedder(["a.jpg", "b.jpg"])  # (2, D)
+
     Args:
         run: the output folder of a run, or a config file, ideally the ``config.yaml`` of a run.
         weights: the checkpoint. None: MODEL.WEIGHTS if it is among the overrides, else ``model_best.pth`` or
             ``model_final.pth`` beside the config or in its OUTPUT_DIR, else the config's MODEL.WEIGHTS.
-        score_threshold: detections below it are left out, 0 to 1. None: that of the overrides, else 0.5.
+        score_threshold: detections below it are left out, 0 to 1. None: that of the overrides, else 0.5. Not for a
+            FaceNet.
         device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto`` for CUDA if there is a device. None: that of the
             overrides, else ``auto``.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass. None: 4, for a FaceNet 32.
         overrides: alternating config keys and values, as on the command line.
 
     Raises:
@@ -50,24 +58,58 @@ def load(
     """
     if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
         raise ValueError(f"the score threshold is {score_threshold}; legal: 0 to 1")
-    path = Path(run) / "config.yaml" if Path(run).is_dir() else Path(run)
+    path = _config_path(run)
     cfg = _load_config(path, overrides)
     _set_device(cfg, device, overrides)
     cfg.MODEL.WEIGHTS = find_weights(path, cfg, weights, overrides)
+    if cfg.MODEL.META_ARCHITECTURE == FACENET:
+        return _load_embedder(cfg, score_threshold, batch_size)
     if score_threshold is not None:
         set_score_threshold(cfg, score_threshold)
     elif score_threshold_key(cfg) not in overrides[::2]:
         set_score_threshold(cfg, DEFAULT_SCORE_THRESHOLD)
     cfg.freeze()
-    predictor = Predictor(cfg, batch_size=batch_size)
+    predictor = Predictor(cfg, batch_size=4 if batch_size is None else batch_size)
     names = ", ".join(predictor.class_names)
     logger.info("Weights: %s; device: %s; classes: %s.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, names)
     return predictor
 
 
+def load_embedder(
+    run: str | Path,
+    weights: str | Path | None = None,
+    *,
+    device: str | None = None,
+    batch_size: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Embedder:
+    """:func:`load` for what needs a FaceNet.
+
+    Raises:
+        ValueError: the run is of another model; and what :func:`load` raises.
+    """
+    found = load_config(str(_config_path(run)), overrides, datasets=False).MODEL.META_ARCHITECTURE
+    if found != FACENET:
+        raise ValueError(f"{run} is the run of a {found}, which gives no embeddings; name the run of a {FACENET}")
+    return load(run, weights, device=device, batch_size=batch_size, overrides=overrides)
+
+
+def _load_embedder(cfg: CfgNode, score_threshold: float | None, batch_size: int | None) -> Embedder:
+    if score_threshold is not None:
+        raise ValueError(f"the score threshold is {score_threshold}, but a {FACENET} detects nothing; leave it out")
+    cfg.freeze()
+    embedder = Embedder(cfg, batch_size=32 if batch_size is None else batch_size)
+    logger.info("Weights: %s; device: %s; %d numbers per face.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, embedder.dim)
+    return embedder
+
+
+def _config_path(run: str | Path) -> Path:
+    return Path(run) / "config.yaml" if Path(run).is_dir() else Path(run)
+
+
 def _load_config(path: Path, overrides: Sequence[str]) -> CfgNode:
     cfg = load_config(str(path), overrides, datasets=False)
-    if cfg.MODEL.CLASS_NAMES:
+    if cfg.MODEL.CLASS_NAMES or cfg.MODEL.META_ARCHITECTURE == FACENET:
         return cfg
     # Only the config of a run holds the class names; otherwise the training data have them.
     try:

@@ -6,6 +6,7 @@ In reading order:
 - ``formats.py``: how numbers, times and config values are written
 - ``svg_plots.py``: the drawings
 - ``trend_plot.py``: the drawing of a trend
+- ``verification_plots.py``: the ROC, and the histograms of distances
 - ``html_page.py``: the page, which is self-contained
 - ``latex.py``: the tables as LaTeX
 """

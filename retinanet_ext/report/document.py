@@ -63,7 +63,14 @@ class Figure:
     svg: str
 
 
-Block = Heading | Paragraph | Warning | Facts | Bullets | Table | Command | Figure
+@dataclass(frozen=True)
+class Pictures:
+    """Groups of small pictures. Each group: the pictures as JPEG files, and the lines of text below them."""
+
+    items: Sequence[tuple[Sequence[bytes], Sequence[str]]]
+
+
+Block = Heading | Paragraph | Warning | Facts | Bullets | Table | Command | Figure | Pictures
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -89,6 +96,8 @@ def _markdown(block: Block) -> str:
             return f"```bash\n{text}\n```"
         case Figure(name, caption):
             return f"![{_escape(caption)}]({name})"
+        case Pictures(items):
+            return "\n".join(f"- {_escape('; '.join(lines))}" for _, lines in items)
 
 
 def _table_rows(header, rule, rows):

@@ -1,10 +1,11 @@
 """A report as one self-contained HTML page, for light and dark mode, for desktop and phone."""
 
+import base64
 import re
 from collections.abc import Sequence
 from html import escape
 
-from .document import Block, Bullets, Command, Facts, Figure, Heading, Paragraph, Table, Warning
+from .document import Block, Bullets, Command, Facts, Figure, Heading, Paragraph, Pictures, Table, Warning
 from .svg_plots import for_page
 
 _STYLE = """
@@ -36,6 +37,11 @@ th:first-child, td:first-child { position: sticky; left: 0; background: var(--gr
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem;
   align-items: start; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; margin-bottom: .3rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: 1rem; }
+.pictures > div { background: var(--raised); border: 1px solid var(--line); border-radius: 6px; padding: .6rem;
+  min-width: 0; font-size: .85rem; }
+.pictures .row { display: flex; gap: .4rem; } .pictures p { margin: .2rem 0 0; color: var(--soft); }
+.pictures img { min-width: 0; flex: 1 1 0; height: 7rem; object-fit: contain; }
 figure svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 @media (max-width: 40rem) { body { font-size: 14px; } dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; } th:first-child, td:first-child { min-width: 7em; max-width: 9em;
@@ -87,6 +93,16 @@ def _html(block: Block) -> str:
         case Figure(_, caption, svg):
             drawing = for_page(svg).replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
             return f"<figure><figcaption>{escape(caption)}</figcaption>{drawing}</figure>"
+        case Pictures(items):
+            return f'<div class="pictures">{"".join(_picture_group(*item) for item in items)}</div>'
+
+
+def _picture_group(pictures: Sequence[bytes], lines: Sequence[str]) -> str:
+    alternative = escape(", ".join(lines), quote=True)
+    data = [base64.b64encode(picture).decode() for picture in pictures]
+    images = "".join(f'<img alt="{alternative}" src="data:image/jpeg;base64,{content}">' for content in data)
+    texts = "".join(f"<p>{_cell(line, 'text')}</p>" for line in lines)
+    return f'<div><div class="row">{images}</div>{texts}</div>'
 
 
 def _list(items):

@@ -35,6 +35,7 @@ from retinanet_ext.data.checked_records import (
     load_training_dicts,
 )
 from retinanet_ext.data.identity_datasets import embeds_identities
+from retinanet_ext.embedding.verification_evaluator import VerificationEvaluator
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 # Makes an evaluator, by the evaluator_type in a dataset's metadata. A maker with an argument named cfg is called as
 # obj(dataset_name, output_dir=..., cfg=...) -> evaluator, others like COCOEvaluator: obj(dataset_name, output_dir=...,
 # max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator.
-EVALUATORS = {"coco": DefaultCOCOEvaluator}
+EVALUATORS = {"coco": DefaultCOCOEvaluator, "verification": VerificationEvaluator}
 
 
 class _BestCheckpointer(CheckedCheckpointer):

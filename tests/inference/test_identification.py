@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from retinanet_ext.d2 import Boxes, Instances
+from retinanet_ext.embedding.calibration import Calibration
 from retinanet_ext.embedding.gallery import Gallery
 from retinanet_ext.inference.file_embeddings import embed_files
 from retinanet_ext.inference.file_predictions import FilePredictions
@@ -189,7 +190,10 @@ def test_the_threshold_of_the_checkpoint_is_the_default(tmp_path):
     torch.save({"model": {}}, weights)
     with pytest.raises(ValueError, match="model.pth has no calibrated threshold; name one with --identify-threshold"):
         Identifier.open(predictor, tmp_path / "g")
-    torch.save({"model": {}, "calibration": {"threshold": 0.75}}, weights)
+    rates = {"far_target": 0.1, "far": 0.1, "far_interval": (0.0, 0.2), "far_interval_exact": (0.0, 0.2), "miss_target": 0.05}
+    counts = {"val": 0.9, "num_same": 9, "num_different": 9, "unsure": (0.75, 0.9)}
+    torch.save({"model": {}, "calibration": Calibration(threshold=0.75, **rates, **counts).to_dict()}, weights)
+    assert ObjectEmbedder(predictor).calibration.threshold == 0.75
     assert Identifier.open(predictor, tmp_path / "g").threshold == 0.75
 
 

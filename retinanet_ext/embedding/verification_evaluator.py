@@ -1,0 +1,186 @@
+"""The evaluator of verification: gathers embeddings, compares the pairs of the dataset, writes numbers and a page."""
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
+from retinanet_ext.machine.atomic_file import write_atomically
+
+from .pairs import Pairs, match_pairs
+from .verification import FARS, VerificationResult, check_kinds, embedding_rows, evaluate, pair_distances
+from .verification_page import PairTable, verification_page
+
+TASK = "verification"
+_ROC_POINTS = 500
+
+logger = logging.getLogger(__name__)
+
+
+class VerificationEvaluator(DatasetEvaluator):
+    """Verification on the pairs of a dataset, from the embeddings that a model gives.
+
+    With an output folder it writes ``verification.json`` (all numbers), ``distances.csv`` (a line per pair) and
+    ``verification.html`` (a page).
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        cfg: CfgNode | None = None,
+        on_missing: str = "error",
+        fars: tuple[float, ...] = FARS,
+        distributed: bool = True,
+    ):
+        """
+        Args:
+            dataset_name: registered; its metadata have ``verification_pairs``: ``Pairs``, or a function that returns
+                them.
+            output_dir: folder of the files; None writes none.
+            cfg: its DATASETS.ON_MISSING_PAIR is taken in place of ``on_missing``.
+            on_missing: "error" or "count": what happens to pairs with an image that the dataset lacks.
+            fars: false-accept rates at which VAL is reported.
+            distributed: gather the embeddings of all processes; the main process evaluates.
+
+        Raises:
+            ValueError: the dataset has no pairs, or pairs of one kind or in one fold only; or an image is missing.
+        """
+        self._name, self._output_dir = dataset_name, output_dir
+        self._on_missing = on_missing if cfg is None else cfg.DATASETS.ON_MISSING_PAIR
+        self._fars, self._distributed = fars, distributed
+        self._pairs = _pairs_of(dataset_name)
+        images = [record["image_id"] for record in DatasetCatalog.get(dataset_name)]
+        matched = match_pairs(self._pairs, images, self._on_missing, dataset_name)
+        check_kinds(matched.same)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+        self._embeddings: dict[Any, np.ndarray] = {}
+        self._files: dict[Any, str] = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Keep the embeddings of one batch.
+
+        Args:
+            inputs: have ``image_id``, and ``file_name`` for the page. An image that comes again is counted once.
+            outputs: have ``embedding``, ``(D,)``.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            image = record["image_id"]
+            self._embeddings[image] = output["embedding"].detach().to("cpu").float().numpy()
+            self._files[image] = record.get("file_name", "")
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """``{"verification": {metric: value}}``, rates in percent; empty in processes other than the main one.
+
+        Raises:
+            ValueError: an embedding is not finite, or the model gave none for an image; the message names the image.
+        """
+        parts = [(self._embeddings, self._files)]
+        if self._distributed:
+            parts = comm.gather(parts[0], dst=0)
+            if not comm.is_main_process():
+                return OrderedDict()
+        embeddings = {image: value for part, _ in parts for image, value in part.items()}
+        files = {image: path for _, part in parts for image, path in part.items()}
+        _check_finite(embeddings)
+        rows, matrix = embedding_rows(embeddings)
+        images = np.array(list(rows), dtype=object)
+        matched = match_pairs(self._pairs, list(rows), self._on_missing, self._name)
+        distances = pair_distances(matrix, matched.indices)
+        result = evaluate(distances, matched.same, matched.fold, self._fars)
+        for at in result.val_at_far:
+            if at.problem:
+                logger.warning("Dataset %r: %s.", self._name, at.problem)
+        if matched.num_missing:
+            logger.warning("Dataset %r: %d pairs are left out: an image is missing.", self._name, matched.num_missing)
+        thresholds = result.thresholds[np.searchsorted(result.folds, matched.fold)]
+        first, second = images[matched.indices].T
+        table = PairTable(first, second, matched.same, matched.fold, distances, thresholds)
+        metrics = {**result.metrics(), "num_images": len(rows), "pairs_left_out": matched.num_missing}
+        if self._output_dir:
+            self._write(result, metrics, table, files, matched.num_missing)
+        return OrderedDict({TASK: metrics})
+
+    def _write(self, result, metrics, table, files, left_out):
+        record = {"dataset": self._name, "metrics": metrics, **_record(result)}
+        content = json.dumps(_undefined_as_null(record), indent=1, allow_nan=False)
+        write_atomically(os.path.join(self._output_dir, "verification.json"), content + "\n")
+        write_atomically(os.path.join(self._output_dir, "distances.csv"), _csv(table))
+        page = verification_page(self._name, result, table, files, left_out)
+        write_atomically(os.path.join(self._output_dir, "verification.html"), page)
+        logger.info("The page of the verification: %s", os.path.join(self._output_dir, "verification.html"))
+
+
+def _pairs_of(dataset_name: str) -> Pairs:
+    pairs = MetadataCatalog.get(dataset_name).get("verification_pairs", None)
+    if pairs is None:
+        raise ValueError(
+            f"dataset {dataset_name!r} has no verification_pairs in its metadata; register it as FORMAT: identities of "
+            "DATASETS.CUSTOM, or set them to Pairs (retinanet_ext/embedding/pairs.py) or a function that returns them"
+        )
+    return pairs() if callable(pairs) else pairs
+
+
+def _check_finite(embeddings):
+    wrong = [image for image, embedding in embeddings.items() if not np.isfinite(embedding).all()]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(embeddings)} embeddings have NaN or infinity, first that of {wrong[0]!r}; the "
+            "weights of the model have probably diverged"
+        )
+
+
+def _record(result: VerificationResult) -> dict:
+    roc = result.roc
+    chosen = np.unique(np.linspace(0, len(roc.thresholds) - 1, _ROC_POINTS).round().astype(int))
+    return {
+        "folds": [
+            {"fold": int(fold), "pairs": int(size), "threshold": float(threshold), "accuracy": float(accuracy)}
+            for fold, size, threshold, accuracy in zip(
+                result.folds, result.fold_sizes, result.thresholds, result.accuracies
+            )
+        ],
+        "val_at_far": [
+            {
+                "target": at.target, "val": at.val, "val_error": at.val_error, "far": at.far, "threshold": at.threshold,
+                "problem": at.problem, "thresholds": at.thresholds.tolist(), "vals": at.vals.tolist(),
+                "fars": at.fars.tolist(),
+            }
+            for at in result.val_at_far
+        ],
+        "eer_threshold": roc.eer_threshold,
+        "roc": {
+            "threshold": roc.thresholds[chosen].tolist(),
+            "far": roc.far[chosen].tolist(),
+            "val": roc.val[chosen].tolist(),
+        },
+    }  # fmt: skip
+
+
+def _undefined_as_null(value):
+    if isinstance(value, dict):
+        return {key: _undefined_as_null(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_undefined_as_null(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(table: PairTable) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["first", "second", "same", "fold", "distance", "threshold", "accepted"])
+    columns = (table.first, table.second, table.same.astype(int), table.fold, table.distances, table.thresholds)
+    for row in zip(*columns, table.accepted.astype(int), strict=True):
+        writer.writerow([*row[:4], f"{row[4]:.9g}", f"{row[5]:.9g}", row[6]])
+    return text.getvalue()
