@@ -190,7 +190,7 @@ def test_the_threshold_of_the_checkpoint_is_the_default(tmp_path):
     torch.save({"model": {}}, weights)
     with pytest.raises(ValueError, match="model.pth has no calibrated threshold; name one with --identify-threshold"):
         Identifier.open(predictor, tmp_path / "g")
-    rates = {"far_target": 0.1, "far": 0.1, "far_interval": (0.0, 0.2), "far_interval_exact": (0.0, 0.2), "miss_target": 0.05}
+    rates = {"far_target": 0.1, "far": 0.1, "far_interval": (0, 0.2), "far_interval_exact": (0, 0.2), "miss_target": 0}
     counts = {"val": 0.9, "num_same": 9, "num_different": 9, "unsure": (0.75, 0.9)}
     torch.save({"model": {}, "calibration": Calibration(threshold=0.75, **rates, **counts).to_dict()}, weights)
     assert ObjectEmbedder(predictor).calibration.threshold == 0.75

@@ -22,6 +22,7 @@ def run(tmp_path_factory):
     words = [*TINY, "DATASETS.CUSTOM", str(items), "DATASETS.TRAIN", "('scenes_a',)", "DATASETS.TEST", "('scenes_b',)"]
     cfg = shapes_config(folder, folder / "run", *words, "INPUT.CROP.ENABLED", "True",
                         file="configs/quick/mask_retinanet.yaml")  # fmt: skip
+    (folder / "run").mkdir()
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
