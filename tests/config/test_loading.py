@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from retinanet_ext import add_retinanet_ext_config, d2
@@ -28,12 +29,15 @@ def test_every_config_builds_and_trains_one_step(path, generator):
         inputs = batch(generator, (64, 64), (64, 64), num_classes=min(3, num_classes(cfg)))
     if cfg.MODEL.META_ARCHITECTURE not in ("FocalRetinaNet", "FaceNet"):
         inputs = with_masks_and_keypoints(generator, inputs, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
+        for image in inputs:
+            image["instances"].gt_identities = torch.arange(len(image["instances"]))
     with d2.EventStorage():
         losses = model(inputs)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
-    branches = {f"loss_{name}" for name in ("mask", "keypoint") if cfg.MODEL[f"{name.upper()}_ON"]}
-    assert {name for name in losses if name in ("loss_mask", "loss_keypoint")} == branches
+    names = ("mask", "keypoint", "embedding")
+    branches = {f"loss_{name}" for name in names if cfg.MODEL[f"{name.upper()}_ON"]}
+    assert {name for name in losses if name in {f"loss_{name}" for name in names}} == branches
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO_ROOT / "configs")))
