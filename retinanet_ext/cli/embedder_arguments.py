@@ -81,7 +81,7 @@ def open_gallery(args: argparse.Namespace, embedder, **more):
     with usage_errors():
         gallery = Gallery(
             args.gallery, fingerprint=embedder.fingerprint, dim=embedder.dim, description=f"{weights}, crop {crop}",
-            compatible=args.compatible, **more,
+            compatible=[*args.compatible, *embedder.compatible_with], **more,
         )  # fmt: skip
         before = gallery.models().get(embedder.fingerprint, "").partition(", crop ")[2]
     if before and before != crop:
@@ -97,7 +97,8 @@ def add_gallery_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gallery", required=True, metavar="FILE", help="the file with the known faces")
     parser.add_argument(
         "--compatible", nargs="+", default=[], metavar="FINGERPRINT",
-        help="models of the gallery whose embeddings may be compared with this model's (harmonic embeddings)",
+        help="models of the gallery whose embeddings may be compared with this model's, besides those that its "
+        "checkpoint names (harmonic embeddings)",
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ def add_embedding_keys(cfg: CN) -> None:
     """Add the keys of embeddings to ``cfg``, in place."""
     _add_network_keys(cfg)
     _add_loss_keys(cfg)
+    _add_harmonic_keys(cfg)
     _add_input_keys(cfg)
     _add_roi_keys(cfg)
 
@@ -48,6 +49,18 @@ def _add_loss_keys(cfg: CN) -> None:
     cfg.MODEL.EMBEDDING.WARMUP.ITERS = 1000
     # Number of identities in the training data; filled in from them. Only losses that classify identities read it.
     cfg.MODEL.EMBEDDING.NUM_IDENTITIES = 0
+
+
+def _add_harmonic_keys(cfg: CN) -> None:
+    # META_ARCHITECTURE HarmonicFaceNet: an earlier model, v1, whose embeddings those of this model, v2, shall be
+    # comparable with. V1 is the folder of its run or its config file.
+    cfg.MODEL.EMBEDDING.HARMONIC = CN()
+    cfg.MODEL.EMBEDDING.HARMONIC.V1 = ""
+    # Checkpoint of v1; if empty, the best or the final one of its run.
+    cfg.MODEL.EMBEDDING.HARMONIC.V1_WEIGHTS = ""
+    # The paper's two stages: "embedding" trains only the projection, from random values, on the fixed network of
+    # MODEL.WEIGHTS, a v2 that was trained by itself; "network" trains everything, from the first stage's checkpoint.
+    cfg.MODEL.EMBEDDING.HARMONIC.STAGE = "embedding"
 
 
 def _add_input_keys(cfg: CN) -> None:

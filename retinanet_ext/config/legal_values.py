@@ -22,6 +22,7 @@ LEGAL_VALUES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "MODEL.EMBEDDING.HARMONIC.STAGE": ("embedding", "network"),
     "MODEL.FACENET.NORM": _NORMS,
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.FPN.NORM": _NORMS,

@@ -15,6 +15,7 @@ from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.d2 import CfgNode, build_model
 from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
 from retinanet_ext.embedding.calibration import Calibration
+from retinanet_ext.embedding.harmonic import COMPATIBLE_WITH
 from retinanet_ext.machine.cpu import keep_freed_memory
 
 from . import run_face_detector
@@ -52,6 +53,8 @@ class Embedder:
         dim: D.
         input: how faces are cropped, as text, for comparison with that of a calibration.
         calibration: of the checkpoint, if ``model`` was loaded from one that has it; else None.
+        compatible_with: fingerprints of the models that ``model``, loaded from a checkpoint, was trained to be
+            comparable with (``HarmonicFaceNet``).
         fingerprint: 16 hexadecimal digits that identify the weights, on either engine and any device.
         files_without_face: paths of the images so far in which the detector found no face, "" for an array. They were
             cropped as INPUT.FACE says for this case.
@@ -75,10 +78,12 @@ class Embedder:
             face_input = run_face_detector.face_input(cfg)
         self.input = crop_settings(cfg)
         self.calibration: Calibration | None = None
+        self.compatible_with: tuple[str, ...] = ()
         if model is None:
             model = build_model(cfg)
             load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
             self.calibration = read_calibration(cfg.MODEL.WEIGHTS, self.input)
+            self.compatible_with = tuple(read_entry(cfg.MODEL.WEIGHTS, COMPATIBLE_WITH) or ())
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
         self.cfg = cfg

@@ -44,6 +44,7 @@ from retinanet_ext.machine.devices import check_device
 from retinanet_ext.registry import check_registered
 
 from .compact_evaluator import DefaultCOCOEvaluator
+from .first_model import attach_v1, load_start_weights
 from .frozen_parts import refuse_unfilled_frozen_parts
 from .identity_loaders import check_pairs, identity_test_loader, identity_train_loader
 from .optimizers import with_optimizer
@@ -127,7 +128,7 @@ class Trainer(DefaultTrainer):
             return
         if resume:
             logger.warning("nothing to resume in %s; starting from MODEL.WEIGHTS", self.cfg.OUTPUT_DIR)
-        report = load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+        report = load_start_weights(self.model, self.cfg.MODEL.WEIGHTS)
         refuse_unfilled_frozen_parts(self.model, report.loaded if report else [])
 
     def _resume(self) -> None:
@@ -164,6 +165,7 @@ class Trainer(DefaultTrainer):
                 f"MODEL.GRADIENT_CHECKPOINTING is True, which the meta-architecture {type(model).__name__} does not "
                 "support; use FocalRetinaNet, or set it to False"
             )
+        attach_v1(cfg, model)
         return model
 
     @classmethod

@@ -10,6 +10,7 @@ from retinanet_ext.config.class_count import num_classes
 from retinanet_ext.config.legal_values import LEGAL_RANGES, LEGAL_VALUES
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.config.yaml_files import flat_keys
+from retinanet_ext.embedding.harmonic import FrozenV1
 from tests.builders import batch, faces, with_masks_and_keypoints
 from tests.conftest import REPO_ROOT
 
@@ -22,12 +23,16 @@ SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
 def test_every_config_builds_and_trains_one_step(path, generator):
     cfg = load_config(str(path), SMALL, datasets=False)
     model = d2.build_model(cfg)
-    if cfg.MODEL.META_ARCHITECTURE == "FaceNet":
+    is_facenet = cfg.MODEL.META_ARCHITECTURE in ("FaceNet", "HarmonicFaceNet")
+    if cfg.MODEL.META_ARCHITECTURE == "HarmonicFaceNet":
+        v1 = load_config("configs/embedding/facenet_nn4.yaml", SMALL, datasets=False)
+        model.attach_v1(FrozenV1(d2.build_model(v1), size=(96, 96), image_format="BGR", input_format="BGR"))
+    if is_facenet:
         channels = len(cfg.MODEL.PIXEL_MEAN)
         inputs = faces(generator, tuple(cfg.INPUT.FACE.SIZE), identities=(0, 0, 1), channels=channels)
     else:
         inputs = batch(generator, (64, 64), (64, 64), num_classes=min(3, num_classes(cfg)))
-    if cfg.MODEL.META_ARCHITECTURE not in ("FocalRetinaNet", "FaceNet"):
+    if not is_facenet and cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
         inputs = with_masks_and_keypoints(generator, inputs, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
         for image in inputs:
             image["instances"].gt_identities = torch.arange(len(image["instances"]))
