@@ -9,6 +9,7 @@ from .usage import UsageError, usage_errors
 
 logger = logging.getLogger(__name__)
 
+LARGEST_BATCH_OF_PHOTOS = 4
 LARGEST_DISTANCE = 4.0  # squared L2, of two embeddings of length 1
 
 
@@ -32,8 +33,10 @@ def add_threshold_argument(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def load_embedder(args: argparse.Namespace):
-    """The ``Embedder`` that the flags describe."""
+    """The ``Embedder`` that the flags describe; for a detector with embeddings an ``ObjectEmbedder``."""
     from retinanet_ext.inference import trained_model
+    from retinanet_ext.inference.object_embedder import ObjectEmbedder
+    from retinanet_ext.inference.predictor import Predictor
 
     if args.batch_size < 1:
         raise UsageError(f"--batch-size is {args.batch_size}; legal: 1 or more.")
@@ -41,9 +44,15 @@ def load_embedder(args: argparse.Namespace):
         embedder = trained_model.load(
             args.config_file, args.weights, device=args.device, batch_size=args.batch_size, overrides=args.opts
         )
-    if not hasattr(embedder, "fingerprint"):
-        raise UsageError(f"{args.config_file} is no FaceNet: its model gives no embeddings of whole images.")
-    return embedder
+    if getattr(embedder, "fingerprint", None) is None:
+        raise UsageError(
+            f"{args.config_file} is no FaceNet, and no detector with MODEL.EMBEDDING_ON: its model gives no embeddings."
+        )
+    if not isinstance(embedder, Predictor):
+        return embedder
+    # Photos, which are larger than crops of faces.
+    embedder.batch_size = min(embedder.batch_size, LARGEST_BATCH_OF_PHOTOS)
+    return ObjectEmbedder(embedder)
 
 
 def check_threshold(args: argparse.Namespace) -> None:

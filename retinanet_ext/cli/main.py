@@ -12,6 +12,7 @@ from . import (
     curves,
     edit_gallery,
     identify,
+    identities,
     imbalance,
     predict,
     shapes,
@@ -36,6 +37,7 @@ VERBS = {
     "curves": curves,
     "speed-accuracy": speed_accuracy,
     "shapes": shapes,
+    "identities": identities,
 }
 USAGE_ERROR = 2
 

@@ -17,9 +17,9 @@ def add_retinanet_ext_config(cfg: CN) -> None:
 
 
 def _add_data_keys(cfg: CN) -> None:
-    # Datasets that the config itself registers: a list of mappings. Each has NAME and FORMAT (coco, voc or yolo); coco
-    # also needs JSON and IMAGES, the others ROOT. PART takes a part of the images; docs/data.md has all keys. Only
-    # `retinanet_ext.load_config` registers them, not `merge_from_file`.
+    # Datasets that the config itself registers: a list of mappings. Each has NAME and FORMAT (coco, voc, yolo or
+    # identities); coco also needs JSON and IMAGES, the others ROOT. PART takes a part of them; docs/data.md has all
+    # keys. Only `retinanet_ext.load_config` registers them, not `merge_from_file`.
     cfg.DATASETS.CUSTOM = []
     # Annotations that cannot be trained on (box without area or beyond the image, unknown category, iscrowd other than
     # 0 and 1, malformed polygon or line, and if these are trained faulty masks and keypoints): "error" reports them and

@@ -20,6 +20,10 @@ In reading order:
 - ``evaluation_file.py``: the COCO file that an evaluator reads, without what the checks left out
 - ``empty_images.py``: leaves images without objects out of training
 - ``checked_mapper.py``: a mapper whose errors name the file that it could not read
+- ``annotation_identities.py``: the identities of annotated objects, and a mapper that keeps them
 - ``generated_shapes.py``: writes the files and the manifest of the generated data set
 - ``shape_drawing.py``: draws one image of the generated data set
+- ``generated_identities.py``: writes the generated faces, a folder per identity
+- ``face_drawing.py``: draws one image of a generated face
+- ``generated_set.py``: writes a generated set once, with a manifest
 """

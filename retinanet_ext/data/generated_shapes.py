@@ -4,18 +4,15 @@ Boxes, polygons and keypoints describe the whole shape, including the part that 
 `shape_drawing.MAX_HIDDEN` limits that part. Every shape lies inside the image.
 """
 
-import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from .generated_set import check_settings, write_once
 from .shape_drawing import CLASS_NAMES, KEYPOINT_NAMES, SKELETON, Shape, draw_sample
 
 MANIFEST = "shapes_manifest.json"
@@ -23,6 +20,7 @@ MANIFEST = "shapes_manifest.json"
 GENERATOR_VERSION = 3
 MIN_IMAGE_SIZE = 64
 _JPEG_QUALITY = 95
+_FOLDERS = ("annotations", "train", "val")
 
 logger = logging.getLogger(__name__)
 
@@ -84,34 +82,20 @@ def write_shapes(
     """
     root = Path(root)
     settings = {"num_train": num_train, "num_val": num_val, "seed": seed, "image_size": image_size}
-    _check_settings(settings)
+    check_settings(settings, {"num_train": 1, "num_val": 1, "seed": 0, "image_size": MIN_IMAGE_SIZE})
     options = _check_options(objects, distractors)
     settings |= options
     settings["generator_version"] = GENERATOR_VERSION
-    if root.exists() and _is_current(root, settings, overwrite):
-        logger.info("Shapes are in %s already; nothing to do.", root)
-        return False
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # Written next to `root` and then renamed, so that an interrupted run leaves no incomplete set.
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-        new = Path(scratch) / "set"
-        new.mkdir()
+
+    def write(new: Path) -> None:
         for split, count in (("train", num_train), ("val", num_val)):
             _write_split(new, split, count, seed, image_size, options)
-        manifest = {**settings, "sha256": _digest(new)}
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        if root.exists():
-            shutil.rmtree(root)
-        os.replace(new, root)
+
+    if not write_once(root, settings, write, manifest=MANIFEST, folders=_FOLDERS, overwrite=overwrite):
+        logger.info("Shapes are in %s already; nothing to do.", root)
+        return False
     logger.info("Wrote %d + %d images of shapes to %s.", num_train, num_val, root)
     return True
-
-
-def _check_settings(settings):
-    lowest = {"num_train": 1, "num_val": 1, "seed": 0, "image_size": MIN_IMAGE_SIZE}
-    for name, value in settings.items():
-        if not isinstance(value, int) or value < lowest[name]:
-            raise ValueError(f"{name} must be an integer >= {lowest[name]}, found {value!r}.")
 
 
 def _check_options(objects, distractors):
@@ -126,43 +110,6 @@ def _check_options(objects, distractors):
     if distractors:
         options["distractors"] = distractors
     return options
-
-
-def _is_current(root, settings, overwrite):
-    """True if `root` holds exactly this set, False if it may be written or replaced."""
-    if not root.is_dir():
-        raise ValueError(f"{root} is a file; give the name of a folder to write the shapes to.")
-    if not any(root.iterdir()):
-        return False
-    if not (root / MANIFEST).exists():
-        raise ValueError(
-            f"{root} holds files but no {MANIFEST}, so it was not written by this command and is left alone. "
-            "Choose a new folder, or empty this one yourself."
-        )
-    found = json.loads((root / MANIFEST).read_text())
-    checksum = found.pop("sha256", None)
-    different = {k: (found.get(k), settings.get(k)) for k in {**settings, **found} if found.get(k) != settings.get(k)}
-    if not different and checksum == _digest(root):
-        return True
-    if overwrite:
-        return False
-    if different:
-        reason = "was written with " + ", ".join(f"{k}={a} (asked: {b})" for k, (a, b) in different.items())
-        if "generator_version" in different:
-            reason += "; another version of the generator gives other files for the same arguments"
-    else:
-        reason = "has files that changed or went missing since it was written"
-    raise ValueError(f"The set in {root} {reason}. Choose a new folder, or overwrite it (--overwrite).")
-
-
-def _digest(root):
-    """SHA-256 over names and contents of all images and annotation files."""
-    digest = hashlib.sha256()
-    for folder in ("annotations", "train", "val"):
-        for path in sorted((root / folder).glob("*")):
-            digest.update(f"{folder}/{path.name}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _write_split(root, split, count, seed, image_size, options):

@@ -1,6 +1,5 @@
 """Embeddings for images, lists and streams, in batches."""
 
-import hashlib
 import itertools
 import json
 import logging
@@ -18,10 +17,10 @@ from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
 from retinanet_ext.embedding.calibration import Calibration
 from retinanet_ext.embedding.harmonic import COMPATIBLE_WITH
 from retinanet_ext.machine.cpu import keep_freed_memory
-from retinanet_ext.machine.processes import bare_model
 
 from . import run_face_detector
 from .fast_copy import inference_model
+from .fingerprint import fingerprint
 from .predictor import Input, read_input
 from .threaded_map import map_ahead
 
@@ -169,15 +168,6 @@ def read_calibration(path: str, input: str) -> Calibration | None:
             path, "; ".join(changed),
         )  # fmt: skip
     return calibration
-
-
-def fingerprint(model: nn.Module) -> str:
-    """16 hexadecimal digits of the SHA-256 of all names and values in the model's state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(bare_model(model).state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _read(given: Input) -> tuple[np.ndarray, str]:

@@ -26,6 +26,7 @@ from retinanet_ext.d2 import (
     get_event_storage,
     hooks,
 )
+from retinanet_ext.data.annotation_identities import ObjectIdentityMapper, identity_numbers
 from retinanet_ext.data.checked_mapper import CheckedMapper, mapper_for_test
 from retinanet_ext.data.checked_records import (
     data_counts,
@@ -199,7 +200,10 @@ class Trainer(DefaultTrainer):
         if embeds_identities(cfg):
             return identity_train_loader(cfg)
         dicts = load_training_dicts(cfg)
-        mapper = CheckedMapper(DatasetMapper(cfg, is_train=True), cfg.DATASETS.ON_BAD_IMAGE)
+        mapper = DatasetMapper(cfg, is_train=True)
+        if cfg.MODEL.EMBEDDING_ON:
+            mapper = ObjectIdentityMapper(mapper, identity_numbers(dicts, cfg.DATASETS.TRAIN))
+        mapper = CheckedMapper(mapper, cfg.DATASETS.ON_BAD_IMAGE)
         loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
         loader.num_images = len(dicts)
