@@ -114,27 +114,27 @@ class VerificationEvaluator(DatasetEvaluator):
         first, second = images[matched.indices].T
         table = PairTable(first, second, matched.same, matched.fold, distances, thresholds)
         metrics = {**result.metrics(), "num_images": len(rows), "pairs_left_out": matched.num_missing}
-        harmonic = self._harmonic_metrics(embeddings_v1, rows, matrix, matched)
+        with_v1 = self._evaluate_with_v1(embeddings_v1, rows, matrix, matched)
         if self._output_dir:
-            self._write(result, metrics, harmonic, table, files, matched.num_missing)
-        return OrderedDict({TASK: metrics, **harmonic})
+            self._write(result, metrics, with_v1, table, files, matched.num_missing)
+        return OrderedDict({TASK: metrics, **{name: other.metrics() for name, other in with_v1.items()}})
 
-    def _harmonic_metrics(self, embeddings_v1, rows, matrix, matched):
-        """The metrics with v1 by name of the table; empty without embeddings of v1."""
+    def _evaluate_with_v1(self, embeddings_v1, rows, matrix, matched) -> dict[str, VerificationResult]:
+        """The results with v1 by name of the table; empty without embeddings of v1."""
         if not embeddings_v1:
             return {}
         _check_finite(embeddings_v1)
         _, matrix_v1 = embedding_rows({image: embeddings_v1[image] for image in rows})
         found = evaluate_harmonic(matrix, matrix_v1, matched.indices, matched.same, matched.fold, self._fars)
-        return {f"{TASK}_v1": found.v1.metrics(), f"{TASK}_v1_v2": found.v1_v2.metrics()}
+        return {f"{TASK}_v1": found.v1, f"{TASK}_v1_v2": found.v1_v2}
 
-    def _write(self, result, metrics, harmonic, table, files, left_out):
-        more = {f"metrics{name.removeprefix(TASK)}": values for name, values in harmonic.items()}
+    def _write(self, result, metrics, with_v1, table, files, left_out):
+        more = {f"metrics{name.removeprefix(TASK)}": other.metrics() for name, other in with_v1.items()}
         record = {"dataset": self._name, "metrics": metrics, **more, **_record(result)}
         content = json.dumps(_undefined_as_null(record), indent=1, allow_nan=False)
         write_atomically(os.path.join(self._output_dir, "verification.json"), content + "\n")
         write_atomically(os.path.join(self._output_dir, "distances.csv"), _csv(table))
-        page = verification_page(self._name, result, table, files, left_out)
+        page = verification_page(self._name, result, table, files, left_out, with_v1)
         write_atomically(os.path.join(self._output_dir, "verification.html"), page)
         logger.info("The page of the verification: %s", os.path.join(self._output_dir, "verification.html"))
 

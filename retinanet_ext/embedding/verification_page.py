@@ -21,6 +21,10 @@ from .verification import VerificationResult
 MISTAKES = 12  # of each kind that are shown
 _PICTURE_HEIGHT = 112
 _JPEG_QUALITY = 80
+_WITH_V1 = (
+    "The same pairs with both images embedded by the older model (v1), and with one by each (v1_v2), where a pair "
+    "counts twice, with either image in v1. All else on this page is of the new model alone."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +61,12 @@ class PairTable:
 
 
 def verification_page(
-    dataset: str, result: VerificationResult, table: PairTable, files: Mapping[str, str], left_out: int = 0
+    dataset: str,
+    result: VerificationResult,
+    table: PairTable,
+    files: Mapping[str, str],
+    left_out: int = 0,
+    with_v1: Mapping[str, VerificationResult] | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -67,8 +76,11 @@ def verification_page(
         table: all pairs.
         files: path of the file of each image id; an image without one gets no picture.
         left_out: number of pairs that are not in the table, because an image is missing.
+        with_v1: results of the same pairs with an older model, by name; see ``harmonic_verification.py``.
     """
     blocks: list[Block] = [*_warnings(result, left_out), Facts(_facts(result, left_out))]
+    if with_v1:
+        blocks += [Heading("Beside an older model"), Paragraph(_WITH_V1), _v1_table(result, with_v1)]
     at_threshold = result.roc.accepted(result.threshold)
     point = (at_threshold[1] / result.roc.num_different, at_threshold[0] / result.roc.num_same)
     marks = [
@@ -130,6 +142,22 @@ def _far_table(result):
         for at in result.val_at_far
     ]
     return Table(("FAR asked for", "VAL (%)", "measured FAR", "threshold"), rows)
+
+
+def _v1_table(result, with_v1):
+    header = ("entry of results.json", "accuracy (%)", "threshold")
+    header += tuple(f"VAL at FAR {at.target:g} (%)" for at in result.val_at_far)
+    rows = [
+        (
+            name,
+            _with_error(other.accuracy, other.accuracy_error, ""),
+            f"{other.threshold:.4f}",
+            *(_with_error(at.val, at.val_error, "") for at in other.val_at_far),
+            _percent(other.roc.auc, ""),
+        )
+        for name, other in {"verification": result, **with_v1}.items()
+    ]
+    return Table((*header, "AUC (%)"), rows)
 
 
 def _fold_table(result):

@@ -53,10 +53,13 @@ def test_the_evaluator_reports_the_three_tables_only_with_embeddings_of_v1(two_m
         found = evaluator.evaluate()
         assert list(found) == ["verification", "verification_v1", "verification_v1_v2"]
         assert found["verification_v1_v2"]["num_same"] == 2 * found["verification"]["num_same"]
+        page = (tmp_path / "verification.html").read_text()
+        assert "Beside an older model" in page and f"{found['verification_v1_v2']['AUC']:.2f}" in page
         evaluator.reset()
         evaluator.process(records, [{"embedding": torch.tensor(a)} for a in v1])
         alone = evaluator.evaluate()
         assert list(alone) == ["verification"]
+        assert "older model" not in (tmp_path / "verification.html").read_text()
         assert alone["verification"]["AUC"] == pytest.approx(found["verification_v1"]["AUC"])
     finally:
         DatasetCatalog.remove(name)
