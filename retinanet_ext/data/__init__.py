@@ -9,7 +9,7 @@ In reading order:
 - ``keypoint_metadata.py``: names, mirror pairs and lines of the keypoints of COCO data
 - ``voc.py``: reads data in Pascal VOC layout
 - ``yolo.py``: reads data in YOLO layout
-- ``identities.py``: reads data with a folder for each identity, and their pairs
+- ``identity_folders.py``: reads data with a folder for each identity, and their pairs
 - ``identity_datasets.py``: identities over all datasets of a config; refuses those in training and test data at once
 - ``identity_sampler.py``: batches of some identities with some images each
 - ``identity_mapper.py``: from a record of an identity's image to the input of FaceNet

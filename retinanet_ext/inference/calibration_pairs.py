@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
-from retinanet_ext.data.identities import identity_records, read_identities
+from retinanet_ext.data.identity_folders import identity_records, read_identities
 from retinanet_ext.data.registration import register_custom_datasets
 from retinanet_ext.embedding.pairs import Pairs, draw_pairs, match_pairs, read_pairs
 from retinanet_ext.embedding.verification import pair_distances

@@ -24,6 +24,7 @@ class ObjectEmbedder:
         calibration: that of the checkpoint, or None.
         num_detections: of the image that :meth:`stream` gave last.
         input: says what is embedded.
+        compatible_with: no other model's fingerprint.
 
     Raises:
         ValueError: the model has no embeddings.
@@ -31,6 +32,7 @@ class ObjectEmbedder:
 
     input = "the best detection of each image"
     faces_not_found = 0
+    compatible_with = ()
 
     def __init__(self, predictor: Predictor) -> None:
         check_has_embeddings(predictor)
