@@ -6,6 +6,7 @@ from urllib.parse import parse_qs, urlparse
 from fvcore.common.checkpoint import Checkpointer
 
 from retinanet_ext.d2 import DetectionCheckpointer, comm
+from retinanet_ext.machine.processes import bare_model
 
 from .checkpoint_file import read_checkpoint_together
 
@@ -25,6 +26,11 @@ class CheckedCheckpointer(DetectionCheckpointer):
             return checkpointer
         to_disk, others = checkpointer.save_to_disk, checkpointer.checkpointables
         return cls(checkpointer.model, checkpointer.save_dir, save_to_disk=to_disk, **others)
+
+    def save(self, name: str, **entries: Any) -> None:
+        """As the engine's. A model's ``checkpoint_entries()``, if it has that method, go beside its weights."""
+        own = getattr(bare_model(self.model), "checkpoint_entries", dict)()
+        super().save(name, **{**own, **entries})
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As the engine's. ``?matching_heuristics=True`` may end the path of weights for a part of the model."""

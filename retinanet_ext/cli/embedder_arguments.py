@@ -9,6 +9,7 @@ from .usage import UsageError, usage_errors
 
 logger = logging.getLogger(__name__)
 
+LARGEST_BATCH_OF_PHOTOS = 4
 LARGEST_DISTANCE = 4.0  # squared L2, of two embeddings of length 1
 
 
@@ -32,8 +33,10 @@ def add_threshold_argument(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def load_embedder(args: argparse.Namespace):
-    """The ``Embedder`` that the flags describe."""
+    """The ``Embedder`` that the flags describe; for a detector with embeddings an ``ObjectEmbedder``."""
     from retinanet_ext.inference import trained_model
+    from retinanet_ext.inference.object_embedder import ObjectEmbedder
+    from retinanet_ext.inference.predictor import Predictor
 
     if args.batch_size < 1:
         raise UsageError(f"--batch-size is {args.batch_size}; legal: 1 or more.")
@@ -41,9 +44,15 @@ def load_embedder(args: argparse.Namespace):
         embedder = trained_model.load(
             args.config_file, args.weights, device=args.device, batch_size=args.batch_size, overrides=args.opts
         )
-    if not hasattr(embedder, "fingerprint"):
-        raise UsageError(f"{args.config_file} is no FaceNet: its model gives no embeddings of whole images.")
-    return embedder
+    if getattr(embedder, "fingerprint", None) is None:
+        raise UsageError(
+            f"{args.config_file} is no FaceNet, and no detector with MODEL.EMBEDDING_ON: its model gives no embeddings."
+        )
+    if not isinstance(embedder, Predictor):
+        return embedder
+    # Photos, which are larger than crops of faces.
+    embedder.batch_size = min(embedder.batch_size, LARGEST_BATCH_OF_PHOTOS)
+    return ObjectEmbedder(embedder)
 
 
 def check_threshold(args: argparse.Namespace) -> None:
@@ -57,8 +66,9 @@ def distance_threshold(args: argparse.Namespace, embedder) -> float:
         return args.threshold
     if embedder.calibration is None:
         raise UsageError(
-            f"The checkpoint {embedder.cfg.MODEL.WEIGHTS} has no calibrated threshold. Run `retinanet-ext calibrate "
-            f"--config-file {args.config_file}` on pairs of your own, or give --threshold D."
+            f"The checkpoint {embedder.cfg.MODEL.WEIGHTS} has no calibrated threshold. Calibrate it on your images:\n"
+            f"  retinanet-ext calibrate --config-file {args.config_file} --images FOLDER --far 0.001\n"
+            "or name a threshold: --threshold D"
         )
     return float(embedder.calibration.threshold)
 
@@ -71,7 +81,7 @@ def open_gallery(args: argparse.Namespace, embedder, **more):
     with usage_errors():
         gallery = Gallery(
             args.gallery, fingerprint=embedder.fingerprint, dim=embedder.dim, description=f"{weights}, crop {crop}",
-            compatible=args.compatible, **more,
+            compatible=[*args.compatible, *embedder.compatible_with], **more,
         )  # fmt: skip
         before = gallery.models().get(embedder.fingerprint, "").partition(", crop ")[2]
     if before and before != crop:
@@ -87,7 +97,8 @@ def add_gallery_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gallery", required=True, metavar="FILE", help="the file with the known faces")
     parser.add_argument(
         "--compatible", nargs="+", default=[], metavar="FINGERPRINT",
-        help="models of the gallery whose embeddings may be compared with this model's (harmonic embeddings)",
+        help="models of the gallery whose embeddings may be compared with this model's, besides those that its "
+        "checkpoint names (harmonic embeddings)",
     )  # fmt: skip
 
 

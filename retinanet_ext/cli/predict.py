@@ -33,6 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"),
         help="auto: CUDA if available; default: MODEL.DEVICE if given among the overrides, else auto",
     )  # fmt: skip
+    parser.add_argument(
+        "--identify", metavar="GALLERY", help="name the objects by this gallery; the model needs MODEL.EMBEDDING_ON"
+    )
+    parser.add_argument(
+        "--identify-threshold", type=float, metavar="D",
+        help="objects farther than this squared distance (0 to 4) from everyone are \"unknown\"; default: the "
+        "threshold that the checkpoint was calibrated to",
+    )  # fmt: skip
+    parser.add_argument("--embeddings", action="store_true", help="write the embeddings into the JSON too")
     parser.add_argument("--no-pictures", action="store_true", help="write JSON only")
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config overrides; directly after --input, put -- before them"
@@ -55,8 +64,11 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         if isinstance(predictor, Embedder):
             raise UsageError(f"{args.config_file} is a FaceNet, which detects nothing; it has the verb `verify`.")
+        identify = _identifier(predictor, args)
         output.mkdir(parents=True, exist_ok=True)
-    job = FilePredictions(predictor, output, pictures=not args.no_pictures)
+    job = FilePredictions(
+        predictor, output, pictures=not args.no_pictures, identify=identify, embeddings=args.embeddings
+    )
     for path, reason in skipped.items():
         job.skip(path, reason)
     images = [source for source in sources if not source.is_video]
@@ -69,9 +81,26 @@ def run(args: argparse.Namespace) -> int:
     return 1 if job.skipped else 0
 
 
+def _identifier(predictor, args):
+    """What names the detections; None without --identify.
+
+    Raises:
+        ValueError: the model has no embeddings, or there is no threshold, or the gallery does not fit.
+    """
+    from retinanet_ext.inference.identification import Identifier, check_has_embeddings
+
+    if args.embeddings:
+        check_has_embeddings(predictor)
+    return Identifier.open(predictor, args.identify, args.identify_threshold) if args.identify else None
+
+
 def _check_arguments(args, output, sources):
     if args.score_threshold is not None and not 0.0 <= args.score_threshold <= 1.0:
         raise UsageError(f"--score-threshold is {args.score_threshold}; legal: 0 to 1.")
+    if args.identify_threshold is not None and not (args.identify and 0.0 <= args.identify_threshold <= 4.0):
+        raise UsageError(
+            f"--identify-threshold is {args.identify_threshold}; legal: 0 to 4, together with --identify GALLERY."
+        )
     if args.batch_size < 1:
         raise UsageError(f"--batch-size is {args.batch_size}; legal: 1 or more.")
     inputs = {source.path.resolve() for source in sources}

@@ -7,7 +7,9 @@ def add_embedding_keys(cfg: CN) -> None:
     """Add the keys of embeddings to ``cfg``, in place."""
     _add_network_keys(cfg)
     _add_loss_keys(cfg)
+    _add_harmonic_keys(cfg)
     _add_input_keys(cfg)
+    _add_roi_keys(cfg)
 
 
 def _add_network_keys(cfg: CN) -> None:
@@ -39,13 +41,26 @@ def _add_loss_keys(cfg: CN) -> None:
     cfg.MODEL.EMBEDDING.LOSS.SCALE = 30.0
     # cosface: subtracted from the cosine of the true identity.
     cfg.MODEL.EMBEDDING.LOSS.COSINE_MARGIN = 0.35
-    # Name of a loss for the first ITERS iterations, before LOSS.NAME takes over; if empty, none. A new network that
-    # collapses under the triplet loss does not under "softmax".
     cfg.MODEL.EMBEDDING.WARMUP = CN()
+    # Name of a loss for the first iterations, before LOSS.NAME takes over; if empty, none. A new network that collapses
+    # under the triplet loss may not collapse under "softmax".
     cfg.MODEL.EMBEDDING.WARMUP.LOSS = ""
+    # Number of these iterations.
     cfg.MODEL.EMBEDDING.WARMUP.ITERS = 1000
     # Number of identities in the training data; filled in from them. Only losses that classify identities read it.
     cfg.MODEL.EMBEDDING.NUM_IDENTITIES = 0
+
+
+def _add_harmonic_keys(cfg: CN) -> None:
+    # META_ARCHITECTURE HarmonicFaceNet: an earlier model, v1, whose embeddings those of this model, v2, shall be
+    # comparable with. V1 is the folder of its run or its config file.
+    cfg.MODEL.EMBEDDING.HARMONIC = CN()
+    cfg.MODEL.EMBEDDING.HARMONIC.V1 = ""
+    # Checkpoint of v1; if empty, the best or the final one of its run.
+    cfg.MODEL.EMBEDDING.HARMONIC.V1_WEIGHTS = ""
+    # The paper's two stages: "embedding" trains only the projection, from random values, on the fixed network of
+    # MODEL.WEIGHTS, a v2 that was trained by itself; "network" trains everything, from the first stage's checkpoint.
+    cfg.MODEL.EMBEDDING.HARMONIC.STAGE = "embedding"
 
 
 def _add_input_keys(cfg: CN) -> None:
@@ -88,3 +103,28 @@ def _add_input_keys(cfg: CN) -> None:
     # "SGD", "AdaGrad" (the FaceNet paper) or "AdamW", for any model. AdaGrad and AdamW do not read SOLVER.MOMENTUM and
     # NESTEROV.
     cfg.SOLVER.OPTIMIZER = "SGD"
+
+
+def _add_roi_keys(cfg: CN) -> None:
+    # InstanceRetinaNet and MaskRCNN (with StandardROIHeads): an embedding for each detected object, trained on the
+    # identities in the annotations. MODEL.EMBEDDING has its DIM, POOL and LOSS.
+    cfg.MODEL.EMBEDDING_ON = False
+    cfg.MODEL.ROI_EMBEDDING_HEAD = CN()
+    # Name of the head in ROI_EMBEDDING_HEAD_REGISTRY.
+    cfg.MODEL.ROI_EMBEDDING_HEAD.NAME = "ConvEmbeddingHead"
+    # Pooling of the features of an RoI, as for the other heads.
+    cfg.MODEL.ROI_EMBEDDING_HEAD.POOLER_TYPE = "ROIAlignV2"
+    # Rows and columns of an RoI's features.
+    cfg.MODEL.ROI_EMBEDDING_HEAD.POOLER_RESOLUTION = 14
+    # Samples per bin, in each direction; 0: as many as the bin has pixels of the map.
+    cfg.MODEL.ROI_EMBEDDING_HEAD.POOLER_SAMPLING_RATIO = 0
+    # Number of 3x3 convolutions, and the output channels of each.
+    cfg.MODEL.ROI_EMBEDDING_HEAD.NUM_CONV = 4
+    cfg.MODEL.ROI_EMBEDDING_HEAD.CONV_DIM = 256
+    # Norm after each convolution, as MODEL.ROI_MASK_HEAD.NORM.
+    cfg.MODEL.ROI_EMBEDDING_HEAD.NORM = ""
+    # Factor of "loss_embedding".
+    cfg.MODEL.ROI_EMBEDDING_HEAD.LOSS_WEIGHT = 1.0
+    # In training, at most this many RoIs of an object take part in the loss. Two boxes of one object are a positive
+    # pair, like a shifted crop; with 1 all positives are different objects.
+    cfg.MODEL.ROI_EMBEDDING_HEAD.ROIS_PER_OBJECT = 2

@@ -9,7 +9,7 @@ In reading order:
 - ``keypoint_metadata.py``: names, mirror pairs and lines of the keypoints of COCO data
 - ``voc.py``: reads data in Pascal VOC layout
 - ``yolo.py``: reads data in YOLO layout
-- ``identities.py``: reads data with a folder for each identity, and their pairs
+- ``identity_folders.py``: reads data with a folder for each identity, and their pairs
 - ``identity_datasets.py``: identities over all datasets of a config; refuses those in training and test data at once
 - ``identity_sampler.py``: batches of some identities with some images each
 - ``identity_mapper.py``: from a record of an identity's image to the input of FaceNet
@@ -20,6 +20,7 @@ In reading order:
 - ``evaluation_file.py``: the COCO file that an evaluator reads, without what the checks left out
 - ``empty_images.py``: leaves images without objects out of training
 - ``checked_mapper.py``: a mapper whose errors name the file that it could not read
+- ``annotation_identities.py``: the identities of annotated objects, and a mapper that keeps them
 - ``generated_shapes.py``: writes the files and the manifest of the generated data set
 - ``shape_drawing.py``: draws one image of the generated data set
 - ``generated_identities.py``: writes the generated faces, a folder per identity

@@ -52,8 +52,8 @@ def load_checked_dicts(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -
     """Load the records of the datasets ``names`` and check them.
 
     The policies are ``DATASETS.ON_BAD_ANNOTATION``, ``ON_BAD_IMAGE`` and ``CHECK_IMAGES``. A dataset is read and
-    checked once per process, and again only if these, the number of classes or the tasks (MODEL.MASK_ON, KEYPOINT_ON
-    and their settings) change, or another function is registered under its name.
+    checked once per process, and again only if these, the number of classes or the tasks (MODEL.MASK_ON, KEYPOINT_ON,
+    EMBEDDING_ON and their settings) change, or another function is registered under its name.
 
     Args:
         cfg: the config; class ids are checked against the number of classes of its model.

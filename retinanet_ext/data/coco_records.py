@@ -27,9 +27,9 @@ def coco_records(
     Returns:
         Records with file_name, height, width, image_id, annotations. Each annotation has id, category_id,
         category_name, bbox ``[x, y, width, height]`` in pixels and bbox_mode, and if the file has them iscrowd,
-        segmentation, keypoints and num_keypoints. Masks and keypoints that cannot be converted stay as they are. Half
-        a pixel is added to the x and y of keypoints: COCO counts pixels, while records measure from the edge of the
-        image.
+        segmentation, keypoints, num_keypoints and identity. Masks and keypoints that cannot be converted stay as they
+        are. Half a pixel is added to the x and y of keypoints: COCO counts pixels, while records measure from the edge
+        of the image.
     """
     grouped = defaultdict(list)
     for annotation in content["annotations"]:
@@ -57,6 +57,8 @@ def _converted(annotation, contiguous, category_names):
         new["segmentation"] = _compressed(annotation["segmentation"])
     if annotation.get("keypoints"):
         new["keypoints"] = _from_the_edge(annotation["keypoints"])
+    if annotation.get("identity") is not None:
+        new["identity"] = annotation["identity"]
     if annotation.get("ignore"):
         new["fault"] = ("flag that is not supported", f"ignore {annotation['ignore']!r}", "iscrowd, or no flag")
     return new

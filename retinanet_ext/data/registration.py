@@ -14,7 +14,7 @@ Each item is a mapping with upper-case keys::
 `CLASSES` is an optional list of the names with ids 0, 1, ... Without it, COCO data use the categories of their file,
 sorted by id, VOC data the sorted names of all annotation files, and YOLO data the names in ``data.yaml`` or
 ``classes.txt``. `PART` takes a part of the images, see ``parts.py``; of `identities`, a part of the identities, see
-``identities.py``. The keys of keypoints are in ``keypoint_metadata.py``.
+``identity_folders.py``. The keys of keypoints are in ``keypoint_metadata.py``.
 
 A relative path is looked for first in the folder that the environment variable DETECTRON2_DATASETS names, if set, then
 in the working directory. A path that starts with ``~`` counts as absolute.
@@ -35,7 +35,7 @@ from retinanet_ext.embedding.pairs import Pairs
 
 from .coco_file import SECTIONS, coco_summary, parse_coco_file, sample
 from .coco_records import coco_records
-from .identities import (
+from .identity_folders import (
     IDENTITY_KEYS,
     checked_identity_keys,
     identity_records,

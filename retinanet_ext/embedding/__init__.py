@@ -13,6 +13,9 @@ In reading order:
 - ``training_loss.py``: the loss of a training step: joint batch, warm-up, statistics
 - ``joint_batch.py``: the batch of all processes, with gradient
 - ``training_monitor.py``: what each step logs; the alarms for batches without triplets and for a collapse
+- ``harmonic.py``: HarmonicFaceNet, a new model whose embeddings can be compared with an older one's
+- ``harmonic_loss.py``: its loss, over triplets that mix the embeddings of both
+- ``harmonic_verification.py``: verification by the older model alone, and across the two
 - ``codes.py``: an embedding as 128 bytes
 - ``search.py``: exact nearest neighbours in bounded memory
 - ``gallery.py``: known people on disk: add, remove, search
@@ -32,6 +35,7 @@ In reading order:
 
 from .embedding_losses import EMBEDDING_LOSS_REGISTRY
 from .facenet import FaceNet
+from .harmonic import HarmonicFaceNet
 
 # Importing these two modules registers their builders.
 from .inception import Inception
@@ -43,6 +47,7 @@ __all__ = [
     "NN1",
     "TRIPLET_SELECTION_REGISTRY",
     "FaceNet",
+    "HarmonicFaceNet",
     "Inception",
     "select_triplets",
 ]

@@ -95,12 +95,20 @@ class FaceNet(nn.Module):
         if not self.training:
             embeddings = self.embed(self.preprocess_image(batched_inputs)) if batched_inputs else []
             return [{"embedding": embedding} for embedding in embeddings]
+        return self.losses(*self.training_embeddings(batched_inputs))
+
+    def training_embeddings(self, batched_inputs: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings ``(B, D)`` with a graph, also without images, and identities, int64 ``(B,)``.
+
+        Raises:
+            ValueError: see :meth:`forward`.
+        """
         identities = torch.tensor(_identities(batched_inputs), dtype=torch.int64, device=self.device)
         if batched_inputs:
-            return self.losses(self.embed(self.preprocess_image(batched_inputs)), identities)
+            return self.embed(self.preprocess_image(batched_inputs)), identities
         # Other processes may have images, and exchange embeddings and gradients of all parameters with this one.
         zero = sum(parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad)
-        return self.losses(zero + self.projection.weight.new_zeros(0, self.projection.out_features), identities)
+        return zero + self.projection.weight.new_zeros(0, self.projection.out_features), identities
 
     def preprocess_image(self, batched_inputs: list[dict]) -> torch.Tensor:
         """Stack images ``(C, H, W)`` of one size on the device and normalise: float32 ``(B, C, H, W)``.

@@ -31,11 +31,14 @@ class TrainingLoss(nn.Module):
         self.main, self.warmup, self.warmup_iters = main, warmup, warmup_iters
         self.monitor = TrainingMonitor()
 
-    def forward(self, embeddings: torch.Tensor, identities: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, embeddings: torch.Tensor, identities: torch.Tensor, *, joint: bool = True
+    ) -> dict[str, torch.Tensor]:
         """
         Args:
             embeddings: ``(b, D)`` of length 1, those of this process.
             identities: int64 ``(b,)``.
+            joint: False: take the batch of this process alone, and do not communicate.
 
         Returns:
             Scalar losses of the joint batch, the same on every process. With a warm-up those of both losses by name,
@@ -47,7 +50,9 @@ class TrainingLoss(nn.Module):
         # The network may compute in bfloat16; distances of close pairs need float32.
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings, identities = joint_batch(embeddings.to(dtype), identities)
+            embeddings = embeddings.to(dtype)
+            if joint:
+                embeddings, identities = joint_batch(embeddings, identities)
             active, waiting = self._active_and_waiting()
             losses, statistics = active(embeddings, identities)
             self.monitor.observe(embeddings.detach(), identities, statistics)

@@ -14,6 +14,7 @@ import numpy as np
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
 from retinanet_ext.machine.atomic_file import write_atomically
 
+from .harmonic_verification import evaluate_harmonic
 from .pairs import Pairs, match_pairs
 from .verification import FARS, VerificationResult, check_kinds, embedding_rows, evaluate, pair_distances
 from .verification_page import PairTable, verification_page
@@ -66,6 +67,7 @@ class VerificationEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forget everything seen so far."""
         self._embeddings: dict[Any, np.ndarray] = {}
+        self._embeddings_v1: dict[Any, np.ndarray] = {}
         self._files: dict[Any, str] = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -73,26 +75,30 @@ class VerificationEvaluator(DatasetEvaluator):
 
         Args:
             inputs: have ``image_id``, and ``file_name`` for the page. An image that comes again is counted once.
-            outputs: have ``embedding``, ``(D,)``.
+            outputs: have ``embedding``, ``(D,)``, and from ``HarmonicFaceNet`` also ``embedding_v1``.
         """
         for record, output in zip(inputs, outputs, strict=True):
             image = record["image_id"]
             self._embeddings[image] = output["embedding"].detach().to("cpu").float().numpy()
+            if "embedding_v1" in output:
+                self._embeddings_v1[image] = output["embedding_v1"].detach().to("cpu").float().numpy()
             self._files[image] = record.get("file_name", "")
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """``{"verification": {metric: value}}``, rates in percent; empty in processes other than the main one.
 
+        With embeddings of two models also ``verification_v1``, v1 alone, and ``verification_v1_v2``, where each pair
+        counts twice, with either image embedded by v1; see ``harmonic_verification.py``.
+
         Raises:
             ValueError: an embedding is not finite, or the model gave none for an image; the message names the image.
         """
-        parts = [(self._embeddings, self._files)]
+        parts = [(self._embeddings, self._embeddings_v1, self._files)]
         if self._distributed:
             parts = comm.gather(parts[0], dst=0)
             if not comm.is_main_process():
                 return OrderedDict()
-        embeddings = {image: value for part, _ in parts for image, value in part.items()}
-        files = {image: path for _, part in parts for image, path in part.items()}
+        embeddings, embeddings_v1, files = ({k: v for part in kind for k, v in part.items()} for kind in zip(*parts))
         _check_finite(embeddings)
         rows, matrix = embedding_rows(embeddings)
         images = np.array(list(rows), dtype=object)
@@ -108,12 +114,23 @@ class VerificationEvaluator(DatasetEvaluator):
         first, second = images[matched.indices].T
         table = PairTable(first, second, matched.same, matched.fold, distances, thresholds)
         metrics = {**result.metrics(), "num_images": len(rows), "pairs_left_out": matched.num_missing}
+        harmonic = self._harmonic_metrics(embeddings_v1, rows, matrix, matched)
         if self._output_dir:
-            self._write(result, metrics, table, files, matched.num_missing)
-        return OrderedDict({TASK: metrics})
+            self._write(result, metrics, harmonic, table, files, matched.num_missing)
+        return OrderedDict({TASK: metrics, **harmonic})
 
-    def _write(self, result, metrics, table, files, left_out):
-        record = {"dataset": self._name, "metrics": metrics, **_record(result)}
+    def _harmonic_metrics(self, embeddings_v1, rows, matrix, matched):
+        """The metrics with v1 by name of the table; empty without embeddings of v1."""
+        if not embeddings_v1:
+            return {}
+        _check_finite(embeddings_v1)
+        _, matrix_v1 = embedding_rows({image: embeddings_v1[image] for image in rows})
+        found = evaluate_harmonic(matrix, matrix_v1, matched.indices, matched.same, matched.fold, self._fars)
+        return {f"{TASK}_v1": found.v1.metrics(), f"{TASK}_v1_v2": found.v1_v2.metrics()}
+
+    def _write(self, result, metrics, harmonic, table, files, left_out):
+        more = {f"metrics{name.removeprefix(TASK)}": values for name, values in harmonic.items()}
+        record = {"dataset": self._name, "metrics": metrics, **more, **_record(result)}
         content = json.dumps(_undefined_as_null(record), indent=1, allow_nan=False)
         write_atomically(os.path.join(self._output_dir, "verification.json"), content + "\n")
         write_atomically(os.path.join(self._output_dir, "distances.csv"), _csv(table))

@@ -7,6 +7,9 @@ In reading order:
 - ``embedder.py``: embeddings of faces for images, lists and streams
 - ``calibration_pairs.py``: the pairs of images that `retinanet-ext calibrate` compares
 - ``result.py``: what a predictor returns for an image: Detectron2's Instances, pictures, records
+- ``identification.py``: names for detections, by the nearest embedding of a gallery
+- ``object_embedder.py``: the embedding of the one object in each photo, to fill a gallery
+- ``fingerprint.py``: what identifies the weights of a model
 - ``sahi_model.py``: a predictor for SAHI's sliced prediction of large images
 - ``threaded_map.py``: prepares images in threads while the model works
 - ``file_predictions.py``: predicts files and folders, for `retinanet-ext predict`

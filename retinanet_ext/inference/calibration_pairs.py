@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
-from retinanet_ext.data.identities import identity_records, read_identities
+from retinanet_ext.data.identity_folders import identity_records, read_identities
 from retinanet_ext.data.registration import register_custom_datasets
 from retinanet_ext.embedding.pairs import Pairs, draw_pairs, match_pairs, read_pairs
 from retinanet_ext.embedding.verification import pair_distances
@@ -105,8 +105,18 @@ class ImagePairs:
         return np.unique(self.indices)
 
     def distances(self, embeddings: Iterable) -> np.ndarray:
-        """Distances ``(P,)``, from the embeddings ``(D,)`` of :attr:`images`, in that order."""
+        """Distances ``(P,)``, from the embeddings ``(D,)`` of :attr:`images`, in that order.
+
+        Raises:
+            ValueError: an embedding is not finite; the message names the file.
+        """
         matrix = np.stack([np.asarray(embedding) for embedding in embeddings])
+        wrong = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+        if len(wrong):
+            raise ValueError(
+                f"{len(wrong)} of {len(matrix)} embeddings have NaN or infinity, first that of "
+                f"{self.files[self.images[wrong[0]]]}; the weights of the model have probably diverged"
+            )
         return pair_distances(matrix, np.searchsorted(self.images, self.indices))
 
     def embed(self, embedder: Embedder) -> np.ndarray:

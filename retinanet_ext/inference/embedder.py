@@ -1,6 +1,5 @@
 """Embeddings for images, lists and streams, in batches."""
 
-import hashlib
 import itertools
 import json
 import logging
@@ -16,11 +15,12 @@ from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.d2 import CfgNode, build_model
 from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
 from retinanet_ext.embedding.calibration import Calibration
+from retinanet_ext.embedding.harmonic import COMPATIBLE_WITH
 from retinanet_ext.machine.cpu import keep_freed_memory
-from retinanet_ext.machine.processes import bare_model
 
 from . import run_face_detector
 from .fast_copy import inference_model
+from .fingerprint import fingerprint
 from .predictor import Input, read_input
 from .threaded_map import map_ahead
 
@@ -53,6 +53,8 @@ class Embedder:
         dim: D.
         input: how faces are cropped, as text, for comparison with that of a calibration.
         calibration: of the checkpoint, if ``model`` was loaded from one that has it; else None.
+        compatible_with: fingerprints of the models that ``model``, loaded from a checkpoint, was trained to be
+            comparable with (``HarmonicFaceNet``).
         fingerprint: 16 hexadecimal digits that identify the weights, on either engine and any device.
         files_without_face: paths of the images so far in which the detector found no face, "" for an array. They were
             cropped as INPUT.FACE says for this case.
@@ -76,10 +78,12 @@ class Embedder:
             face_input = run_face_detector.face_input(cfg)
         self.input = crop_settings(cfg)
         self.calibration: Calibration | None = None
+        self.compatible_with: tuple[str, ...] = ()
         if model is None:
             model = build_model(cfg)
             load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
             self.calibration = read_calibration(cfg.MODEL.WEIGHTS, self.input)
+            self.compatible_with = tuple(read_entry(cfg.MODEL.WEIGHTS, COMPATIBLE_WITH) or ())
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
         self.cfg = cfg
@@ -164,15 +168,6 @@ def read_calibration(path: str, input: str) -> Calibration | None:
             path, "; ".join(changed),
         )  # fmt: skip
     return calibration
-
-
-def fingerprint(model: nn.Module) -> str:
-    """16 hexadecimal digits of the SHA-256 of all names and values in the model's state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(bare_model(model).state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _read(given: Input) -> tuple[np.ndarray, str]:

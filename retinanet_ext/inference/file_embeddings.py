@@ -24,7 +24,7 @@ class FileEmbeddings(NamedTuple):
         embeddings: float32 ``(N, D)``.
         paths: the N files.
         without_face: those of ``paths`` in which the face detector found none.
-        skipped: path -> reason, for each file that could not be read.
+        skipped: path -> reason, for each file that could not be read, or in which a detector found no object.
     """
 
     embeddings: torch.Tensor
@@ -34,7 +34,7 @@ class FileEmbeddings(NamedTuple):
 
 
 def embed_files(embedder, paths: Sequence[Path]) -> FileEmbeddings:
-    """Embed image files with an ``Embedder``; few images are in memory at a time."""
+    """Embed image files with an ``Embedder`` or an ``ObjectEmbedder``; few images are in memory at a time."""
     waiting, kept, without_face, skipped = deque(), [], [], {}
 
     def readable(progress):
@@ -49,12 +49,18 @@ def embed_files(embedder, paths: Sequence[Path]) -> FileEmbeddings:
     embeddings, missed = [], embedder.faces_not_found
     with ProgressReport(len(paths), "image") as progress:
         for embedding in embedder.stream(readable(progress)):
-            kept.append(waiting.popleft())
+            path = waiting.popleft()
+            progress.update()
+            if embedding is None:
+                skipped[path] = "nothing is detected, so there is no object to embed"
+                continue
+            kept.append(path)
             embeddings.append(embedding)
+            if getattr(embedder, "num_detections", 1) > 1:
+                logger.warning("%s: %d detections; the best one is taken", path, embedder.num_detections)
             if embedder.faces_not_found > missed:
                 missed = embedder.faces_not_found
-                without_face.append(kept[-1])
-            progress.update()
+                without_face.append(path)
     for path, reason in skipped.items():
         logger.warning("Skipped %s: %s", path, reason)
     if without_face:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class FilePredictions:
         predictor: the model.
         output: folder of the results.
         pictures: write annotated pictures and videos too.
+        identify: names the detections of a result; None: they have no names.
+        embeddings: write the embedding of each detection into the JSON files.
 
     Attributes:
         skipped: path -> reason, for each input that could not be predicted.
@@ -40,8 +42,17 @@ class FilePredictions:
         done: number of images and frames so far.
     """
 
-    def __init__(self, predictor: Predictor, output: Path, pictures: bool = True) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        output: Path,
+        pictures: bool = True,
+        *,
+        identify: Callable[[Result], Result] | None = None,
+        embeddings: bool = False,
+    ) -> None:
         self.predictor = predictor
+        self.identify, self.embeddings = identify, embeddings
         self.output = output
         self.pictures = pictures
         self.skipped: dict[Path, str] = {}
@@ -71,7 +82,7 @@ class FilePredictions:
             self._new_results(self.output / RESULTS_FILE) as results,
             ProgressReport(len(sources), "image") as progress,
         ):
-            for result in self.predictor.predict(readable(progress)):
+            for result in self._predict(readable(progress)):
                 source = waiting.popleft()
                 self._count(result)
                 results.add(result, str(source.path))
@@ -90,7 +101,7 @@ class FilePredictions:
             fps = capture.get(cv2.CAP_PROP_FPS) or _DEFAULT_FPS
             progress = stack.enter_context(ProgressReport(expected, "frame"))
             writer = None
-            for number, result in enumerate(self.predictor.predict(self._frames(capture, problems))):
+            for number, result in enumerate(self._predict(self._frames(capture, problems))):
                 self._count(result)
                 results.add(result, str(source.path), frame=number)
                 if self.pictures:
@@ -149,7 +160,12 @@ class FilePredictions:
         return source, image
 
     def _new_results(self, path: Path, keep_empty: bool = True) -> PredictionsFile:
-        return PredictionsFile(path, self.predictor.class_names, self.predictor.category_ids, keep_empty)
+        names, ids = self.predictor.class_names, self.predictor.category_ids
+        return PredictionsFile(path, names, ids, keep_empty, self.embeddings)
+
+    def _predict(self, images: Iterable[np.ndarray]) -> Iterator[Result]:
+        results = self.predictor.predict(images)
+        return results if self.identify is None else map(self.identify, results)
 
     def _count(self, result: Result) -> None:
         self.done += 1

@@ -10,6 +10,8 @@ from retinanet_ext.ops.coco_keypoints import num_labelled
 
 from .result import Result
 
+_DIGITS = 6
+
 
 class PredictionsFile:
     """A COCO-format file of detections that pycocotools loads; its ``annotations`` are COCO results for ``loadRes``.
@@ -22,15 +24,21 @@ class PredictionsFile:
         class_names: name of each class.
         category_ids: id of each class: that of the training data, so that the file can be compared with them.
         keep_empty: write the file also if no image was added.
+        embeddings: also write the embedding of each detection, a list of numbers rounded to 6 digits.
 
     Attributes:
         images: number of images so far.
     """
 
     def __init__(
-        self, path: Path, class_names: Sequence[str], category_ids: Sequence[int], keep_empty: bool = True
+        self,
+        path: Path,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        keep_empty: bool = True,
+        embeddings: bool = False,
     ) -> None:
-        self.path, self.keep_empty = path, keep_empty
+        self.path, self.keep_empty, self.embeddings = path, keep_empty, embeddings
         about = "Detections of retinanet-ext predict; category ids are MODEL.CLASS_IDS of the config, else 1, 2, ..."
         self._categories = [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
         self._info = {"description": about}
@@ -68,6 +76,8 @@ class PredictionsFile:
         for index, record in enumerate(result.to_coco(image_id)):
             record |= {"id": self._annotations + 1, "file_name": file_name, "iscrowd": 0}
             record["area"] = record["bbox"][2] * record["bbox"][3] if areas is None else areas[index]
+            if self.embeddings:
+                record["embedding"] = [round(value, _DIGITS) for value in result.embeddings[index].tolist()]
             if "keypoints" in record:
                 record["num_keypoints"] = num_labelled(record["keypoints"])
             self._write(", " if self._annotations else "", json.dumps(record))

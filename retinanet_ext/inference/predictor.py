@@ -16,6 +16,7 @@ from retinanet_ext.d2 import CfgNode, MetadataCatalog, T, build_model, detection
 from retinanet_ext.machine.cpu import keep_freed_memory
 
 from .fast_copy import inference_model
+from .fingerprint import fingerprint
 from .result import Result
 from .threaded_map import map_ahead
 
@@ -43,6 +44,9 @@ class Predictor:
         batch_size: images per forward pass. Consecutive images share a batch and are padded to the largest of them.
         workers: threads that prepare images.
 
+    Attributes:
+        fingerprint: identifies the weights, for galleries of embeddings; None if MODEL.EMBEDDING_ON is False.
+
     Raises:
         ValueError: a batch size below 1, an INPUT.FORMAT other than BGR or RGB, names or ids that are not one for each
             class, or weights that do not fit.
@@ -60,6 +64,8 @@ class Predictor:
             load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
+        self.cfg = cfg
+        self.fingerprint = fingerprint(model) if cfg.MODEL.EMBEDDING_ON else None
         self.model = inference_model(cfg, model).eval()
         if hasattr(self.model, "encode_masks"):
             # Run lengths take kilobytes where masks of a large image take gigabytes.

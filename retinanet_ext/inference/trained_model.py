@@ -9,13 +9,13 @@ import torch
 from retinanet_ext.config.class_count import score_threshold_key, set_score_threshold
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import CfgNode
+from retinanet_ext.data.identity_datasets import embeds_identities
 
 from .embedder import Embedder
 from .predictor import Predictor
 
 WEIGHT_FILES = ("model_best.pth", "model_final.pth")
 DEFAULT_SCORE_THRESHOLD = 0.5
-FACENET = "FaceNet"
 _DEVICE_KEY, _WEIGHTS_KEY = "MODEL.DEVICE", "MODEL.WEIGHTS"
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def load(
     cfg = _load_config(path, overrides)
     _set_device(cfg, device, overrides)
     cfg.MODEL.WEIGHTS = find_weights(path, cfg, weights, overrides)
-    if cfg.MODEL.META_ARCHITECTURE == FACENET:
+    if embeds_identities(cfg):
         return _load_embedder(cfg, score_threshold, batch_size)
     if score_threshold is not None:
         set_score_threshold(cfg, score_threshold)
@@ -88,15 +88,16 @@ def load_embedder(
     Raises:
         ValueError: the run is of another model; and what :func:`load` raises.
     """
-    found = load_config(str(_config_path(run)), overrides, datasets=False).MODEL.META_ARCHITECTURE
-    if found != FACENET:
-        raise ValueError(f"{run} is the run of a {found}, which gives no embeddings; name the run of a {FACENET}")
+    cfg = load_config(str(_config_path(run)), overrides, datasets=False)
+    if not embeds_identities(cfg):
+        found = cfg.MODEL.META_ARCHITECTURE
+        raise ValueError(f"{run} is the run of a {found}, which gives no embeddings; name the run of a FaceNet")
     return load(run, weights, device=device, batch_size=batch_size, overrides=overrides)
 
 
 def _load_embedder(cfg: CfgNode, score_threshold: float | None, batch_size: int | None) -> Embedder:
     if score_threshold is not None:
-        raise ValueError(f"the score threshold is {score_threshold}, but a {FACENET} detects nothing; leave it out")
+        raise ValueError(f"the score threshold is {score_threshold}, but a FaceNet detects nothing; leave it out")
     cfg.freeze()
     embedder = Embedder(cfg, batch_size=32 if batch_size is None else batch_size)
     logger.info("Weights: %s; device: %s; %d numbers per face.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, embedder.dim)
@@ -109,7 +110,7 @@ def _config_path(run: str | Path) -> Path:
 
 def _load_config(path: Path, overrides: Sequence[str]) -> CfgNode:
     cfg = load_config(str(path), overrides, datasets=False)
-    if cfg.MODEL.CLASS_NAMES or cfg.MODEL.META_ARCHITECTURE == FACENET:
+    if cfg.MODEL.CLASS_NAMES or embeds_identities(cfg):
         return cfg
     # Only the config of a run holds the class names; otherwise the training data have them.
     try:

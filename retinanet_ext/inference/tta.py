@@ -12,8 +12,8 @@ class DenseDetectorWithTTA(nn.Module):
     """Runs a detector on resized and flipped copies of each image and merges the detections by NMS.
 
     Detectron2's own wrapper supports only two-stage detectors. The views come from its ``DatasetMapperTTA``, so
-    ``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP`` have the same meaning. Only boxes are merged: a model with masks
-    or keypoints is refused.
+    ``TEST.AUG.MIN_SIZES``, ``MAX_SIZE`` and ``FLIP`` have the same meaning. Only boxes are merged: a model with masks,
+    keypoints or embeddings is refused.
     """
 
     def __init__(self, cfg, model: nn.Module, tta_mapper=None, batch_size: int = 3):
@@ -25,7 +25,7 @@ class DenseDetectorWithTTA(nn.Module):
             batch_size: views per forward pass.
 
         Raises:
-            ValueError: the model has masks or keypoints.
+            ValueError: the model has masks, keypoints or embeddings.
         """
         super().__init__()
         check_has_boxes_only(cfg)
@@ -61,7 +61,7 @@ class DenseDetectorWithTTA(nn.Module):
             inputs = [{"image": view["image"]} for view in batch]
             for view, output in zip(batch, self.model(inputs)):
                 found = output["instances"]
-                refused = [name for name in ("pred_masks", "pred_keypoints") if found.has(name)]
+                refused = [name for name in ("pred_masks", "pred_keypoints", "embeddings") if found.has(name)]
                 if refused:
                     raise ValueError(_refusal(f"the model returns {' and '.join(refused)}"))
                 boxes = view["transforms"].inverse().apply_box(found.pred_boxes.tensor.cpu().numpy())
@@ -70,12 +70,12 @@ class DenseDetectorWithTTA(nn.Module):
 
 
 def check_has_boxes_only(cfg) -> None:
-    """Refuse a config whose model has masks or keypoints.
+    """Refuse a config whose model has masks, keypoints or embeddings.
 
     Raises:
         ValueError: the message names the key that switches them on.
     """
-    switches = [key for key in ("MASK_ON", "KEYPOINT_ON") if cfg.MODEL[key]]
+    switches = [key for key in ("MASK_ON", "KEYPOINT_ON", "EMBEDDING_ON") if cfg.MODEL[key]]
     # This model has no such branches, whatever the switches say.
     if switches and cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
         raise ValueError(_refusal(" and ".join(f"MODEL.{key} is True" for key in switches)))
@@ -83,6 +83,6 @@ def check_has_boxes_only(cfg) -> None:
 
 def _refusal(reason: str) -> str:
     return (
-        f"test-time augmentation merges boxes only, but {reason}; set TEST.AUG.ENABLED False, or switch masks and "
-        "keypoints off"
+        f"test-time augmentation merges boxes only, but {reason}; set TEST.AUG.ENABLED False, or switch masks, "
+        "keypoints and embeddings off"
     )

@@ -1,10 +1,12 @@
-"""Detectors of instances: boxes, masks and keypoints, in one stage and in two (He et al., "Mask R-CNN", 2017).
+"""Detectors of instances: boxes, masks, keypoints and embeddings, in one stage and in two.
+
+Masks and keypoints as in He et al., "Mask R-CNN", 2017.
 
 In reading order:
 
-- ``one_stage.py``: RetinaNet with masks and keypoints on its detections
+- ``one_stage.py``: RetinaNet with masks, keypoints and embeddings on its detections
 - ``two_stage.py``: Mask R-CNN: the steps of training and inference
-- ``branches.py``: the mask and the keypoint branch, for one stage and two
+- ``branches.py``: the branches beside the boxes, for one stage and two
 - ``rpn.py``: the first stage: where there may be objects
 - ``proposals.py``: from the first stage's raw outputs to the boxes that the second stage looks at
 - ``sampling.py``: which anchors or boxes take part in a loss; the matcher of a stage
@@ -21,11 +23,12 @@ In reading order:
 - ``mask_head.py``: from the features of RoIs to masks: convolutional, fully connected, with a softmax over classes
 - ``mask_loss.py``: losses of masks, and the masks they are compared with
 - ``keypoint_head.py``: from the features of RoIs to a heatmap for each keypoint, and its loss
+- ``embedding_head.py``: from the features of RoIs to embeddings that tell identities apart, and their loss
 - ``keypoint_heatmaps.py``: keypoints as positions in a heatmap, and back
 - ``stage_losses.py``: the losses of both stages, by config
 - ``shared_count.py``: the count that a loss is divided by, shared by all processes
 - ``micro_batch_shares.py``: what the losses of a micro-batch are multiplied by
-- ``ground_truth_parts.py``: checks of the masks and keypoints of a training batch
+- ``ground_truth_parts.py``: checks of the masks, keypoints and identities of a training batch
 - ``postprocess.py``: detections at the size of the user's image, with masks as pixels or run lengths
 """
 

@@ -1,6 +1,6 @@
-"""Masks and keypoints of RoIs: each branch with its own RoI pooling and head, in one stage and in two.
+"""Masks, keypoints and embeddings of RoIs: each branch with its own RoI pooling and head, in one stage and in two.
 
-N images, D detections of an image, C channels, J keypoints, S sides of a mask.
+N images, D detections of an image, C channels, J keypoints, S sides of a mask, E numbers of an embedding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,18 +12,20 @@ from torch import nn
 from retinanet_ext.d2 import Instances, ShapeSpec, configurable
 from retinanet_ext.detection.head import shapes_of_features
 
+from .embedding_head import build_embedding_head
 from .keypoint_head import build_keypoint_head
 from .mask_head import build_mask_head
 from .pooler import ROIPooler
-from .roi_targets import with_visible_keypoints
+from .roi_targets import with_known_identities, with_visible_keypoints
 
 
 class MaskAndKeypointBranches(nn.Module):
-    """The mask branch, if ``MODEL.MASK_ON``, and the keypoint branch, if ``MODEL.KEYPOINT_ON``.
+    """The mask branch, if ``MODEL.MASK_ON``, the keypoint branch, if ``MODEL.KEYPOINT_ON``, and the embedding branch,
+    if ``MODEL.EMBEDDING_ON``.
 
     Attributes:
-        mask_on, keypoint_on: which branches exist. Parameters of a branch are named ``mask_head...``,
-            ``keypoint_head...``.
+        mask_on, keypoint_on, embedding_on: which branches exist. Parameters of a branch are named ``mask_head...``,
+            ``keypoint_head...``, ``embedding_head...``.
     """
 
     @configurable
@@ -44,18 +46,26 @@ class MaskAndKeypointBranches(nn.Module):
         mask_head: nn.Module | None = None,
         keypoint_pooler: ROIPooler | None = None,
         keypoint_head: nn.Module | None = None,
+        embedding_pooler: ROIPooler | None = None,
+        embedding_head: nn.Module | None = None,
+        rois_per_object: int = 2,
     ) -> None:
         """Add the branches after the modules that exist already: the order of parameters is Detectron2's.
 
         Args:
-            mask_pooler, keypoint_pooler: RoI features of each branch.
-            mask_head, keypoint_head: None: the branch is absent.
+            mask_pooler, keypoint_pooler, embedding_pooler: RoI features of each branch.
+            mask_head, keypoint_head, embedding_head: None: the branch is absent.
+            rois_per_object: most RoIs of an object that the embeddings are trained on, at least 1.
         """
         self.mask_on, self.keypoint_on = mask_head is not None, keypoint_head is not None
+        self.embedding_on = embedding_head is not None
         if self.mask_on:
             self.mask_pooler, self.mask_head = mask_pooler, mask_head
         if self.keypoint_on:
             self.keypoint_pooler, self.keypoint_head = keypoint_pooler, keypoint_head
+        if self.embedding_on:
+            self.embedding_pooler, self.embedding_head = embedding_pooler, embedding_head
+            self.rois_per_object = rois_per_object
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
@@ -67,12 +77,16 @@ class MaskAndKeypointBranches(nn.Module):
         if cfg.MODEL.KEYPOINT_ON:
             parts["keypoint_pooler"], pooled = pooler_of(cfg.MODEL.ROI_KEYPOINT_HEAD, shapes)
             parts["keypoint_head"] = build_keypoint_head(cfg, pooled)
+        if cfg.MODEL.EMBEDDING_ON:
+            parts["embedding_pooler"], pooled = pooler_of(cfg.MODEL.ROI_EMBEDDING_HEAD, shapes)
+            parts["embedding_head"] = build_embedding_head(cfg, pooled)
+            parts["rois_per_object"] = cfg.MODEL.ROI_EMBEDDING_HEAD.ROIS_PER_OBJECT
         return parts
 
     def branch_losses(
         self, features: dict[str, torch.Tensor], foreground: Sequence[Instances]
     ) -> dict[str, torch.Tensor]:
-        """``loss_mask`` and ``loss_keypoint``, of the branches that exist.
+        """``loss_mask``, ``loss_keypoint`` and ``loss_embedding``, of the branches that exist.
 
         Args:
             features: maps ``(N, C, H, W)`` by name.
@@ -83,22 +97,28 @@ class MaskAndKeypointBranches(nn.Module):
             rois = self.mask_pooler(maps, [image.proposal_boxes for image in foreground])
             losses.update(self.mask_head(rois, foreground))
         if self.keypoint_on:
-            foreground = with_visible_keypoints(foreground)
-            rois = self.keypoint_pooler(maps, [image.proposal_boxes for image in foreground])
-            losses.update(self.keypoint_head(rois, foreground))
+            visible = with_visible_keypoints(foreground)
+            rois = self.keypoint_pooler(maps, [image.proposal_boxes for image in visible])
+            losses.update(self.keypoint_head(rois, visible))
+        if self.embedding_on:
+            known = with_known_identities(foreground, self.rois_per_object)
+            rois = self.embedding_pooler(maps, [image.proposal_boxes for image in known])
+            losses.update(self.embedding_head(rois, known))
         return losses
 
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: Sequence[Instances]
     ) -> list[Instances]:
-        """Add ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints`` ``(D, J, 3)`` to instances with ``pred_boxes`` and
-        ``pred_classes``, as far as the branches exist."""
+        """Add ``pred_masks`` ``(D, 1, S, S)``, ``pred_keypoints`` ``(D, J, 3)`` and ``embeddings`` ``(D, E)`` to
+        instances with ``pred_boxes`` and ``pred_classes``, as far as the branches exist."""
         maps, instances = self._maps(features), list(instances)
         boxes = [image.pred_boxes for image in instances]
         if self.mask_on:
             instances = self.mask_head(self.mask_pooler(maps, boxes), instances)
         if self.keypoint_on:
             instances = self.keypoint_head(self.keypoint_pooler(maps, boxes), instances)
+        if self.embedding_on:
+            instances = self.embedding_head(self.embedding_pooler(maps, boxes), instances)
         return instances
 
     def _maps(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -114,7 +134,8 @@ def pooler_of(branch, shapes: Sequence[ShapeSpec]) -> tuple[ROIPooler, ShapeSpec
     """The RoI pooling of a branch, and the shape of an RoI's features.
 
     Args:
-        branch: ``MODEL.ROI_BOX_HEAD``, ``ROI_MASK_HEAD`` or ``ROI_KEYPOINT_HEAD``, with its keys ``POOLER_...``.
+        branch: ``MODEL.ROI_BOX_HEAD``, ``ROI_MASK_HEAD``, ``ROI_KEYPOINT_HEAD`` or ``ROI_EMBEDDING_HEAD``, with
+            its keys ``POOLER_...``.
         shapes: of the feature maps, finest first.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checks of masks and keypoints in a training batch; those of boxes and classes are in `detection/targets.py`."""
+"""Checks of masks, keypoints and identities in a training batch. `detection/targets.py` has those of boxes."""
 
 
 def check_masks_and_keypoints(batched_inputs: list[dict], *, mask_on: bool, num_keypoints: int) -> None:
@@ -37,3 +37,23 @@ def _check_keypoints(name: str, instances, num_keypoints: int) -> None:
             f"{name}: {found} keypoints per object, but MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {num_keypoints}; set "
             f"it to {found}"
         )
+
+
+def check_identities(batched_inputs: list[dict], *, embedding_on: bool) -> None:
+    """Refuse a training batch without ``gt_identities`` if the model has an embedding branch.
+
+    Args:
+        batched_inputs: each with ``instances``.
+        embedding_on: whether every image with objects needs ``gt_identities``, int64 ``(G,)``, -1 for unknown ones.
+
+    Raises:
+        ValueError: names the file, and what makes the field.
+    """
+    for index, inputs in enumerate(batched_inputs if embedding_on else ()):
+        instances = inputs["instances"]
+        if len(instances) and not instances.has("gt_identities"):
+            raise ValueError(
+                f"{inputs.get('file_name', f'image {index} of the batch')}: no gt_identities, but MODEL.EMBEDDING_ON "
+                "is True; wrap the mapper in retinanet_ext.data.annotation_identities.ObjectIdentityMapper (this "
+                "package's trainer does so), or set MODEL.EMBEDDING_ON to False"
+            )

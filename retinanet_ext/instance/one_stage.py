@@ -1,4 +1,4 @@
-"""RetinaNet with masks and keypoints on its detections: boxes, masks and keypoints from one model in one pass.
+"""RetinaNet with masks, keypoints and embeddings on its detections: all from one model in one pass.
 
 N images per batch, K classes, A anchors per position, R anchors per image over all levels (order: level, H, W, A).
 """
@@ -12,7 +12,7 @@ from retinanet_ext.d2 import META_ARCH_REGISTRY, Boxes, Instances, configurable
 from retinanet_ext.detection import FocalRetinaNet
 
 from .branches import MaskAndKeypointBranches, in_eval_mode, maps_without_images
-from .ground_truth_parts import check_masks_and_keypoints
+from .ground_truth_parts import check_identities, check_masks_and_keypoints
 from .micro_batch_shares import MicroBatchShares
 from .postprocess import scale_detections
 from .roi_heads import build_sampler
@@ -21,7 +21,7 @@ from .roi_targets import RoISampler, foreground_of
 
 @META_ARCH_REGISTRY.register()
 class InstanceRetinaNet(FocalRetinaNet):
-    """One-stage detector of boxes, masks and keypoints.
+    """One-stage detector of boxes, masks, keypoints and embeddings.
 
     To the RoI heads of Mask R-CNN, RetinaNet's detections are what proposals are in two stages: in training the
     branches learn on a sample of them, to which the ground truth is added, and at inference they run on the best
@@ -79,19 +79,23 @@ class InstanceRetinaNet(FocalRetinaNet):
     def check_ground_truth(self, batched_inputs: list[dict]) -> None:
         """As in ``FocalRetinaNet``, and for what the branches learn from."""
         super().check_ground_truth(batched_inputs)
-        check_masks_and_keypoints(batched_inputs, mask_on=self.roi_heads.mask_on, num_keypoints=self.num_keypoints)
+        heads = self.roi_heads
+        check_masks_and_keypoints(batched_inputs, mask_on=heads.mask_on, num_keypoints=self.num_keypoints)
+        check_identities(batched_inputs, embedding_on=heads.embedding_on)
 
     def branch_losses(
         self, features: Sequence[torch.Tensor], outputs: tuple, instances: Sequence[Instances]
     ) -> dict[str, torch.Tensor]:
-        """``loss_mask`` and ``loss_keypoint``, of the branches that exist, on a sample of the detections.
+        """``loss_mask``, ``loss_keypoint`` and ``loss_embedding``, of the branches that exist, on a sample of the
+        detections.
 
         Args:
             features: per level ``(N, C, H, W)``.
             outputs: arguments of :meth:`inference`, without a graph.
-            instances: N, with ``gt_boxes``, ``gt_classes``, and ``gt_masks``, ``gt_keypoints`` for the branches.
+            instances: N, with ``gt_boxes``, ``gt_classes``, and ``gt_masks``, ``gt_keypoints``, ``gt_identities`` for
+                the branches.
         """
-        if not (self.roi_heads.mask_on or self.roi_heads.keypoint_on):
+        if not (self.roi_heads.mask_on or self.roi_heads.keypoint_on or self.roi_heads.embedding_on):
             return {}
         rois = self.sample_rois(outputs, instances)
         with self._shares.of_next() as share:
@@ -119,8 +123,9 @@ class InstanceRetinaNet(FocalRetinaNet):
         return foreground_of(self.roi_sampler(proposals, instances), instances, self.num_classes)
 
     def branch_outputs(self, features: Sequence[torch.Tensor], detections: Sequence[Instances]) -> list[Instances]:
-        """The detections with ``pred_masks`` ``(D, 1, S, S)`` and ``pred_keypoints`` ``(D, J, 3)`` of the branches that
-        exist. They look at the part of each box within the image, and masks are those of this part."""
+        """The detections with ``pred_masks`` ``(D, 1, S, S)``, ``pred_keypoints`` ``(D, J, 3)`` and ``embeddings``
+        ``(D, E)`` of the branches that exist. They look at the part of each box within the image, and masks are those
+        of this part."""
         with in_eval_mode(self.roi_heads):
             found = self.roi_heads.forward_with_given_boxes(self._maps(features), list(map(_clipped, detections)))
         # Post-processing clips the boxes after it has scaled them, as for FocalRetinaNet. Clipped before as well, a
@@ -134,7 +139,8 @@ class InstanceRetinaNet(FocalRetinaNet):
         """As in ``FocalRetinaNet`` for ``loss_cls`` and ``loss_box_reg``.
 
         ``loss_mask`` and ``loss_keypoint`` are the mean over the images of the micro-batches' means: which RoIs a
-        micro-batch draws is known only after it has run.
+        micro-batch draws is known only after it has run. ``loss_embedding`` is so too, and compares only objects of one
+        micro-batch of one process.
         """
         with super().as_one_batch(micro_batches), self._shares.prepared(micro_batches, self.device):
             yield

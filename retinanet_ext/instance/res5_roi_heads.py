@@ -123,11 +123,12 @@ def _check(cfg) -> None:
             f"MODEL.ROI_HEADS.IN_FEATURES is {list(heads.IN_FEATURES)}; Res5ROIHeads takes one feature map, such as "
             "['res4']"
         )
-    if cfg.MODEL.KEYPOINT_ON:
-        raise ValueError(
-            "MODEL.KEYPOINT_ON is True, but Res5ROIHeads has no keypoint branch; set MODEL.ROI_HEADS.NAME to "
-            "StandardROIHeads, on an FPN or C5 backbone, or MODEL.KEYPOINT_ON to False"
-        )
+    for key, branch in (("KEYPOINT_ON", "keypoint"), ("EMBEDDING_ON", "embedding")):
+        if cfg.MODEL[key]:
+            raise ValueError(
+                f"MODEL.{key} is True, but Res5ROIHeads has no {branch} branch; set MODEL.ROI_HEADS.NAME to "
+                f"StandardROIHeads, on an FPN or C5 backbone, or MODEL.{key} to False"
+            )
     if heads.RES5_STRIDE not in (1, 2):
         raise ValueError(f"MODEL.ROI_HEADS.RES5_STRIDE is {heads.RES5_STRIDE}; legal values: 1, 2")
     if cfg.MODEL.RESNETS.DEPTH < 50:

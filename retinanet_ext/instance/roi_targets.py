@@ -106,8 +106,8 @@ def foreground_of(
         num_classes: K.
 
     Returns:
-        For each image the foreground RoIs: ``proposal_boxes``, ``objectness_logits``, and every ``gt_...`` field of the
-        targets, one row per RoI.
+        For each image the foreground RoIs: ``proposal_boxes``, ``objectness_logits``, ``gt_index`` (int64, the index of
+        the object in its image), and every ``gt_...`` field of the targets, one row per RoI.
     """
     if not sampled:
         return []
@@ -118,7 +118,8 @@ def foreground_of(
         rows = slice(count)
         kept = Instances(image.image_size)
         kept.proposal_boxes, kept.objectness_logits = image.proposal_boxes[rows], image.objectness_logits[rows]
-        for name, value in target[image.gt_index[rows]].get_fields().items():
+        kept.gt_index = image.gt_index[rows]
+        for name, value in target[kept.gt_index].get_fields().items():
             if name.startswith("gt_"):
                 kept.set(name, value)
         found.append(kept)
@@ -142,6 +143,38 @@ def with_visible_keypoints(foreground: Sequence[Instances]) -> list[Instances]:
         x, y, visibility = points.unbind(dim=2)
         is_inside = (x >= boxes[..., 0]) & (x <= boxes[..., 2]) & (y >= boxes[..., 1]) & (y <= boxes[..., 3])
         is_kept.append((is_inside & (visibility > 0)).any(dim=1))
+    return _rows_without_masks(foreground, is_kept)
+
+
+def with_known_identities(foreground: Sequence[Instances], rois_per_object: int) -> list[Instances]:
+    """The foreground RoIs whose object has a known identity: at most ``rois_per_object`` of each object, at random.
+
+    Boxes of the same object look alike, and an object with many of them would fill the batch with easy positive pairs.
+
+    Args:
+        foreground: N, from :func:`foreground_of`, with ``gt_index`` and ``gt_identities``, int64 ``(F,)``, -1 if
+            unknown.
+        rois_per_object: at least 1.
+
+    Returns:
+        N, with all fields but ``gt_masks``, in the given order.
+    """
+    if not foreground:
+        return []
+    is_kept = []
+    for image in foreground:
+        drawn = torch.randperm(len(image), device=image.gt_index.device)
+        objects, order = image.gt_index[drawn].sort(stable=True)
+        # The rank of each RoI among those of its object, which stand one after the other.
+        rank = torch.arange(len(objects), device=objects.device) - torch.searchsorted(objects, objects)
+        is_drawn = torch.zeros_like(objects, dtype=torch.bool)
+        is_drawn[drawn[order]] = rank < rois_per_object
+        is_kept.append(is_drawn & (image.gt_identities >= 0))
+    return _rows_without_masks(foreground, is_kept)
+
+
+def _rows_without_masks(foreground: Sequence[Instances], is_kept: Sequence[torch.Tensor]) -> list[Instances]:
+    """The rows of each image where ``is_kept`` ``(F,)`` is True, without ``gt_masks``."""
     # Two waits for the device, not one for each field of each image.
     counts = torch.stack([image.sum() for image in is_kept]).tolist()
     rows = torch.cat([torch.arange(len(image), device=image.device) for image in is_kept])

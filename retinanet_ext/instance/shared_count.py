@@ -44,3 +44,8 @@ def counts_of_this_process() -> Iterator[None]:
         yield
     finally:
         _is_shared = before
+
+
+def counts_are_shared() -> bool:
+    """Whether the processes act on one joint batch now: False within :func:`counts_of_this_process`."""
+    return _is_shared

@@ -26,7 +26,7 @@ from retinanet_ext.detection.training_picture import MAX_BOXES, draw_training_pi
 from retinanet_ext.registry import Registry, find_registered
 
 from .branches import in_eval_mode, maps_without_images
-from .ground_truth_parts import check_masks_and_keypoints
+from .ground_truth_parts import check_identities, check_masks_and_keypoints
 from .micro_batch_shares import MicroBatchShares
 from .postprocess import scale_detections
 from .res5_roi_heads import Res5ROIHeads
@@ -231,6 +231,7 @@ class MaskRCNN(nn.Module):
         check_ground_truth(batched_inputs, self.roi_heads.num_classes, "MODEL.ROI_HEADS.NUM_CLASSES")
         mask_on = getattr(self.roi_heads, "mask_on", False)
         check_masks_and_keypoints(batched_inputs, mask_on=mask_on, num_keypoints=self.num_keypoints)
+        check_identities(batched_inputs, embedding_on=getattr(self.roi_heads, "embedding_on", False))
 
     def _training_losses(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor]:
         if not batched_inputs:

@@ -112,11 +112,11 @@ class _SelectedTripletLoss(torch.autograd.Function):
         total = embeddings.new_zeros((), dtype=torch.float64)
         counts = torch.zeros(3, dtype=torch.int64, device=embeddings.device)
         for start, end in anchor_blocks(len(embeddings)):
-            distances = squared_distances(embeddings[start:end], embeddings)
+            distances = squared_distances(embeddings[start:end], embeddings).to(embeddings.dtype)
             weights, *block_counts = select(distances.float(), start)
             counts += torch.stack(block_counts)
             # An embedding that is not finite is in no triplet, but 0 times NaN makes the loss NaN, as it must be.
-            total += (distances * weights).sum()
+            total += (distances * weights).sum(dtype=torch.float64)
             if gradient is not None:
                 _add_gradient(gradient, weights.to(embeddings.dtype), centred, start, end)
         candidates, selected, active = counts.unbind()

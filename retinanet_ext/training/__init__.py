@@ -9,6 +9,7 @@ In reading order:
 - ``optimizers.py``: optimizers besides the engine's SGD
 - ``step.py``: one training step, the same on both engines
 - ``frozen_parts.py``: refuses frozen layers without trained weights
+- ``first_model.py``: harmonic embeddings: loads the older model, and starts the newer one
 - ``nonfinite_losses.py``: the error for a loss that is not finite
 - ``running_statistics.py``: averages batch norms' running statistics over processes
 - ``process_checks.py``: refuses jobs that cannot work, before they start

@@ -26,6 +26,7 @@ from retinanet_ext.d2 import (
     get_event_storage,
     hooks,
 )
+from retinanet_ext.data.annotation_identities import ObjectIdentityMapper, identity_numbers
 from retinanet_ext.data.checked_mapper import CheckedMapper, mapper_for_test
 from retinanet_ext.data.checked_records import (
     data_counts,
@@ -43,6 +44,7 @@ from retinanet_ext.machine.devices import check_device
 from retinanet_ext.registry import check_registered
 
 from .compact_evaluator import DefaultCOCOEvaluator
+from .first_model import attach_v1, load_start_weights
 from .frozen_parts import refuse_unfilled_frozen_parts
 from .identity_loaders import check_pairs, identity_test_loader, identity_train_loader
 from .optimizers import with_optimizer
@@ -126,7 +128,7 @@ class Trainer(DefaultTrainer):
             return
         if resume:
             logger.warning("nothing to resume in %s; starting from MODEL.WEIGHTS", self.cfg.OUTPUT_DIR)
-        report = load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+        report = load_start_weights(self.model, self.cfg.MODEL.WEIGHTS)
         refuse_unfilled_frozen_parts(self.model, report.loaded if report else [])
 
     def _resume(self) -> None:
@@ -163,6 +165,7 @@ class Trainer(DefaultTrainer):
                 f"MODEL.GRADIENT_CHECKPOINTING is True, which the meta-architecture {type(model).__name__} does not "
                 "support; use FocalRetinaNet, or set it to False"
             )
+        attach_v1(cfg, model)
         return model
 
     @classmethod
@@ -197,7 +200,10 @@ class Trainer(DefaultTrainer):
         if embeds_identities(cfg):
             return identity_train_loader(cfg)
         dicts = load_training_dicts(cfg)
-        mapper = CheckedMapper(DatasetMapper(cfg, is_train=True), cfg.DATASETS.ON_BAD_IMAGE)
+        mapper = DatasetMapper(cfg, is_train=True)
+        if cfg.MODEL.EMBEDDING_ON:
+            mapper = ObjectIdentityMapper(mapper, identity_numbers(dicts, cfg.DATASETS.TRAIN))
+        mapper = CheckedMapper(mapper, cfg.DATASETS.ON_BAD_IMAGE)
         loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
         loader.num_images = len(dicts)

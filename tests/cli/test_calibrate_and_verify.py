@@ -148,6 +148,17 @@ def test_files_that_cannot_hold_a_calibration_are_refused_before_any_work(face_r
     assert "only .pth and .pt take entries" in capsys.readouterr().err
 
 
+def test_weights_that_diverged_are_named_and_not_calibrated(face_run, people, capsys):
+    content = torch.load(face_run / "model_final.pth", weights_only=True)
+    content["model"]["projection.bias"][0] = torch.nan
+    torch.save(content, face_run / "model_final.pth")
+    assert command("calibrate", face_run, "--images", people, "--far", "0.1") == 2
+    message = capsys.readouterr().err
+    assert "40 of 40 embeddings have NaN or infinity, first that of" in message and "p0" in message
+    assert command("verify", face_run, "--threshold", "1", people / "p0" / "0.png", people / "p0" / "1.png") == 2
+    assert "not finite" in capsys.readouterr().err
+
+
 def test_other_crops_than_those_of_the_calibration_are_warned_about(face_run, people, capsys, caplog):
     caplog.set_level(logging.WARNING)
     assert command("calibrate", face_run, "--images", people, "--far", "0.1") == 0

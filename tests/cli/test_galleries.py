@@ -18,6 +18,7 @@ class FakeEmbedder:
     """Embeds an image ``(H, W, 3)`` as its mean colour: the people of these tests differ in colour."""
 
     dim, fingerprint, calibration, faces_not_found, input = 3, "c010ur", None, 0, "centre"
+    compatible_with: tuple[str, ...] = ()
 
     def __init__(self):
         self.cfg = SimpleNamespace(MODEL=SimpleNamespace(WEIGHTS="colours.pth"))
@@ -145,6 +146,17 @@ def test_a_contact_sheet_shows_each_image_and_counts_the_rest(tmp_path):
     columns = np.flatnonzero(is_red.any(axis=0))
     # Three thumbnails in a row, whose fourth place says how many there are besides.
     assert (np.diff(columns) > 1).sum() == 2
+
+
+def test_a_gallery_of_a_compatible_model_needs_no_flag(gallery, tmp_path, capsys, embedder):
+    photo = str(picture(tmp_path / "b.png", COLOURS["Bert"]))
+    command = ["identify", "--gallery", str(gallery), "--config-file", "run", "--threshold", "0.2", photo]
+    embedder.fingerprint = "newer"
+    assert main(command) == 2
+    assert "their embeddings cannot be compared" in capsys.readouterr().err
+    embedder.compatible_with = ("c010ur",)
+    assert main(command) == 0
+    assert "Bert" in capsys.readouterr().out
 
 
 def test_another_crop_is_reported(gallery, tmp_path, caplog, embedder):

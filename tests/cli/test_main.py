@@ -28,6 +28,7 @@ def test_an_unknown_flag_shows_the_usage_of_its_verb(verb, capsys):
     required["identities"] = ["--output", "o"]
     required |= {"curves": ["--output", "o"], "imbalance": ["--config-file", "c", "--weights", "w"]}
     required |= {"gallery": ["--gallery", "g"], "identify": ["--config-file", "c", "--gallery", "g", "i"]}
+    required["identities"] = ["--output", "o"]
     required |= {"cluster": ["--config-file", "c", "--input", "i", "--output", "o"]}
     action = {"ablate": ["run", "table_1b"], "gallery": ["list"]}.get(verb, [])
     required["calibrate"] = ["--config-file", "c", "--images", "i", "--far", "0.1"]

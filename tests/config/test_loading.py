@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from retinanet_ext import add_retinanet_ext_config, d2
@@ -9,6 +10,7 @@ from retinanet_ext.config.class_count import num_classes
 from retinanet_ext.config.legal_values import LEGAL_RANGES, LEGAL_VALUES
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.config.yaml_files import flat_keys
+from retinanet_ext.embedding.harmonic import FrozenV1
 from tests.builders import batch, faces, with_masks_and_keypoints
 from tests.conftest import REPO_ROOT
 
@@ -21,18 +23,26 @@ SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
 def test_every_config_builds_and_trains_one_step(path, generator):
     cfg = load_config(str(path), SMALL, datasets=False)
     model = d2.build_model(cfg)
-    if cfg.MODEL.META_ARCHITECTURE == "FaceNet":
-        inputs = faces(generator, tuple(cfg.INPUT.FACE.SIZE), identities=(0, 0, 1))
+    is_facenet = cfg.MODEL.META_ARCHITECTURE in ("FaceNet", "HarmonicFaceNet")
+    if cfg.MODEL.META_ARCHITECTURE == "HarmonicFaceNet":
+        v1 = load_config("configs/embedding/facenet_nn4.yaml", SMALL, datasets=False)
+        model.attach_v1(FrozenV1(d2.build_model(v1), size=(96, 96), image_format="BGR", input_format="BGR"))
+    if is_facenet:
+        channels = len(cfg.MODEL.PIXEL_MEAN)
+        inputs = faces(generator, tuple(cfg.INPUT.FACE.SIZE), identities=(0, 0, 1), channels=channels)
     else:
         inputs = batch(generator, (64, 64), (64, 64), num_classes=min(3, num_classes(cfg)))
-    if cfg.MODEL.META_ARCHITECTURE not in ("FocalRetinaNet", "FaceNet"):
+    if not is_facenet and cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
         inputs = with_masks_and_keypoints(generator, inputs, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
+        for image in inputs:
+            image["instances"].gt_identities = torch.arange(len(image["instances"]))
     with d2.EventStorage():
         losses = model(inputs)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
-    branches = {f"loss_{name}" for name in ("mask", "keypoint") if cfg.MODEL[f"{name.upper()}_ON"]}
-    assert {name for name in losses if name in ("loss_mask", "loss_keypoint")} == branches
+    names = ("mask", "keypoint", "embedding")
+    branches = {f"loss_{name}" for name in names if cfg.MODEL[f"{name.upper()}_ON"]}
+    assert {name for name in losses if name in {f"loss_{name}" for name in names}} == branches
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPO_ROOT / "configs")))
@@ -124,7 +134,7 @@ def test_values_that_no_engine_knows_are_refused_with_the_legal_ones(key):
 @pytest.mark.parametrize(("legal", "key"), [(legal, key) for legal, _, keys in LEGAL_RANGES for key in keys])
 def test_numbers_out_of_range_are_refused(legal, key):
     wrong = "2.0" if legal.endswith("1") else "-1"
-    with pytest.raises(ValueError, match=f"{key} is {wrong}; legal: {legal}"):
+    with pytest.raises(ValueError, match=rf"{key} is {wrong}(\.0)?; legal: {legal}"):  # -1.0 for floats
         load_config(None, [key, wrong], datasets=False)
 
 

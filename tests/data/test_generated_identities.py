@@ -4,7 +4,7 @@ import pytest
 
 from retinanet_ext.cli.main import main
 from retinanet_ext.data.generated_identities import make_face, write_identities
-from retinanet_ext.data.identities import read_identities
+from retinanet_ext.data.identity_folders import read_identities
 
 
 def test_an_image_depends_on_its_arguments_alone():

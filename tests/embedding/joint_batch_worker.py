@@ -12,17 +12,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retinanet_ext import d2
 from retinanet_ext.embedding.embedding_losses import EMBEDDING_LOSS_REGISTRY
+from retinanet_ext.embedding.harmonic import FrozenV1
 from retinanet_ext.embedding.pooling import l2_normalize
 from retinanet_ext.embedding.training_loss import TrainingLoss
 from retinanet_ext.training.step import TrainStep
 from tests.embedding.tiny_facenet import tiny_batches, tiny_config
 
 STEPS = 2
+HARMONIC = ["MODEL.META_ARCHITECTURE", "HarmonicFaceNet", "MODEL.EMBEDDING.HARMONIC.STAGE", "network"]
 OPTS = {
     "semi_hard": [],
     "batch_hard": ["MODEL.EMBEDDING.LOSS.SELECTION", "batch_hard"],
     "batch_all": ["MODEL.EMBEDDING.LOSS.SELECTION", "batch_all"],
     "cosface": ["MODEL.EMBEDDING.LOSS.NAME", "cosface"],
+    "harmonic": [*HARMONIC, "MODEL.EMBEDDING.LOSS.SELECTION", "batch_all"],
     "warmup": ["MODEL.EMBEDDING.WARMUP.LOSS", "softmax", "MODEL.EMBEDDING.WARMUP.ITERS", "1"],
 }
 
@@ -53,6 +56,8 @@ def run(rank: int, world_size: int, case: str) -> dict:
     torch.manual_seed(0)
     cfg = tiny_config(*OPTS[case.partition("-")[0]])
     model = Pixels(cfg) if case.endswith("empty") else d2.build_model(cfg)
+    if case.startswith("harmonic"):
+        model.attach_v1(FrozenV1(d2.build_model(tiny_config()), size=(12, 12), image_format="BGR", input_format="BGR"))
     share = shares(case)[rank] if world_size > 1 else sum(shares(case), [])
     wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

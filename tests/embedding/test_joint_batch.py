@@ -11,7 +11,7 @@ from retinanet_ext.embedding.joint_batch import joint_batch
 from tests.conftest import REPO_ROOT
 from tests.embedding.joint_batch_worker import run
 
-CASES = ["semi_hard", "semi_hard-uneven", "semi_hard-empty", "batch_hard", "batch_all"]
+CASES = ["semi_hard", "semi_hard-uneven", "semi_hard-empty", "batch_hard", "batch_all", "harmonic", "harmonic-uneven"]
 if importlib.util.find_spec("pytorch_metric_learning"):
     CASES += ["cosface-uneven", "warmup"]
 

@@ -82,6 +82,14 @@ def test_of_equal_distances_the_lowest_index_is_first(backend, codes):
     assert torch.equal(indices, torch.arange(40)[:, None] + torch.tensor([0, 40, 80]))
 
 
+def test_rows_that_differ_less_than_the_rounding_of_the_scan():
+    """All in one block, where the first limit comes from scores with an error."""
+    near = torch.nn.functional.normalize(unit(1, 32) + 0.03 * unit(4000, 32, seed=1))
+    queries = torch.nn.functional.normalize(unit(1, 32) + 0.03 * unit(40, 32, seed=2))
+    codes = encode(near)
+    assert_same(search(queries, codes, 5), brute_force(queries, decode(codes), 5))
+
+
 def test_rows_that_come_nearer_and_nearer(monkeypatch):
     """The worst order for a scan that keeps the nearest so far."""
     many_blocks(monkeypatch)

@@ -108,8 +108,11 @@ def test_the_middle_of_the_widest_of_tied_intervals():
     assert Roc.of(np.array([1.0, 2, 3, 4, 8]), same).best_threshold() == 1.5
     both = np.array([1, 1, 0, 0], dtype=bool)
     assert Roc.of(np.array([1.0, 2, 2, 4]), both).best_threshold() == 2.5
-    neighbours = np.array([1.0, np.nextafter(1.0, 2.0)])
-    assert Roc.of(neighbours, np.array([True, False])).best_threshold() == 1.0
+    # The middle of two neighbouring numbers rounds to one of them, which must not be the upper one.
+    low = np.nextafter(1.0, 2.0)
+    for lower in (1.0, low):
+        neighbours = np.array([lower, np.nextafter(lower, 2.0)])
+        assert Roc.of(neighbours, np.array([True, False])).best_threshold() == lower
 
 
 def test_folds_with_pairs_of_one_kind():

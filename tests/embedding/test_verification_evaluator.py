@@ -116,7 +116,7 @@ def test_processes_together_give_what_one_gives(dataset, monkeypatch):
     for part in (records[:14], records[10:]):
         evaluator = VerificationEvaluator(NAME)
         feed(evaluator, part, embeddings)
-        parts.append((evaluator._embeddings, evaluator._files))
+        parts.append((evaluator._embeddings, evaluator._embeddings_v1, evaluator._files))
     monkeypatch.setattr(verification_evaluator.comm, "gather", lambda data, dst: parts)
     assert evaluator.evaluate() == expected
     monkeypatch.setattr(verification_evaluator.comm, "is_main_process", lambda: False)

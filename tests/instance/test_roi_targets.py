@@ -40,7 +40,8 @@ def test_without_objects_all_proposals_are_background():
 def test_the_foreground_has_all_fields_of_its_object():
     target = d2.Instances((50, 50), **OBJECT.get_fields(), gt_colour=torch.tensor([7.0]), file_number=torch.tensor([1]))
     (found,) = foreground_of([sample([0.5], [0, 1], BOXES, target)], [target], NUM_CLASSES)
-    assert sorted(found.get_fields()) == ["gt_boxes", "gt_classes", "gt_colour", "objectness_logits", "proposal_boxes"]
+    ground_truth = ["gt_boxes", "gt_classes", "gt_colour", "gt_index"]
+    assert sorted(found.get_fields()) == [*ground_truth, "objectness_logits", "proposal_boxes"]
     assert found.gt_colour.tolist() == [7, 7]
     assert sorted(found.proposal_boxes.tensor.tolist()) == [[0, 0, 10, 5], [0, 0, 10, 10]]
     assert foreground_of([], [], NUM_CLASSES) == []

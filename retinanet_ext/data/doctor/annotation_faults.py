@@ -23,6 +23,7 @@ OUTSIDE = "box outside the image"
 CROWD_FLAG = "iscrowd is not 0 or 1"
 # Kinds that are logged, and otherwise left as they are.
 WARNINGS = (DIFFERS,)
+IDENTITY = "identity is not an integer or a text"
 _CROWD_FLAGS = {None: 0, "0": 0, "1": 1}
 
 Fault = tuple[str, str, str]
@@ -43,7 +44,7 @@ def annotation_fault(
         size: (width, height) of the image; None if unknown.
         num_classes: legal category ids are 0 to `num_classes` - 1.
         class_names: for the message.
-        tasks: masks and keypoints are examined only if they are trained.
+        tasks: masks, keypoints and identities are examined only if they are trained.
     """
     fault = (
         annotation.get("fault")
@@ -54,6 +55,8 @@ def annotation_fault(
     )
     if fault is None and tasks.num_keypoints:
         fault = keypoint_fault(annotation, size, tasks.num_keypoints)
+    if fault is None and tasks.identities:
+        fault = _identity_fault(annotation)
     if fault is None and tasks.masks:
         fault = mask_box_fault(annotation, _xyxy(annotation), size)
     return fault
@@ -65,7 +68,8 @@ def repaired_annotation(
     """A copy without faults, or None if that is not possible.
 
     An `iscrowd` of null, "0" or "1" becomes a number, malformed polygons are removed, faulty keypoints are marked as
-    not labelled, and with `clip` a box is cut at the border of the image. Arguments as for :func:`annotation_fault`.
+    not labelled, a faulty identity becomes unknown, and with `clip` a box is cut at the border of the image. Arguments
+    as for :func:`annotation_fault`.
     """
     annotation = dict(annotation)
     while (fault := annotation_fault(annotation, size, num_classes, None, tasks)) is not None:
@@ -81,6 +85,8 @@ def repaired_annotation(
             annotation["iscrowd"] = flag
         elif kind == POLYGON:
             _keep_good_polygons(annotation, is_good_polygon if tasks.masks else _is_polygon)
+        elif kind == IDENTITY:
+            del annotation["identity"]
         elif kind in KEYPOINT_FAULTS:
             annotation = repaired_keypoints(annotation, size, tasks.num_keypoints)
         else:
@@ -139,6 +145,14 @@ def _crowd_fault(annotation):
         return None
     # Engines compare it with the number 0, so that an object with any other value is silently not trained on.
     return CROWD_FLAG, f"iscrowd {flag!r}", "0 or 1, as numbers"
+
+
+def _identity_fault(annotation):
+    identity = annotation.get("identity")
+    is_integer = isinstance(identity, numbers.Integral) and not isinstance(identity, bool)
+    if identity is None or is_integer or (isinstance(identity, str) and identity):
+        return None
+    return IDENTITY, f"identity {identity!r}", "an integer, a text, or null for an unknown identity"
 
 
 def _polygon_fault(annotation):

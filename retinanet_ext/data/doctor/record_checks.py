@@ -8,7 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .annotation_faults import BOX_MODES, CROWD_FLAG, OUTSIDE, POLYGON, WARNINGS, annotation_fault, repaired_annotation
+from .annotation_faults import (
+    BOX_MODES,
+    CROWD_FLAG,
+    IDENTITY,
+    OUTSIDE,
+    POLYGON,
+    WARNINGS,
+    annotation_fault,
+    repaired_annotation,
+)
 from .image_probe import probe_images
 from .keypoint_faults import KEYPOINT_FAULTS, with_keypoints
 from .tasks import BOXES, Tasks, refuse_tasks_without_data, task_summary
@@ -93,11 +102,11 @@ def check_dataset_dicts(
 
     Bad images: a missing or unreadable file, more than 8 bits a channel in one channel (Pillow modes I and F), a size
     (after EXIF rotation) that differs from the record's, a repeated image id. Bad annotations: a box that is not four
-    finite numbers, is inverted, has no area, or extends more than a pixel beyond the image; a category id outside
-    [0, K); an `iscrowd` other than 0 and 1; a malformed polygon; a fault that the reader found. If masks are trained,
-    also an object without a mask, a mask that does not decode, is empty, has another size than the image, or lies
-    outside its box; if keypoints are trained, faults of :mod:`.keypoint_faults`. Crowd annotations are checked like the
-    rest and kept.
+    finite numbers, is inverted, has no area, or extends more than a pixel beyond the image; a category id outside [0,
+    K); an `iscrowd` other than 0 and 1; a malformed polygon; a fault that the reader found. If masks are trained, also
+    an object without a mask, a mask that does not decode, is empty, has another size than the image, or lies outside
+    its box; if keypoints are trained, faults of :mod:`.keypoint_faults`; if identities are trained, one that is not an
+    integer or a text. Crowd annotations are checked like the rest and kept.
 
     Args:
         dicts: dataset dicts; not modified.
@@ -106,12 +115,13 @@ def check_dataset_dicts(
         on_bad_annotation: "error" raises; "drop" removes the annotation; "clip" cuts a box at the border of the image,
             and removes annotations that this does not repair. Both keep the box of an annotation with a malformed
             polygon, without the polygon, and read an `iscrowd` of null, "0" or "1" as a number. Both mark faulty
-            keypoints as not labelled. If masks are trained, an object that loses its last polygon is removed.
+            keypoints as not labelled, and a faulty identity as unknown. If masks are trained, an object that loses its
+            last polygon is removed.
         on_bad_image: "error" raises; "drop" removes the record (of records with the same image id, all but the first).
         check_images: "header" opens each file, "decode" reads all of its pixels, "none" touches no file; "auto" decodes
             up to :data:`MAX_DECODED` images and opens more.
         num_classes: K.
-        tasks: whether masks and keypoints are trained, and so examined.
+        tasks: whether masks, keypoints and identities are trained, and so examined.
         annotation_file: for messages.
 
     Returns:
@@ -270,6 +280,8 @@ def _drop_remedy(kinds, tasks):
         text += ", keeps " + ("the other polygons of the object" if tasks.masks else "the box of a malformed polygon")
     if CROWD_FLAG in kinds:
         text += ", reads iscrowd null, '0' and '1' as numbers"
+    if IDENTITY in kinds:
+        text += ", keeps an object with a faulty identity and takes its identity as unknown"
     if kinds & set(KEYPOINT_FAULTS):
         text += ", keeps the box of faulty keypoints and marks these as not labelled"
     return text

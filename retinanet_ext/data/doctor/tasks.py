@@ -16,14 +16,15 @@ NUM_KEYPOINTS_KEY = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
 @dataclass(frozen=True)
 class Tasks:
     """``masks``: MODEL.MASK_ON. ``polygons_only``: the masks are trained as polygons, which encoded masks are not.
-    ``num_keypoints``: J, 0 if MODEL.KEYPOINT_ON is off."""
+    ``num_keypoints``: J, 0 if MODEL.KEYPOINT_ON is off. ``identities``: MODEL.EMBEDDING_ON, in training."""
 
     masks: bool = False
     polygons_only: bool = False
     num_keypoints: int = 0
+    identities: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.masks or self.num_keypoints)
+        return bool(self.masks or self.num_keypoints or self.identities)
 
 
 BOXES = Tasks()
@@ -33,7 +34,8 @@ def tasks_of(cfg: CfgNode, dataset_name: str) -> Tasks:
     """What the config trains or evaluates on a dataset. An evaluation takes polygons and encoded masks together."""
     polygons = cfg.MODEL.MASK_ON and dataset_name in cfg.DATASETS.TRAIN and cfg.INPUT.MASK_FORMAT == "polygon"
     num_keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0
-    return Tasks(cfg.MODEL.MASK_ON, polygons, num_keypoints)
+    identities = cfg.MODEL.EMBEDDING_ON and dataset_name in cfg.DATASETS.TRAIN
+    return Tasks(cfg.MODEL.MASK_ON, polygons, num_keypoints, identities)
 
 
 def refuse_tasks_without_data(dicts: Sequence[dict], dataset_name: str, tasks: Tasks) -> None:
@@ -53,7 +55,7 @@ def refuse_tasks_without_data(dicts: Sequence[dict], dataset_name: str, tasks: T
 
 
 def task_summary(dicts: Sequence[dict], tasks: Tasks) -> str:
-    """For the log: how many objects (crowds do not count) have masks and keypoints; "" for boxes alone."""
+    """For the log: how many objects (crowds do not count) have masks, keypoints and identities; "" for boxes alone."""
     if not tasks:
         return ""
     objects = [a for d in dicts for a in d.get("annotations", ()) if not a.get("iscrowd", 0)]
@@ -65,6 +67,8 @@ def task_summary(dicts: Sequence[dict], tasks: Tasks) -> str:
     if tasks.num_keypoints:
         visible = [num_labelled(flat_keypoints(a) or ()) for a in objects]
         parts.append(f"{sum(map(bool, visible))} have labelled keypoints ({sum(visible)} in all)")
+    if tasks.identities:
+        parts.append(f"{sum(a.get('identity') is not None for a in objects)} have an identity")
     return f" Of {len(objects)} objects, {' and '.join(parts)}."
 
 

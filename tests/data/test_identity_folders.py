@@ -6,7 +6,7 @@ from PIL import Image
 
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
-from retinanet_ext.data.identities import read_identities, read_identity_list
+from retinanet_ext.data.identity_folders import read_identities, read_identity_list
 from retinanet_ext.data.parts import position
 from retinanet_ext.data.registration import register_custom_datasets
 
