@@ -9,7 +9,7 @@ In reading order:
 - ``calibrate.py``: the threshold of a FaceNet for a false-accept rate
 - ``verify.py``: whether two images show the same face
 - ``shapes.py``: writes the generated data set
-- ``identities.py``: writes the generated faces
+- ``write_identities.py``: writes the generated faces, the verb `identities`
 - ``edit_gallery.py``: the known people of a gallery: add, remove, rename, list
 - ``identify.py``: who of a gallery is on each image
 - ``cluster.py``: groups images of faces by person

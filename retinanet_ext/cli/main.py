@@ -12,13 +12,13 @@ from . import (
     curves,
     edit_gallery,
     identify,
-    identities,
     imbalance,
     predict,
     shapes,
     speed_accuracy,
     train,
     verify,
+    write_identities,
 )
 from .usage import UsageError, VerbParser
 
@@ -37,7 +37,7 @@ VERBS = {
     "curves": curves,
     "speed-accuracy": speed_accuracy,
     "shapes": shapes,
-    "identities": identities,
+    "identities": write_identities,
 }
 USAGE_ERROR = 2
 

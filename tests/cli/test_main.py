@@ -25,6 +25,7 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_flag_shows_the_usage_of_its_verb(verb, capsys):
     required = {"predict": ["--config-file", "c", "--input", "i", "--output", "o"], "shapes": ["--output", "o"]}
+    required["identities"] = ["--output", "o"]
     required |= {"curves": ["--output", "o"], "imbalance": ["--config-file", "c", "--weights", "w"]}
     required |= {"gallery": ["--gallery", "g"], "identify": ["--config-file", "c", "--gallery", "g", "i"]}
     required["identities"] = ["--output", "o"]
