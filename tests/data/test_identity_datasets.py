@@ -5,7 +5,7 @@ import pytest
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
 from retinanet_ext.data.identity_datasets import embeds_identities, load_identity_dicts
-from tests.data.test_identities import write_faces
+from tests.data.test_identity_folders import write_faces
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
