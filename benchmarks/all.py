@@ -25,6 +25,7 @@ ON_CPU = [
     ["gallery_search"],
     ["loader"],
     ["triplets"],
+    ["embedding_step"],
     ["scaling", "--height", "240", "--width", "320"],
 ]
 ON_CUDA = [
@@ -38,6 +39,7 @@ ON_CUDA = [
     ["matching"],
     ["decoding", *COCO, "--images", "16"],
     ["triplets"],
+    ["embedding_step", "--identities", "45", "--images", "8"],
 ]
 
 
