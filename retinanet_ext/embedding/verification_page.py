@@ -13,8 +13,6 @@ import numpy as np
 from retinanet_ext.d2 import detection_utils
 from retinanet_ext.report.document import Block, Facts, Figure, Heading, Paragraph, Pictures, Table, Warning
 from retinanet_ext.report.formats import NOTHING
-from retinanet_ext.report.html_page import to_html
-from retinanet_ext.report.verification_plots import draw_distances, draw_roc
 
 from .verification import VerificationResult
 
@@ -78,6 +76,10 @@ def verification_page(
         left_out: number of pairs that are not in the table, because an image is missing.
         with_v1: results of the same pairs with an older model, by name; see ``harmonic_verification.py``.
     """
+    # Here, because matplotlib takes long to import, and a training run needs it only now.
+    from retinanet_ext.report.html_page import to_html
+    from retinanet_ext.report.verification_plots import draw_distances, draw_roc
+
     blocks: list[Block] = [*_warnings(result, left_out), Facts(_facts(result, left_out))]
     if with_v1:
         blocks += [Heading("Beside an older model"), Paragraph(_WITH_V1), _v1_table(result, with_v1)]

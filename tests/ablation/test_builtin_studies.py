@@ -13,7 +13,7 @@ from retinanet_ext.ablation.study import arm_config, built_in_studies, with_chan
 from retinanet_ext.ablation.unread_keys import check_overrides_are_read, is_checked, keys_read_by_model
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.training.step import TrainStep
-from tests.builders import batch, with_masks_and_keypoints
+from tests.builders import batch, faces, with_masks_and_keypoints
 
 # The narrowest network of the same depth. No arm on COCO sets one of these keys. ResNet-18 has only one width.
 SMALL_R18 = {
@@ -32,6 +32,7 @@ ON_COCO = [name for name in built_in_studies() if load_study(name).base.name == 
 MASK_TABLES = {"2a": 5, "2b": 3, "2c": 5, "2d": 2, "2e": 3, "5": 4, "6": 2}
 PEOPLE = ["mask_table_5", "mask_table_6"]
 TWO_STAGES = [f"mask_table_{name}" for name in MASK_TABLES]
+FACES = [name for name in built_in_studies() if name.startswith("facenet_")]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_every_table_is_there():
     assert [len(load_study(name).arms) for name in TWO_STAGES] == list(MASK_TABLES.values())
 
 
-@pytest.mark.parametrize("name", built_in_studies())
+@pytest.mark.parametrize("name", sorted(set(built_in_studies()) - set(FACES)))
 def test_every_arm_trains(name, tried, generator):
     study = load_study(name)
     check_overrides_are_read(study)
@@ -70,6 +71,41 @@ def test_every_arm_trains(name, tried, generator):
             continue
         tried.add(str(model_keys))
         _take_a_step(cfg, inputs, arm.name)
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_every_arm_of_facenet_trains(name, tried, generator):
+    study = load_study(name)
+    check_overrides_are_read(study)
+    for arm in study.arms:
+        cfg = arm_config(study, arm, datasets=False)
+        cfg.MODEL.DEVICE, cfg.MODEL.EMBEDDING.NUM_IDENTITIES = "cpu", 3
+        model_keys = yaml.safe_load(cfg.dump())["MODEL"] | {"WEIGHTS": ""}
+        if str(model_keys) in tried:
+            continue
+        tried.add(str(model_keys))
+        torch.manual_seed(0)
+        model = d2.build_model(cfg).train()
+        inputs = faces(generator, tuple(cfg.INPUT.FACE.SIZE), identities=(0, 0, 1, 1, 2, 2))
+        with d2.EventStorage():
+            losses = model(inputs)
+        sum(losses.values()).backward()
+        assert all(loss.isfinite() for loss in losses.values()), arm.name
+        assert all(parameter.grad is not None for parameter in model.parameters()), arm.name
+
+
+def test_arms_are_the_rows_of_the_tables_of_facenet():
+    values = {name: [arm.paper.get("VAL@FAR=0.001") for arm in load_study(name).arms] for name in FACES}
+    assert values.pop("facenet_selection") == [None] * 4
+    assert values == {
+        "facenet_table_3": [87.9, 89.4, 88.3, 82.0, 82.4, 51.9],
+        "facenet_table_4": [67.3, 81.4, 83.9, 85.5, 86.1, 86.5, 37.8, 79.5, 84.5, 85.7, 86.4],
+        "facenet_table_5": [86.8, 87.9, 87.7, 85.6],
+        "facenet_table_6": [76.3, 85.1, 85.1, 86.2],
+    }
+    assert settings("facenet_table_5", "MODEL.EMBEDDING.DIM") == [[64], [128], [256], [512]]
+    sizes = settings("facenet_table_3", "INPUT.FACE.SIZE")
+    assert sizes == [[[220, 220]], [[224, 224]], [[160, 160]], [[96, 96]], [[165, 165]], [[140, 116]]]
 
 
 def _take_a_step(cfg, inputs, name):

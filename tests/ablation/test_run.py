@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 
+import cv2  # noqa: F401  (sets environment variables when it is first imported)
 import numpy as np
 import pytest
 import torch
