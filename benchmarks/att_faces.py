@@ -101,10 +101,9 @@ def pictures(root: Path, names: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 def gray_vectors(files: list[str]) -> np.ndarray:
-    """Pixels at half size, float32 ``(N, 56 * 46)``."""
+    """All pixels of each image, float32 ``(N, H * W)``."""
     images = [cv2.imread(file, cv2.IMREAD_GRAYSCALE) for file in files]
-    halves = [cv2.resize(image, (46, 56), interpolation=cv2.INTER_AREA) for image in images]
-    return np.stack(halves).reshape(len(files), -1).astype(np.float32)
+    return np.stack(images).reshape(len(files), -1).astype(np.float32)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -210,7 +210,8 @@ def thumbnail(path: str, height: int = _PICTURE_HEIGHT) -> bytes:
         cv2.line(image, (0, 0), (height, height), (90, 90, 90), 2)
         cv2.line(image, (0, height), (height, 0), (90, 90, 90), 2)
     width = max(1, min(3 * height, round(image.shape[1] * height / image.shape[0])))
-    image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)
+    filter = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_LINEAR  # enlarged, the first shows squares
+    image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=filter)
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
 
 
