@@ -5,7 +5,7 @@ import pytest
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.embedding import face_detectors
 from retinanet_ext.embedding.face_detectors import CascadeDetector
-from retinanet_ext.embedding.face_input import FaceInput, main_face, resize
+from retinanet_ext.embedding.face_input import FaceInput, _cut, main_face, resize
 
 
 def gradient(height=40, width=30):
@@ -144,3 +144,22 @@ def test_the_cascade_finds_real_faces(shared_data):
         centre = (crop.box[:2] + crop.box[2:]) / 2
         found.append(crop.found and np.abs(centre - (792, 412)).max() < 60)
     assert sum(found) >= 6
+
+
+def test_a_small_region_is_cropped_between_pixels():
+    """On a ramp of grey, 4 per pixel, every pixel of the crop is known."""
+    ramp = np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (60, 1, 3))
+    region = np.array([20.25, 10.0, 30.25, 20.0])
+    image = FaceInput((40, 40)).crop(ramp, region).image
+    expected = 4 * (20.25 + (np.arange(40) + 0.5) / 4 - 0.5)
+    assert np.abs(image[20, :, 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("angle", [0.0, 12.0, -30.0])
+def test_enlarging_a_small_region_equals_cutting_it_and_resizing(angle):
+    random = np.random.RandomState(0)
+    smooth = cv2.resize(random.randint(0, 256, (8, 8, 3)).astype(np.uint8), (80, 80), interpolation=cv2.INTER_CUBIC)
+    region = np.array([20.0, 24.0, 52.0, 56.0])
+    image = FaceInput((64, 64)).crop(smooth, region, angle=angle).image
+    plain = resize(_cut(smooth, region, angle), (64, 64))
+    assert np.abs(image.astype(int) - plain).mean() < 1.5
