@@ -8,6 +8,9 @@ For each seed: a split of the people, a training run from scratch, then on the 1
   the other way round;
 - the same with embeddings as 128 bytes;
 - beside: pixels, and plain PCA of the training pictures ("eigenfaces").
+
+With --harmonic also an older model, v1, trained on half of the 30 people for a third of the time, and the same NN4
+trained to be comparable with it in two stages: v1 with v1, v2 with v1, v2 with v2, on the first pairs.
 """
 
 import argparse
@@ -38,13 +41,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with s1 to s40")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("output/att_faces"))
+    parser.add_argument("--harmonic", action="store_true", help="train harmonic embeddings, too")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
     arguments = parser.parse_args()
-    rows = []
+    rows, harmonic = [], []
     for seed in arguments.seeds:
         rows += [{"seed": seed, **row} for row in measure(arguments, seed)]
-        (arguments.output / "results.json").write_text(json.dumps(rows, indent=1))
-    print(tabulate(rows + means(rows), headers="keys", floatfmt=".1f"))
+        if arguments.harmonic:
+            harmonic += [{"seed": seed, **row} for row in measure_harmonic(arguments, seed)]
+        results = {"embeddings": rows, "harmonic": harmonic}
+        (arguments.output / "results.json").write_text(json.dumps(results, indent=1))
+    for table in filter(None, (rows, harmonic)):
+        print(tabulate(table + means(table), headers="keys", floatfmt=".1f"), end="\n\n")
 
 
 def measure(arguments: argparse.Namespace, seed: int) -> list[dict]:
@@ -75,23 +83,51 @@ def split_people(root: Path, seed: int) -> tuple[list[str], list[str]]:
     return sorted(names[:30]), sorted(names[30:])
 
 
-def train_embedder(arguments: argparse.Namespace, seed: int, train: list[str], test: list[str], output: Path):
+def train_embedder(arguments: argparse.Namespace, seed: int, train: list[str], test: list[str], output: Path, opts=()):
+    """Train on the people of ``train`` and evaluate on those of ``test``; ``opts`` are overrides of the config."""
     pairs = {"SAME": "all", "DIFFERENT": 450, "FOLDS": 10, "SEED": seed}
     common = {"FORMAT": "identities", "ROOT": str(arguments.data.resolve())}
+    name = f"att_{seed}_{len(train)}"  # data of different people need different names
     custom = [
-        {"NAME": f"att_train_{seed}", **common, "IDENTITIES": train},
-        {"NAME": f"att_test_{seed}", **common, "IDENTITIES": test, "PAIRS": pairs},
+        {"NAME": f"{name}_train", **common, "IDENTITIES": train},
+        {"NAME": f"{name}_test", **common, "IDENTITIES": test, "PAIRS": pairs},
     ]
-    names = ["DATASETS.TRAIN", f"('att_train_{seed}',)", "DATASETS.TEST", f"('att_test_{seed}',)"]
-    opts = [*names, "DATASETS.CUSTOM", str(custom), "SEED", str(seed), "OUTPUT_DIR", str(output), *arguments.opts]
-    cfg = load_config(CONFIG, opts)
+    names = ["DATASETS.TRAIN", f"('{name}_train',)", "DATASETS.TEST", f"('{name}_test',)"]
+    words = [*names, "DATASETS.CUSTOM", str(custom), "SEED", str(seed), "OUTPUT_DIR", str(output)]
+    cfg = load_config(CONFIG, [*words, *arguments.opts, *opts])
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(cfg.dump())
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    Trainer(cfg).train()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
     return retinanet_ext.load(output, device=cfg.MODEL.DEVICE)
+
+
+def measure_harmonic(arguments: argparse.Namespace, seed: int) -> list[dict]:
+    """Rows for v1 with v1, v2 with v1 and v2 with v2; v2 starts from the run of :func:`measure`."""
+    train, test = split_people(arguments.data, seed)
+    folder = arguments.output / f"seed_{seed}"
+    steps = load_config(CONFIG, arguments.opts, datasets=False).SOLVER.MAX_ITER
+    third = ["SOLVER.MAX_ITER", str(steps // 3), "SOLVER.CHECKPOINT_PERIOD", str(steps)]
+    warmup = ["MODEL.EMBEDDING.WARMUP.ITERS", str(steps // 6)]
+    train_embedder(arguments, seed, train[::2], test, folder / "v1", [*third, *warmup])
+    weights = folder / "model_final.pth"
+    for stage in ("embedding", "network"):
+        opts = ["MODEL.META_ARCHITECTURE", "HarmonicFaceNet", "MODEL.EMBEDDING.HARMONIC.STAGE", stage]
+        opts += ["MODEL.EMBEDDING.HARMONIC.V1", str(folder / "v1"), "MODEL.WEIGHTS", str(weights)]
+        opts += ["MODEL.EMBEDDING.WARMUP.LOSS", ""]
+        train_embedder(arguments, seed, train, test, folder / stage, [*third, *opts])
+        weights = folder / stage / "model_final.pth"
+    results = json.loads((folder / "network" / "results.json").read_text())
+    kinds = {"v1 with v1": "verification_v1", "v2 with v1": "verification_v1_v2", "v2 with v2": "verification"}
+    metrics = {"accuracy": "accuracy", "± error": "accuracy_error", "AUC": "AUC", "EER": "EER"}
+    return [
+        {"embeddings": kind, **{name: results[entry][metric] for name, metric in metrics.items()}}
+        for kind, entry in kinds.items()
+    ]
 
 
 def pictures(root: Path, names: list[str]) -> tuple[list[str], np.ndarray]:
