@@ -2,8 +2,8 @@
 
 For each seed: a split of the people, a training run from scratch, then on the 100 pictures of the 10 people
 
-- verification: all 450 pairs of the same person and as many of different ones, in 10 folds, drawn by the seed; and VAL
-  at FAR 1 % on all 4,950 pairs;
+- verification: all 450 pairs of the same person and as many of different ones, in 10 folds, drawn by the seed; and
+  accuracy and VAL at FAR 1 % on all 4,950 pairs, in 10 folds of equal shares ("different" to all is right for 90.9 %);
 - clustering, at the threshold that verification selects on the first five of the people, scored on the other five, and
   the other way round;
 - the same with embeddings as 128 bytes;
@@ -155,6 +155,7 @@ def figures(embeddings: np.ndarray, people: np.ndarray, seed: int) -> dict[str, 
     return {
         "accuracy": 100 * balanced.accuracy,
         "± error": 100 * balanced.accuracy_error,
+        "all pairs": 100 * every.accuracy,
         "VAL at FAR 1 %": 100 * at.val,
         "AUC": 100 * every.roc.auc,
         "EER": 100 * every.roc.eer,
