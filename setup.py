@@ -17,7 +17,7 @@ def read_version() -> str:
 setup(
     name="retinanet_ext",
     version=read_version(),
-    description="RetinaNet for Detectron2, with an embedded engine for machines without Detectron2",
+    description="RetinaNet, Mask R-CNN and FaceNet for Detectron2, with an embedded engine for machines without it",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
