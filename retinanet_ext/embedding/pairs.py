@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from retinanet_ext.d2 import MetadataCatalog
+
 from .pair_drawing import different_pairs, fold_numbers, same_pairs
 
 # Suffixes of image files, in lower case.
@@ -108,6 +110,14 @@ def match_pairs(pairs: Pairs, image_ids: Sequence[str], on_missing: str = "error
             f"in all, such as {', '.join(map(repr, missing[:_SHOWN]))}. Add the images, or {remedy}."
         )
     return MatchedPairs(indices[found], pairs.same[found], pairs.fold[found], num_missing)
+
+
+def registered_pairs(dataset_name: str) -> Pairs | None:
+    """The pairs of a registered dataset: ``verification_pairs`` in its metadata, ``Pairs`` or a function that returns
+    them; None if it has none.
+    """
+    pairs = MetadataCatalog.get(dataset_name).get("verification_pairs", None)
+    return pairs() if callable(pairs) else pairs
 
 
 def draw_pairs(

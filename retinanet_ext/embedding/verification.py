@@ -328,6 +328,20 @@ def embedding_rows(embeddings: Mapping[Any, np.ndarray] | np.ndarray) -> tuple[M
     return {image: row for row, image in enumerate(embeddings)}, np.stack([*embeddings.values()])
 
 
+def check_finite(matrix: np.ndarray, images: Sequence[Any]) -> None:
+    """Refuse embeddings ``(N, D)`` with NaN or infinity.
+
+    Raises:
+        ValueError: names the first of the N ``images`` with one, as its ``repr`` shows it.
+    """
+    wrong = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong)} of {len(matrix)} embeddings have NaN or infinity, first that of {images[wrong[0]]!r}; the "
+            "weights of the model have probably diverged"
+        )
+
+
 def pair_rows(rows: Mapping[Any, int], pairs: Any) -> np.ndarray:
     """Rows of both images of each pair, int64 ``(P, 2)``.
 

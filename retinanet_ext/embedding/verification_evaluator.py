@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from retinanet_ext.d2 import CfgNode, DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
+from retinanet_ext.d2 import CfgNode, DatasetCatalog, DatasetEvaluator, comm
 from retinanet_ext.machine.atomic_file import write_atomically
 
 from .harmonic_verification import evaluate_harmonic
-from .pairs import Pairs, match_pairs
-from .verification import FARS, VerificationResult, check_kinds, embedding_rows, evaluate, pair_distances
+from .pairs import Pairs, match_pairs, registered_pairs
+from .verification import FARS, VerificationResult, check_finite, check_kinds, embedding_rows, evaluate, pair_distances
 from .verification_page import PairTable, verification_page
 
 TASK = "verification"
@@ -99,9 +99,9 @@ class VerificationEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return OrderedDict()
         embeddings, embeddings_v1, files = ({k: v for part in kind for k, v in part.items()} for kind in zip(*parts))
-        _check_finite(embeddings)
         rows, matrix = embedding_rows(embeddings)
         images = np.array(list(rows), dtype=object)
+        check_finite(matrix, images)
         matched = match_pairs(self._pairs, list(rows), self._on_missing, self._name)
         distances = pair_distances(matrix, matched.indices)
         result = evaluate(distances, matched.same, matched.fold, self._fars)
@@ -123,8 +123,8 @@ class VerificationEvaluator(DatasetEvaluator):
         """The results with v1 by name of the table; empty without embeddings of v1."""
         if not embeddings_v1:
             return {}
-        _check_finite(embeddings_v1)
         _, matrix_v1 = embedding_rows({image: embeddings_v1[image] for image in rows})
+        check_finite(matrix_v1, list(rows))
         found = evaluate_harmonic(matrix, matrix_v1, matched.indices, matched.same, matched.fold, self._fars)
         return {f"{TASK}_v1": found.v1, f"{TASK}_v1_v2": found.v1_v2}
 
@@ -140,22 +140,13 @@ class VerificationEvaluator(DatasetEvaluator):
 
 
 def _pairs_of(dataset_name: str) -> Pairs:
-    pairs = MetadataCatalog.get(dataset_name).get("verification_pairs", None)
+    pairs = registered_pairs(dataset_name)
     if pairs is None:
         raise ValueError(
             f"dataset {dataset_name!r} has no verification_pairs in its metadata; register it as FORMAT: identities of "
             "DATASETS.CUSTOM, or set them to Pairs (retinanet_ext/embedding/pairs.py) or a function that returns them"
         )
-    return pairs() if callable(pairs) else pairs
-
-
-def _check_finite(embeddings):
-    wrong = [image for image, embedding in embeddings.items() if not np.isfinite(embedding).all()]
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} of {len(embeddings)} embeddings have NaN or infinity, first that of {wrong[0]!r}; the "
-            "weights of the model have probably diverged"
-        )
+    return pairs
 
 
 def _record(result: VerificationResult) -> dict:

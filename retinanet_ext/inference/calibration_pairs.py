@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog
+from retinanet_ext.d2 import CfgNode, DatasetCatalog
 from retinanet_ext.data.identity_folders import identity_records, read_identities
 from retinanet_ext.data.registration import register_custom_datasets
-from retinanet_ext.embedding.pairs import Pairs, draw_pairs, match_pairs, read_pairs
-from retinanet_ext.embedding.verification import pair_distances
+from retinanet_ext.embedding.pairs import Pairs, draw_pairs, match_pairs, read_pairs, registered_pairs
+from retinanet_ext.embedding.verification import check_finite, pair_distances
 
 from .embedder import Embedder
 
@@ -91,13 +91,13 @@ class ImagePairs:
         if name not in DatasetCatalog.list():
             raise ValueError(f"dataset {name!r} is not registered; describe it in DATASETS.CUSTOM of the config")
         records = DatasetCatalog.get(name)
-        pairs = MetadataCatalog.get(name).get("verification_pairs", None)
+        pairs = registered_pairs(name)
         if pairs is None:
             raise ValueError(f"dataset {name!r} has no pairs; calibrate with --pairs FILE or --images FOLDER")
         names, files = [r["image_id"] for r in records], [r["file_name"] for r in records]
         labels = [r["identity"] for r in records]
         on_missing = cfg.DATASETS.ON_MISSING_PAIR
-        return _matched(pairs() if callable(pairs) else pairs, names, files, labels, on_missing, name)
+        return _matched(pairs, names, files, labels, on_missing, name)
 
     @property
     def images(self) -> np.ndarray:
@@ -111,12 +111,7 @@ class ImagePairs:
             ValueError: an embedding is not finite; the message names the file.
         """
         matrix = np.stack([np.asarray(embedding) for embedding in embeddings])
-        wrong = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-        if len(wrong):
-            raise ValueError(
-                f"{len(wrong)} of {len(matrix)} embeddings have NaN or infinity, first that of "
-                f"{self.files[self.images[wrong[0]]]}; the weights of the model have probably diverged"
-            )
+        check_finite(matrix, [self.files[index] for index in self.images])
         return pair_distances(matrix, np.searchsorted(self.images, self.indices))
 
     def embed(self, embedder: Embedder) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections import Counter
 
 from retinanet_ext.d2 import (
     CfgNode,
-    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     comm,
@@ -16,7 +15,7 @@ from retinanet_ext.data.face_boxes import with_face_boxes
 from retinanet_ext.data.identity_datasets import load_identity_dicts, training_identities
 from retinanet_ext.data.identity_mapper import IdentityMapper
 from retinanet_ext.data.identity_sampler import IdentityBatchSampler
-from retinanet_ext.embedding.pairs import match_pairs
+from retinanet_ext.embedding.pairs import match_pairs, registered_pairs
 from retinanet_ext.inference.run_face_detector import face_input
 
 logger = logging.getLogger(__name__)
@@ -67,12 +66,12 @@ def check_pairs(cfg: CfgNode, dataset_name: str) -> None:
         ValueError: DATASETS.ON_MISSING_PAIR is "error" and the checked dataset lacks an image, or the pairs cannot be
             read or drawn.
     """
-    pairs = MetadataCatalog.get(dataset_name).get("verification_pairs", None)
+    pairs = registered_pairs(dataset_name)
     if pairs is None:
         return
     records = load_identity_dicts(cfg, [dataset_name], training=False)
     ids = [record["image_id"] for record in records]
-    matched = match_pairs(pairs(), ids, cfg.DATASETS.ON_MISSING_PAIR, dataset_name)
+    matched = match_pairs(pairs, ids, cfg.DATASETS.ON_MISSING_PAIR, dataset_name)
     logger.info(
         "Dataset %r: %d pairs (%d same) in %d folds, %d left out because an image is missing", dataset_name,
         len(matched.same), matched.same.sum(), len(set(matched.fold.tolist())), matched.num_missing,

@@ -148,3 +148,18 @@ def test_stop_and_resume_equals_the_unbroken_run(config, optimizer, seed, worker
     for joint, parts in zip(unbroken, first + second, strict=True):
         assert all(a.equal(b) for a, b in zip(joint, parts, strict=True))
     assert all(value.equal(actual[name]) for name, value in expected.items())
+
+
+def test_the_metadata_may_hold_the_pairs_themselves(config):
+    """Data that are registered in code may have ``Pairs`` there, not only a function that returns them."""
+    cfg = config()
+    records = d2.DatasetCatalog.get("faces_val")
+    described = d2.MetadataCatalog.get("faces_val")
+    d2.DatasetCatalog.register("in_code", lambda: records)
+    d2.MetadataCatalog.get("in_code").set(
+        identity_names=described.identity_names,
+        evaluator_type="verification",
+        verification_pairs=described.verification_pairs(),
+    )
+    cfg.DATASETS.TEST = ["in_code"]
+    check_pairs(cfg, "in_code")
