@@ -28,15 +28,20 @@ def check_takes_entries(path: str) -> None:
         )
 
 
-def read_entry(path: str, key: str) -> Any | None:
-    """The entry of a checkpoint; None if there is none, or if the file is not on this machine or of another kind.
+def read_entries(path: str) -> dict[str, Any]:
+    """All entries of a checkpoint, the weights among them; empty if the file is not on this machine or of another kind.
 
     Raises:
         ValueError: the file is damaged, or would run code.
     """
     if not os.path.isfile(path) or os.path.splitext(path)[1] not in _SUFFIXES:
-        return None
-    return read_checkpoint(path).get(key)
+        return {}
+    return read_checkpoint(path)
+
+
+def read_entry(path: str, key: str) -> Any | None:
+    """One of :func:`read_entries`; None if there is none."""
+    return read_entries(path).get(key)
 
 
 def write_entry(path: str, key: str, value: Any) -> None:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import math
 
+from .embedder_arguments import check_threshold, distance_threshold
 from .usage import UsageError, usage_errors
 
 HELP = "Say whether two images show the same face. Exit code: 0 same, 1 different, 3 unsure, 2 wrong usage or input."
@@ -29,17 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from retinanet_ext.inference.trained_model import load_embedder
 
-    if args.threshold is not None and not 0 <= args.threshold <= 4:
-        raise UsageError(f"--threshold is {args.threshold}; legal: 0 to 4, the squared L2 distances of unit vectors.")
+    check_threshold(args)
     with usage_errors():
         embedder = load_embedder(args.config_file, args.weights, device=args.device, overrides=args.opts)
-        calibration = embedder.calibration
-        if calibration is None and args.threshold is None:
-            raise UsageError(
-                f"{embedder.cfg.MODEL.WEIGHTS} has no calibrated threshold. Calibrate it on your images:\n"
-                f"  retinanet-ext calibrate --config-file {args.config_file} --images FOLDER --far 0.001\n"
-                "or name a threshold: --threshold D"
-            )
+        threshold = distance_threshold(args, embedder)
         first, second = embedder(args.images).double()
     distance = float((first - second).square().sum())
     if not math.isfinite(distance):
@@ -47,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
     for path in embedder.files_without_face:
         print(f"no face found in {path}; its centre was taken")
     if args.threshold is not None:
-        answer = "same" if distance <= args.threshold else "different"
-        print(f"{answer}: distance {distance:.4f}, threshold {args.threshold:.4f} (named, not calibrated)")
+        answer = "same" if distance <= threshold else "different"
+        print(f"{answer}: distance {distance:.4f}, threshold {threshold:.4f} (named, not calibrated)")
     else:
-        answer = calibration.answer(distance)
-        print(f"{answer}: distance {distance:.4f}, threshold {calibration.threshold:.4f}")
-        print(_meaning(calibration))
+        answer = embedder.calibration.answer(distance)
+        print(f"{answer}: distance {distance:.4f}, threshold {threshold:.4f}")
+        print(_meaning(embedder.calibration))
     return EXIT_CODES[answer]
 
 

@@ -25,6 +25,8 @@ FaceDetector = Callable[[np.ndarray], np.ndarray]
 """Maps an image, uint8 BGR ``(H, W, 3)``, to boxes ``(N, 4)``, XYXY in pixels of that image."""
 
 FORMATS = ("BGR", "RGB", "L")
+# Keys of INPUT.FACE that say which part of an image is cropped, and with which pixels.
+CROP_KEYS = ("SIZE", "DETECTOR", "CENTER_CROP", "MARGIN", "PIXELS", "JPEG_QUALITY")
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ class FaceInput:
         """
         width, height = region[2] - region[0], region[3] - region[1]
         if height <= self.size[0] and width <= self.size[1] and not self.pixels and not self.jpeg_quality:
-            pixels = _enlarged(image, region, angle, self.size)
+            # Rounded to whole pixels, the crop of a small image would jump, and a turn before the enlargement would
+            # blur it.
+            pixels = _warped(image, region, angle, self.size)
         else:
             pixels = self._shrunk(image, region, angle)
         if self.image_format == "RGB":
@@ -218,9 +222,8 @@ def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return image
 
 
-def _enlarged(image, region, angle, size):
-    """Crop, turn and enlarge in one interpolation. Rounded to whole pixels, the crop of a small image would jump, and
-    a turn before the enlargement would blur it."""
+def _warped(image, region, angle, size):
+    """Crop, turn and resize to ``size`` (height, width), in one linear interpolation, so not to a much smaller size."""
     x0, y0, x1, y1 = (float(v) for v in region)
     scale_x, scale_y = (x1 - x0) / size[1], (y1 - y0) / size[0]
     cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
@@ -239,10 +242,7 @@ def _cut(image, region, angle):
     x0, y0, x1, y1 = (round(float(v)) for v in region)
     width, height = max(1, x1 - x0), max(1, y1 - y0)
     if angle:
-        # The centre of the first pixel has the coordinate 0.
-        turn = cv2.getRotationMatrix2D((x0 + width / 2 - 0.5, y0 + height / 2 - 0.5), angle, 1.0)
-        turn[:, 2] -= (x0, y0)
-        return cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return _warped(image, (x0, y0, x0 + width, y0 + height), angle, (height, width))
     columns = np.clip(np.arange(x0, x0 + width), 0, image.shape[1] - 1)
     rows = np.clip(np.arange(y0, y0 + height), 0, image.shape[0] - 1)
     if columns[0] == x0 and rows[0] == y0 and columns[-1] == x0 + width - 1 and rows[-1] == y0 + height - 1:

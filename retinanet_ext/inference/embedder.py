@@ -1,20 +1,20 @@
 """Embeddings for images, lists and streams, in batches."""
 
-import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from retinanet_ext.checkpoint.checkpoint_entries import read_entry
+from retinanet_ext.checkpoint.checkpoint_entries import read_entries
 from retinanet_ext.checkpoint.weights import load_weights
 from retinanet_ext.d2 import CfgNode, build_model
 from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
 from retinanet_ext.embedding.calibration import Calibration
+from retinanet_ext.embedding.face_input import CROP_KEYS
 from retinanet_ext.embedding.harmonic import COMPATIBLE_WITH
 from retinanet_ext.machine.cpu import keep_freed_memory
 
@@ -22,10 +22,9 @@ from . import run_face_detector
 from .fast_copy import inference_model
 from .fingerprint import fingerprint
 from .predictor import Input, read_input
-from .threaded_map import map_ahead
+from .threaded_map import batches_ahead
 
 CALIBRATION = "calibration"  # the entry of a checkpoint
-_CROP_KEYS = ("SIZE", "DETECTOR", "CENTER_CROP", "MARGIN", "PIXELS", "JPEG_QUALITY")
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +81,9 @@ class Embedder:
         if model is None:
             model = build_model(cfg)
             load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
-            self.calibration = read_calibration(cfg.MODEL.WEIGHTS, self.input)
-            self.compatible_with = tuple(read_entry(cfg.MODEL.WEIGHTS, COMPATIBLE_WITH) or ())
+            entries = read_entries(cfg.MODEL.WEIGHTS)
+            self.calibration = _calibration(entries, cfg.MODEL.WEIGHTS, self.input)
+            self.compatible_with = tuple(entries.get(COMPATIBLE_WITH) or ())
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
         self.cfg = cfg
@@ -127,8 +127,7 @@ class Embedder:
         Raises:
             As :meth:`__call__`; nothing after the image at fault is embedded.
         """
-        inputs = map_ahead(self._prepare, images, self.workers, ahead=2 * self.batch_size)
-        while batch := list(itertools.islice(inputs, self.batch_size)):
+        for batch in batches_ahead(self._prepare, images, self.workers, self.batch_size):
             with torch.no_grad():
                 outputs = self.model([prepared.model_input for prepared in batch])
             for prepared, output in zip(batch, outputs, strict=True):
@@ -146,17 +145,13 @@ class Embedder:
 
 def crop_settings(cfg: CfgNode) -> str:
     """The keys that say how a face is cropped, as JSON."""
-    settings = {f"INPUT.FACE.{key}": cfg.INPUT.FACE[key] for key in _CROP_KEYS if key in cfg.INPUT.FACE}
+    settings = {f"INPUT.FACE.{key}": cfg.INPUT.FACE[key] for key in CROP_KEYS if key in cfg.INPUT.FACE}
     return json.dumps({**settings, "INPUT.FORMAT": cfg.INPUT.FORMAT})
 
 
-def read_calibration(path: str, input: str) -> Calibration | None:
-    """The calibration in a checkpoint, None if it has none; a warning if faces were cropped in another way then.
-
-    Raises:
-        ValueError: the calibration is of another version.
-    """
-    entry = read_entry(path, CALIBRATION)
+def _calibration(entries: Mapping[str, Any], path: str, input: str) -> Calibration | None:
+    """The calibration in a checkpoint, None if it has none; a warning if faces were cropped in another way then."""
+    entry = entries.get(CALIBRATION)
     if entry is None:
         return None
     calibration = Calibration.from_dict(entry, path)

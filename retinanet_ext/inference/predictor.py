@@ -1,6 +1,5 @@
 """Prediction for single images, lists and streams, in batches."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike, fspath
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from retinanet_ext.machine.cpu import keep_freed_memory
 from .fast_copy import inference_model
 from .fingerprint import fingerprint
 from .result import Result
-from .threaded_map import map_ahead
+from .threaded_map import batches_ahead
 
 Input = np.ndarray | Image.Image | str | PathLike
 """An image: uint8 BGR array ``(H, W, 3)``, as OpenCV reads it; a Pillow image; or the path of a file."""
@@ -102,8 +101,7 @@ class Predictor:
         Raises:
             As :meth:`__call__`; nothing after the image at fault is predicted.
         """
-        inputs = map_ahead(self._prepare, images, self.workers, ahead=2 * self.batch_size)
-        while batch := list(itertools.islice(inputs, self.batch_size)):
+        for batch in batches_ahead(self._prepare, images, self.workers, self.batch_size):
             with torch.no_grad():
                 outputs = self.model([prepared.model_input for prepared in batch])
             for prepared, output in zip(batch, outputs):

@@ -1,7 +1,5 @@
 """The detector of a run of this package as a detector of faces: INPUT.FACE.DETECTOR with the folder of a run."""
 
-import os
-
 import numpy as np
 
 from retinanet_ext.config.loading import load_config
@@ -24,15 +22,15 @@ class RunFaceDetector:
             FileNotFoundError: no such run, or it has no checkpoint.
             ValueError: its model detects nothing.
         """
-        from .trained_model import load  # which loads models that crop faces
+        from .trained_model import config_path, load  # which loads models that crop faces
 
-        path = os.path.join(run, "config.yaml") if os.path.isdir(run) else run
-        if not os.path.isfile(path):
+        path = config_path(run)
+        if not path.is_file():
             raise FileNotFoundError(
                 f"INPUT.FACE.DETECTOR is {run!r}, and there is no {path}; legal: '' (a fixed centre crop), {CASCADE!r} "
                 "(OpenCV's), or the folder of a run of a detector"
             )
-        if embeds_identities(load_config(path, datasets=False)):
+        if embeds_identities(load_config(str(path), datasets=False)):
             raise ValueError(f"INPUT.FACE.DETECTOR is {run!r}, a run of FaceNet; name the run of a detector")
         self._predictor = load(run, device=device)
 

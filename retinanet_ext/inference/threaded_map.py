@@ -1,5 +1,6 @@
 """Ordered map in worker threads, a bounded number of items ahead of the consumer."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,3 +30,12 @@ def map_ahead(
             # A consumer that stops early must not wait for work that nobody will see.
             for future in pending:
                 future.cancel()
+
+
+def batches_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, batch_size: int
+) -> Iterator[list[Result]]:
+    """Yield the results of :func:`map_ahead` in lists of ``batch_size``, two of them ahead; the last may be shorter."""
+    results = map_ahead(function, items, workers, ahead=2 * batch_size)
+    while batch := list(itertools.islice(results, batch_size)):
+        yield batch

@@ -58,7 +58,7 @@ def load(
     """
     if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
         raise ValueError(f"the score threshold is {score_threshold}; legal: 0 to 1")
-    path = _config_path(run)
+    path = config_path(run)
     cfg = _load_config(path, overrides)
     _set_device(cfg, device, overrides)
     cfg.MODEL.WEIGHTS = find_weights(path, cfg, weights, overrides)
@@ -88,7 +88,7 @@ def load_embedder(
     Raises:
         ValueError: the run is of another model; and what :func:`load` raises.
     """
-    cfg = load_config(str(_config_path(run)), overrides, datasets=False)
+    cfg = load_config(str(config_path(run)), overrides, datasets=False)
     if not embeds_identities(cfg):
         found = cfg.MODEL.META_ARCHITECTURE
         raise ValueError(f"{run} is the run of a {found}, which gives no embeddings; name the run of a FaceNet")
@@ -104,7 +104,8 @@ def _load_embedder(cfg: CfgNode, score_threshold: float | None, batch_size: int 
     return embedder
 
 
-def _config_path(run: str | Path) -> Path:
+def config_path(run: str | Path) -> Path:
+    """The config of a run: that in its output folder, or the file that is named."""
     return Path(run) / "config.yaml" if Path(run).is_dir() else Path(run)
 
 

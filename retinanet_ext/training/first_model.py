@@ -3,7 +3,6 @@
 import copy
 import logging
 import os
-from pathlib import Path
 
 from torch import nn
 
@@ -12,14 +11,13 @@ from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import CfgNode, build_model
 from retinanet_ext.data.identity_datasets import embeds_identities
 from retinanet_ext.embedding import HarmonicFaceNet
+from retinanet_ext.embedding.face_input import CROP_KEYS
 from retinanet_ext.embedding.harmonic import FrozenV1
-from retinanet_ext.inference.embedder import fingerprint
-from retinanet_ext.inference.trained_model import find_weights
+from retinanet_ext.inference.fingerprint import fingerprint
+from retinanet_ext.inference.trained_model import config_path, find_weights
 from retinanet_ext.machine.processes import bare_model
 
 _KEY = "MODEL.EMBEDDING.HARMONIC.V1"
-# How a face is cut out of its photo. v1 sees v2's crop, so these must agree; sizes may differ.
-_CROP_KEYS = ("DETECTOR", "CENTER_CROP", "MARGIN", "PIXELS", "JPEG_QUALITY")
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ def _config_and_weights(cfg: CfgNode) -> tuple[CfgNode, str]:
             f"{_KEY} is empty, but HarmonicFaceNet is trained against an older model; set it to the folder of a "
             "FaceNet run or to its config file"
         )
-    path = Path(harmonic.V1) / "config.yaml" if Path(harmonic.V1).is_dir() else Path(harmonic.V1)
+    path = config_path(harmonic.V1)
     try:
         v1_cfg = load_config(str(path), datasets=False)
     except FileNotFoundError as error:
@@ -119,7 +117,8 @@ def _same_model(path: str) -> str:
 
 def _check_crops(cfg: CfgNode, v1_cfg: CfgNode) -> None:
     found, of_v1 = cfg.INPUT.FACE, v1_cfg.INPUT.FACE
-    differing = [key for key in _CROP_KEYS if found[key] != of_v1[key]]
+    # v1 sees v2's crop, so how a face is cut out of its photo must agree; sizes may differ.
+    differing = [key for key in CROP_KEYS if key != "SIZE" and found[key] != of_v1[key]]
     # A detector's box is widened to the shape of the input; without one the whole centre is squeezed into any shape.
     if found.DETECTOR and found.SIZE[0] * of_v1.SIZE[1] != found.SIZE[1] * of_v1.SIZE[0]:
         differing.append("SIZE")
