@@ -47,7 +47,8 @@ ALLOWED = {
     "embedding": {"d2", "report"},
     "instance": {"d2", "detection", "embedding"},
     "inference": {"d2", "checkpoint", "config", "data", "detection", "instance", "embedding"},
-    "training": {"d2", "checkpoint", "config", "data", "inference", "embedding"},
+    "inspection": {"d2", "checkpoint", "config", "data", "inference", "embedding", "report"},
+    "training": {"d2", "checkpoint", "config", "data", "inference", "inspection", "embedding"},
 }
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 40
 # May be longer: constructors whose arguments document a model.

@@ -4,6 +4,7 @@ In reading order:
 
 - ``keys.py``: the keys that this package adds, each with its default and its meaning
 - ``embedding_keys.py``: those of FaceNet
+- ``reliability_keys.py``: those for faults, checkpoints and stops
 - ``loading.py``: `load_config`: builds a config from defaults, a file, overrides and the training data
 - ``legal_values.py``: keys that take one of a few values
 - ``class_count.py``: which keys hold the number of classes and the thresholds of a model

@@ -6,6 +6,7 @@ import retinanet_ext.instance  # noqa: F401  (registers MaskRCNN and InstanceRet
 from retinanet_ext.d2 import CfgNode as CN
 
 from .embedding_keys import add_embedding_keys
+from .reliability_keys import add_reliability_keys
 
 
 def add_retinanet_ext_config(cfg: CN) -> None:
@@ -14,6 +15,7 @@ def add_retinanet_ext_config(cfg: CN) -> None:
     _add_model_keys(cfg)
     _add_run_keys(cfg)
     add_embedding_keys(cfg)
+    add_reliability_keys(cfg)
 
 
 def _add_data_keys(cfg: CN) -> None:

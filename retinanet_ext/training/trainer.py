@@ -24,7 +24,6 @@ from retinanet_ext.d2 import (
     build_detection_train_loader,
     comm,
     get_event_storage,
-    hooks,
 )
 from retinanet_ext.data.annotation_identities import ObjectIdentityMapper, identity_numbers
 from retinanet_ext.data.checked_mapper import CheckedMapper, mapper_for_test
@@ -50,9 +49,10 @@ from .identity_loaders import check_pairs, identity_test_loader, identity_train_
 from .optimizers import with_optimizer
 from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
-from .progress_line import FirstProgress, ProgressWriter
+from .progress_line import ProgressWriter
+from .run_hooks import with_run_hooks
 from .run_record import write_results, write_run_record
-from .running_statistics import AverageBuffersHook, average_buffers
+from .running_statistics import average_buffers
 from .step import TrainStep, mixed_precision
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,6 @@ logger = logging.getLogger(__name__)
 # obj(dataset_name, output_dir=..., cfg=...) -> evaluator, others like COCOEvaluator: obj(dataset_name, output_dir=...,
 # max_dets_per_image=..., kpt_oks_sigmas=..., allow_cached_coco=...) -> evaluator.
 EVALUATORS = {"coco": DefaultCOCOEvaluator, "verification": VerificationEvaluator}
-
-
-class _BestCheckpointer(CheckedCheckpointer):
-    """Saves checkpoints that a resumed run does not continue from."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass
 
 
 class Trainer(DefaultTrainer):
@@ -282,36 +275,8 @@ class Trainer(DefaultTrainer):
         return results
 
     def build_hooks(self):
-        """The engine's hooks, averaged statistics before each checkpoint, the best checkpoint after each evaluation,
-        and a last evaluation with TTA if enabled.
-        """
-        hook_list = super().build_hooks()
-        if comm.get_world_size() > 1:
-            # Just before the checkpointer: hooks before that one may change the statistics (Detectron2's PreciseBN).
-            savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
-            place = next(index for index, hook in enumerate(hook_list) if isinstance(hook, savers))
-            hook_list.insert(place, AverageBuffersHook(self.cfg.SOLVER.CHECKPOINT_PERIOD))
-        extra = []
-        if self.cfg.TEST.AUG.ENABLED:
-            weak_self = weakref.proxy(self)  # a strong reference would make a cycle
-            extra.append(hooks.EvalHook(0, lambda: weak_self.test_with_tta(weak_self.cfg, weak_self.model)))
-        if not comm.is_main_process():
-            return hook_list + extra
-        if self.cfg.TEST.BEST_METRIC and self.cfg.DATASETS.TEST:
-            metric = self.cfg.TEST.BEST_METRIC
-            if len(self.cfg.DATASETS.TEST) > 1:  # then the engines prefix metrics with the dataset's name
-                metric = f"{self.cfg.DATASETS.TEST[0]}/{metric}"
-            best = _BestCheckpointer(self.model, self.cfg.OUTPUT_DIR)
-            extra.append(hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, metric))
-        extra.append(
-            FirstProgress(
-                images_per_batch=self.cfg.SOLVER.IMS_PER_BATCH,
-                num_images=getattr(self.data_loader, "num_images", None),
-                device=self.cfg.MODEL.DEVICE,
-            )
-        )
-        # The writers come last, so that they see what the evaluation stored.
-        return hook_list[:-1] + extra + hook_list[-1:]
+        """The engine's hooks, and what this package adds; see :func:`with_run_hooks`."""
+        return with_run_hooks(self, super().build_hooks())
 
     def build_writers(self):
         output_dir = self.cfg.OUTPUT_DIR

@@ -1,0 +1,7 @@
+"""Keys for runs that fail safely: faults in data and losses, checkpoints, stops."""
+
+from retinanet_ext.d2 import CfgNode as CN
+
+
+def add_reliability_keys(cfg: CN) -> None:
+    """Add the keys to ``cfg``, with their defaults, in place."""
