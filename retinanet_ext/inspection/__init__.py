@@ -2,4 +2,6 @@
 
 In reading order:
 
+- ``findings.py``: what a check found
+- ``doctor_parts.py``: what `doctor data` examines beyond records: the places of further parts
 """
