@@ -48,7 +48,7 @@ class Finding:
             words.append(f" (image id {self.image_id})")
         if self.annotation is not None:
             words.append(f", annotation {self.annotation}")
-        return f"{''.join(words)}: found {self.found}; {self.legal}"
+        return f"{''.join(words)}: found {self.found}; right: {self.legal}"
 
 
 def finding_of(
@@ -65,7 +65,7 @@ def finding_of(
     """
     return Finding(
         kind or problem.kind, severity, dataset, problem.file_name, problem.image_id, problem.annotation,
-        problem.found, f"legal: {problem.legal}", box,
+        problem.found, problem.legal, box,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ def test_a_problem_becomes_a_finding_that_names_the_same_things():
     found = finding_of(problem, "cells", box=(1, 1, 1, 4))
     assert found.severity == "error" and found.box == (1, 1, 1, 4)
     assert str(found) == (
-        "box without area: cells: a.jpg (image id 7), annotation 3 (id 12): found [1, 1, 1, 4]; legal: x0 < x1 and "
+        "box without area: cells: a.jpg (image id 7), annotation 3 (id 12): found [1, 1, 1, 4]; right: x0 < x1 and "
         "y0 < y1"
     )
 
