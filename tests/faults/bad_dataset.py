@@ -38,10 +38,10 @@ def write_coco_twin(root: Path) -> list[dict]:
 
 
 def coco_items(root: Path) -> list[dict]:
-    return [
-        {"NAME": f"{root.name}_{split}", "FORMAT": "coco", "JSON": str(root / f"{split}.json"), "IMAGES": str(root / split)}
-        for split in ("train", "val")
-    ]  # fmt: skip
+    def item(split):
+        return {"NAME": f"{root.name}_{split}", "JSON": str(root / f"{split}.json"), "IMAGES": str(root / split)}
+
+    return [{"FORMAT": "coco", **item(split)} for split in ("train", "val")]
 
 
 def write_bad_coco(root: Path) -> tuple[list[dict], list[tuple[str, str | None, str | None]]]:

@@ -1,4 +1,4 @@
-"""`doctor data` on generated data with one of each fault: none missed, none invented, and the repaired copy is clean."""
+"""`doctor data` on generated data with one of each fault: none missed, none invented, the repaired copy is clean."""
 
 import hashlib
 import os
