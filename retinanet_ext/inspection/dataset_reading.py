@@ -70,7 +70,7 @@ def _read_coco(dataset: ReadDataset) -> None:
     item, metadata = dataset.item, MetadataCatalog.get(dataset.name)
     dataset.json_file = _existing(item, "JSON") if item else metadata.json_file
     dataset.image_root = _existing(item, "IMAGES") if item else metadata.image_root
-    structure = dataset.structure = read_structure(dataset.json_file, dataset.name)
+    structure = dataset.structure = read_structure(dataset.json_file, dataset.name, dataset.image_root)
     dataset.findings += structure.findings
     categories = {c["id"]: c["name"] for c in sorted(structure.content["categories"], key=lambda c: str(c["id"]))}
     if all(isinstance(key, int) for key in categories):

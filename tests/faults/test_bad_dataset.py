@@ -1,14 +1,19 @@
 """`doctor data` on generated data with one of each fault: none missed, none invented, the repaired copy is clean."""
 
 import hashlib
+import json
 import os
+import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
 from retinanet_ext.inspection.data_doctor import examine, load_unadapted
 from retinanet_ext.inspection.data_repair import Repair
+from retinanet_ext.inspection.findings import as_json
 
 from .bad_dataset import (
     coco_items,
@@ -108,3 +113,62 @@ def test_missing_data_and_data_that_do_not_fit_are_findings(tmp_path):
     unfit = doctor(BOXES, config_words(items, "MODEL.RETINANET.NUM_CLASSES", "7"))
     assert [f.kind for f in unfit.findings] == ["config that does not fit the data"]
     assert "NUM_CLASSES is 7" in unfit.findings[0].found
+
+
+JUNK = [None, True, -1, 0, 1e308, float("nan"), float("inf"), 2**70, "x", "", "\0", "9" * 400]
+JUNK += [[], [[]], {}, {"a": 1}, [1, 2]]
+
+
+def mutated(value, rng):
+    """The value with one random part replaced, removed or repeated."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key, copy = rng.choice(keys), value.copy()
+        draw = rng.random()
+        if draw < 0.1:
+            del copy[key]
+        elif draw < 0.2 and isinstance(value, list):
+            copy.append(value[key])
+        else:
+            copy[key] = mutated(value[key], rng)
+        return copy
+    return rng.choice(JUNK)
+
+
+def errors_of_records(config_file):
+    """Errors in a repaired copy, but for those of the config; each copy is registered anew."""
+    for name in [name for name in DatasetCatalog.list() if name.endswith("_repaired")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    try:
+        cfg, _ = load_unadapted(str(config_file), [])
+    except ValueError as error:
+        assert "names no dataset" in str(error)
+        return []
+    findings = examine(cfg, workers=1).findings
+    return [str(f) for f in findings if f.severity == "error" and f.kind != "data without what the config trains"]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_mutated_coco_files_are_examined_and_repaired(tmp_path, times, masks):
+    """Long form: RETINANET_EXT_FAULT_TIMES=2000."""
+    rng = random.Random(masks)
+    root = tmp_path / f"mutated_{masks}"
+    items = write_coco_twin(root)
+    clean = json.loads((root / "train.json").read_text())
+    file = "configs/quick/mask_retinanet.yaml" if masks else BOXES
+    words = config_words(items)
+    cfg, _ = load_unadapted(file, words)
+    for number in range(times(25)):
+        content = clean
+        for _ in range(rng.randint(1, 4)):
+            content = mutated(content, rng)
+        (root / "train.json").write_text(json.dumps(content))
+        repair = Repair(tmp_path / f"copy_{number}", cfg, file)
+        examination = examine(cfg, workers=1, on_checked=repair.write)
+        repair.finish()
+        errors_left = errors_of_records(tmp_path / f"copy_{number}" / "repaired.yaml")
+        assert errors_left == [], (number, content)
+        assert set(examination.statistics) == {item["NAME"] for item in items}
+        json.dumps(as_json(examination.findings))
+        shutil.rmtree(tmp_path / f"copy_{number}")
