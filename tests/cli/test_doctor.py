@@ -1,13 +1,20 @@
 """`retinanet-ext doctor data`: exit codes, what is written, what is refused."""
 
+import importlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from PIL import Image
 
 from retinanet_ext.cli.main import main
+from retinanet_ext.d2 import ENGINE
 from retinanet_ext.inspection import image_facts
 from tests.faults.bad_dataset import picture, save, write_bad_coco, write_coco_twin
 from tests.faults.test_bad_dataset import BOXES, config_words
@@ -138,3 +145,36 @@ def test_records_registered_in_code_are_examined_too(tmp_path, doctor, capsys):
         ("record without a file name", None), ("unknown category", "2"),
     ]  # fmt: skip
     assert "registered in code" in (tmp_path / "copy" / "changes.json").read_text()
+
+
+def test_coco_files_that_others_registered_are_repaired_as_coco_files(tmp_path):
+    module = "detectron2.data.datasets" if ENGINE == "detectron2" else "retinanet_ext.lite.data"
+    register_coco_instances = importlib.import_module(module).register_coco_instances
+    items, _ = write_bad_coco(tmp_path / "cli_registered")
+    for item in items:
+        register_coco_instances(item["NAME"], {}, item["JSON"], item["IMAGES"])
+    names = ["DATASETS.TRAIN", f"('{items[0]['NAME']}',)", "DATASETS.TEST", f"('{items[1]['NAME']}',)"]
+    words = ["doctor", "data", "--config-file", BOXES, "--output", str(tmp_path / "out"), "--repair"]
+    assert main([*words, str(tmp_path / "copy"), *names]) == 1
+    content = json.loads((tmp_path / "out" / "findings.json").read_text())
+    assert content["datasets"][items[0]["NAME"]]["annotation file"] == items[0]["JSON"]
+    assert "duplicate annotation id" in {row["kind"] for row in content["counts"]}
+    words[3] = str(tmp_path / "copy" / "repaired.yaml")
+    assert main(words[:-1]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_while_images_are_read_ends_the_process(tmp_path):
+    root = tmp_path / "cli_signal"
+    items = write_coco_twin(root)
+    os.unlink(root / "train" / "good_0.jpg")
+    os.mkfifo(root / "train" / "good_0.jpg")  # reading it waits until someone writes
+    command = [sys.executable, "-m", "retinanet_ext.cli.main", "doctor", "data", "--config-file", BOXES]
+    command += ["--output", str(tmp_path / "out"), *config_words(items)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    pipe = os.open(root / "train" / "good_0.jpg", os.O_WRONLY)  # opens once the doctor reads
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    os.close(pipe)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Interrupted" in error and "Traceback" not in error

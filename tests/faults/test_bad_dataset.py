@@ -159,7 +159,7 @@ def test_mutated_coco_files_are_examined_and_repaired(tmp_path, times, masks):
     file = "configs/quick/mask_retinanet.yaml" if masks else BOXES
     words = config_words(items)
     cfg, _ = load_unadapted(file, words)
-    for number in range(times(25)):
+    for number in range(times(12)):
         content = clean
         for _ in range(rng.randint(1, 4)):
             content = mutated(content, rng)
