@@ -100,11 +100,11 @@ def _read_voc(dataset: ReadDataset) -> None:
     root, folder = _existing(item, "ROOT"), item.get("ANNOTATIONS", ANNOTATIONS)
     errors: dict[str, str] = {}
 
-    def keep(error: Exception) -> None:
-        text = str(error)
-        errors[text.partition(".xml")[0] + ".xml" if ".xml" in text else root] = text
+    def keep(stem: str, error: Exception) -> None:
+        errors[os.path.join(root, folder, f"{stem}.xml")] = str(error) or type(error).__name__
 
-    names = item.get("CLASSES") or voc_class_names(root, folder, on_error=lambda error: None)
+    # The errors of the files come again with the records.
+    names = item.get("CLASSES") or voc_class_names(root, folder, on_error=lambda stem, error: None)
     dataset.class_names = list(names)
     dataset.records = load_voc(
         root, item.get("SPLIT"), names, annotations=folder, images=item.get("IMAGES", IMAGES), on_error=keep

@@ -86,6 +86,9 @@ def write_bad_voc(root: Path) -> tuple[list[dict], list[tuple[str, str | None, s
     write_voc_file(root, "good_2", [("cat", 11, 11, 400, 30), ("dog", 51, 21, 80, 50)])
     (root / "Annotations" / "good_3.xml").write_text("<annotation><object>")
     (root / "Annotations" / "good_4.xml").write_text("<annotation></annotation>")
+    write_voc_file(root, "nan", [("cat", 11, 11, 40, 30)])
+    path = root / "Annotations" / "nan.xml"
+    path.write_text(path.read_text().replace(f"<width>{WIDTH}", "<width>nan"))
     truncate(root / "JPEGImages" / "good_5.jpg")
     save(picture(6), root / "JPEGImages" / "turned.jpg", orientation=6)
     write_voc_file(root, "turned", [("cat", 81, 11, 95, 30)])  # inside the picture before its rotation only
@@ -95,6 +98,7 @@ def write_bad_voc(root: Path) -> tuple[list[dict], list[tuple[str, str | None, s
         ("box outside the image", "good_2.jpg", "0"),
         ("annotation file that cannot be read", "good_3.xml", None),
         ("annotation file that cannot be read", "good_4.xml", None),
+        ("annotation file that cannot be read", "nan.xml", None),
         ("truncated image", "good_5.jpg", None),
         ("size of the record is that before the EXIF rotation", "turned.jpg", None),
         ("missing image file", "gone.jpg", None),

@@ -84,6 +84,33 @@ def test_masks_are_errors_if_they_are_trained(tmp_path):
     assert [str(finding) for finding in again.findings if finding.severity == "error"] == []
 
 
+def test_keypoints_are_examined_if_they_are_trained(tmp_path):
+    root = tmp_path / "points"
+    items = write_coco_twin(root)
+    faults = {
+        3: ("keypoints of the wrong length", {"keypoints": [20, 20, 2]}),
+        5: ("visibility of a keypoint is not 0, 1 or 2", {"keypoints": [20, 20, 3, 21, 20, 2]}),
+        7: ("labelled keypoint outside the image", {"keypoints": [20, 20, 1, 21, 200, 2]}),
+        9: ("num_keypoints disagrees with the keypoints", {"keypoints": [20, 20, 0, 21, 20, 2]}),
+    }
+    for split in ("train", "val"):
+        content = json.loads((root / f"{split}.json").read_text())
+        for entry in content["annotations"]:
+            entry.update(keypoints=[20, 20, 2, 21, 20, 2], num_keypoints=2)
+            entry.update(faults.get(entry["id"], (None, {}))[1] if split == "train" else {})
+        for category in content["categories"]:
+            category["keypoints"] = ["nose", "tail"]
+        (root / f"{split}.json").write_text(json.dumps(content))
+    words = ["MODEL.KEYPOINT_ON", "True", "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.1]"]
+    examination = doctor("configs/quick/mask_retinanet.yaml", config_words(items, *words), tmp_path / "copy")
+    # Annotations 3, 5, 7 and 9 are the first ones of images 2 to 5.
+    assert found_in(examination) == Counter(
+        (kind, f"good_{key // 2}.jpg", f"0 (id {key})") for key, (kind, _) in faults.items()
+    )
+    again = doctor(str(tmp_path / "copy" / "repaired.yaml"), words)
+    assert [str(finding) for finding in again.findings] == []
+
+
 def test_nothing_is_invented_on_the_clean_twin(tmp_path):
     examination = doctor(BOXES, config_words(write_coco_twin(tmp_path / "clean")))
     assert [str(finding) for finding in examination.findings] == []
