@@ -12,7 +12,7 @@ from .record_findings import box_of, resize_scale
 
 # Areas in pixels: the limits of small, medium and large of COCO.
 COCO_SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
-QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
+QUANTILES = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
 _MOST_FREQUENT_SIZES = 10
 
 

@@ -11,6 +11,8 @@ ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 """``error``: training refuses the data or fails. ``warning``: probably wrong. ``note``: right, but good to know."""
 
+_LONGEST = 300  # characters of what was found: a faulty value may be of any length
+
 Box = tuple[float, float, float, float]
 
 
@@ -65,7 +67,7 @@ def finding_of(
     """
     return Finding(
         kind or problem.kind, severity, dataset, problem.file_name, problem.image_id, problem.annotation,
-        problem.found, problem.legal, box,
+        _shortened(problem.found), _shortened(problem.legal), box,
     )  # fmt: skip
 
 
@@ -83,12 +85,16 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: rank[finding.severity, finding.kind])
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
 def as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """The findings as JSON values; an image id that JSON does not know becomes a text."""
     rows = []
     for finding in findings:
         row = asdict(finding)
-        if not isinstance(row["image_id"], (int, float, str, type(None))):
+        if not isinstance(row["image_id"], (int, str, type(None))):
             row["image_id"] = str(row["image_id"])
         rows.append(row)
     return rows

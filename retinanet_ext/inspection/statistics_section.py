@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from retinanet_ext.report.document import Block, Figure, Heading, Paragraph, Table
 from retinanet_ext.report.formats import NOTHING
-from retinanet_ext.report.svg_plots import OURS, QUIET, STYLE, to_svg
+from retinanet_ext.report.svg_plots import OURS, STYLE, to_svg
 
 from .data_statistics import COCO_SIZES, QUANTILES
 
@@ -147,8 +147,6 @@ def draw_log_histogram(bins: Sequence[tuple[float, float, int]], label: str, tic
         shown = [tick for tick in ticks if low <= tick <= high] or [low, high]
         axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
         axes.set_xticks([], minor=True)
-        axes.vlines([tick for tick in (32, 96) if ticks[0] == 4 and low < tick < high], 0, 1, QUIET, linewidth=0.6,
-                    transform=axes.get_xaxis_transform(), linestyle="--")  # fmt: skip
         axes.set(xlabel=label, ylabel="objects", ylim=(0, None))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         return to_svg(figure)

@@ -26,6 +26,11 @@ def test_errors_come_before_many_notes():
     assert [f.kind for f in worst_first(findings)] == ["e", "w", "n", "n", "n", "n"]
 
 
+def test_what_was_found_is_shortened():
+    found = finding_of(Problem("kind", "a.jpg", 7, None, "9" * 10**6, "0 to 1"), "cells")
+    assert found.found.startswith("999") and len(found.found) == 300
+
+
 def test_json_keeps_image_ids_that_json_knows():
     rows = json.loads(json.dumps(as_json([finding("e", "error", 5), finding("e", "error", ("a", 1))])))
     assert [row["image_id"] for row in rows] == [5, "('a', 1)"]
