@@ -73,6 +73,11 @@ def read_config_file(filename: str) -> dict[str, Any]:
     return loaded
 
 
+def own_keys(filename: str) -> list[str]:
+    """Full names of the keys that a file itself sets, without those of its bases."""
+    return [key for key in flat_keys(_read_yaml(find_config(filename))) if key != BASE_KEY]
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses a key that occurs twice in one section. Plain YAML silently takes the last one."""
 

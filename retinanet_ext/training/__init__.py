@@ -4,6 +4,7 @@ In reading order:
 
 - ``arguments.py``: the flags of the command line
 - ``launch.py``: what each process of a run does, and how the processes are started
+- ``config_linter.py``: finds keys that nothing in a run reads
 - ``trainer.py``: the engine's trainer with checked data, reports and records
 - ``run_hooks.py``: what runs around its iterations
 - ``identity_loaders.py``: its loaders for data of identities
