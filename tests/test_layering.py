@@ -19,6 +19,7 @@ ENGINE_FREE = {
     "machine",
     "evaluation",
     "config.yaml_files",
+    "config.plain_values",
     "config.class_count",
     "checkpoint.array_pickle",
     "checkpoint.checkpoint_file",

@@ -10,4 +10,5 @@ In reading order:
 - ``key_reads.py``: which keys a model reads
 - ``class_count.py``: which keys hold the number of classes and the thresholds of a model
 - ``yaml_files.py``: YAML with inheritance and without code, for both engines
+- ``plain_values.py``: what such a file may hold
 """

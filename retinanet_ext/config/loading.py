@@ -41,6 +41,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     """
     cfg = get_cfg()
     add_retinanet_ext_config(cfg)
+    defaults = cfg.clone()
     mentioned = []
     if config_file:
         config_file = find_config(config_file)
@@ -63,7 +64,8 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         cfg.merge_from_list(_with_integers_as_floats(opts, cfg))
     mentioned += opts[::2]
     _refuse_ignored_box_loss(cfg, opts[::2])
-    check_values(cfg)
+    with _names_source(" and ".join(filter(None, [config_file, "the overrides" if opts else ""])) or "the defaults"):
+        check_values(cfg, defaults)
     if datasets:
         _adapt_to_data(cfg, mentioned)
     # Without the data, the number of keypoints may still be a default that the data will replace.
@@ -77,7 +79,8 @@ def _names_source(where: str) -> Iterator[None]:
     """Add the source of the value to a ValueError and, for the most frequent mistake, how a list is written."""
     try:
         yield
-    except ValueError as error:
+    # The engines' merging also fails with other types, for values that no key takes.
+    except (ValueError, TypeError, AssertionError, AttributeError, RecursionError, MemoryError) as error:
         is_list = any(f"<class '{kind}'>" in str(error) for kind in ("list", "tuple"))
         hint = "; a list is written ['a', 'b'], a single entry ['a'], in quotes on the command line" if is_list else ""
         raise ValueError(f"{where}: {error}{hint}") from None
