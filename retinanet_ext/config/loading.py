@@ -53,7 +53,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     if config_file:
         _drop_empty_sections(loaded, cfg)
         mentioned += flat_keys(loaded)
-        _refuse_unknown(mentioned, legal, config_file)
+        _refuse_unknown([*mentioned, *_empty_sections(loaded)], legal, config_file)
         _write_integers_as_floats(loaded, cfg)
         with _names_source(config_file):
             cfg.merge_from_other_cfg(CN(loaded))
@@ -90,10 +90,19 @@ def _drop_empty_sections(loaded: dict, cfg: CN) -> None:
     """Remove sections whose lines are all commented out. They read as null, and are no error."""
     for name in list(loaded):
         if isinstance(cfg.get(name), CN):
-            if loaded[name] is None:
-                del loaded[name]
-            elif isinstance(loaded[name], dict):
+            if isinstance(loaded[name], dict):
                 _drop_empty_sections(loaded[name], cfg[name])
+            if loaded[name] is None or loaded[name] == {}:
+                del loaded[name]
+
+
+def _empty_sections(loaded: dict, prefix: str = "") -> Iterator[str]:
+    """Names of sections without keys. Those that exist were dropped before."""
+    for name, value in loaded.items():
+        if value == {}:
+            yield f"{prefix}{name}"
+        elif isinstance(value, dict):
+            yield from _empty_sections(value, f"{prefix}{name}.")
 
 
 def _write_integers_as_floats(loaded: dict, cfg: CN) -> None:

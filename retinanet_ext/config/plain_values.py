@@ -48,7 +48,7 @@ def _children(name: str, value: dict | list | tuple, filename: str) -> list[tupl
     if wrong:
         where = f"in {name}" if name else "at the top"
         raise ValueError(
-            f"{filename}: the key {wrong[0]!r} {where} is of the type {type(wrong[0]).__name__}; keys are names such as "
+            f"{filename}: the key {wrong[0]!r} {where} is of the type {type(wrong[0]).__name__}; legal: names such as "
             "SOLVER"
         )
     return [(f"{name}.{key}" if name else key, item) for key, item in value.items()]

@@ -2,4 +2,6 @@
 
 In reading order:
 
+- ``environment.py``: `doctor env`: what of the machine works, and how to mend the rest
+- ``library_probes.py``: the programs that try each library
 """

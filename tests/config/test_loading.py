@@ -157,6 +157,8 @@ def test_numbers_out_of_range_are_refused(legal, key):
         ("SEED", "[" * 40 + "]" * 40, "nested more than 32 levels deep"),
         ("SEED", "2024-13-77", "not valid YAML"),
         ("SEED", "9" * 5000, "config.yaml"),
+        ("M{ODEL", "{}", r"config key 'M\{ODEL' does not exist"),
+        ("SOLVER.MOX_ITER", "{}", "config key 'SOLVER.MOX_ITER' does not exist; nearest: SOLVER.MAX_ITER"),
         ("_BASE_", "5", "_BASE_ is 5; legal: the path of a config file"),
         ("_BASE_", "[[a]]", "_BASE_ is .* legal: the path of a config file"),
         ("_BASE_", "/dev/zero", "not a file, but a folder or a device"),
