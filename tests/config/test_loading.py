@@ -168,7 +168,7 @@ def test_numbers_out_of_range_are_refused(legal, key):
 def test_values_that_no_key_takes_are_refused_by_name(tmp_path, key, value, message):
     section, _, name = key.partition(".")
     path = write(tmp_path, f"{section}:\n  {name}: {value}" if name else f"{section}: {value}")
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+    with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message) as caught:
         load_config(path, datasets=False)
     assert "config.yaml" in str(caught.value)
 
