@@ -85,6 +85,11 @@ LEGAL_RANGES = (
         ),
     ),
     (
+        "0, a share below 1, or a whole number of images",
+        lambda value: 0 <= value < 1 or (value >= 1 and float(value).is_integer()),
+        ("DATASETS.BAD_IMAGE_BUDGET",),
+    ),
+    (
         "a number above 0",
         lambda value: value > 0,
         (
