@@ -10,7 +10,7 @@ import weakref
 import torch
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
-from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.checkpoint.load_report import refuse_incomplete
 from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
     ENGINE,
@@ -42,6 +42,7 @@ from retinanet_ext.inference.fast_copy import check_inference_model, inference_m
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
 from retinanet_ext.machine.cpu import keep_freed_memory
 from retinanet_ext.machine.devices import check_device
+from retinanet_ext.machine.processes import bare_model
 from retinanet_ext.registry import check_registered
 
 from .bad_images import ReportingLoader
@@ -128,13 +129,14 @@ class Trainer(DefaultTrainer):
         refuse_unfilled_frozen_parts(self.model, report.loaded if report else [])
 
     def _resume(self) -> None:
-        path = self.checkpointer.get_checkpoint_file()
         try:
             super().resume_or_load(resume=True)
+            path = self.checkpointer.get_checkpoint_file()
             # The engines skip weights that do not fit, and the optimizer would fail later.
-            load_weights(self.model, path, strict=True)
+            refuse_incomplete(bare_model(self.model), self.checkpointer.report, path)
         # The exception type depends on which part of the config differs from the checkpoint's.
         except Exception as error:
+            path = self.checkpointer.get_checkpoint_file() or self.cfg.OUTPUT_DIR
             raise ValueError(
                 f"cannot resume from {path}: {type(error).__name__}: {error}\nCheck that the file is complete and that "
                 "the config is that of the run. To start a new run from its weights, set MODEL.WEIGHTS and leave out "
