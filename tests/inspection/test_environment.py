@@ -1,10 +1,12 @@
 """What is broken on a machine is found, named and mended by a command; libraries are faked by folders on the path."""
 
+import json
 import shutil
 from collections import namedtuple
 
 import pytest
 
+from retinanet_ext.cli.main import main
 from retinanet_ext.inspection import environment
 from retinanet_ext.inspection.environment import FAIL, NOTE, OK, as_records, as_text, check_environment
 
@@ -104,3 +106,11 @@ def test_the_text_shows_how_to_mend():
     assert as_text(checks).splitlines() == [
         "OK    torch  2.6", "FAIL  disk   0 GiB", "             -> free some space", "", "1 of 2 checks failed.",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "code"), [(OK, 0), (NOTE, 0), (FAIL, 1)])
+def test_the_verb_writes_the_checks_and_its_exit_code_says_whether_one_failed(tmp_path, monkeypatch, state, code):
+    monkeypatch.setattr(environment, "check_environment", lambda folder: [environment.Check("torch", state, "2.6")])
+    path = tmp_path / "checks.json"
+    assert main(["doctor", "env", "--json", str(path)]) == code
+    assert json.loads(path.read_text()) == [{"part": "torch", "state": state, "found": "2.6", "mend": ""}]
