@@ -9,3 +9,6 @@ def add_reliability_keys(cfg: CN) -> None:
     # of each: a number of images from 1, or below 1 a share of the training images, rounded up. With one more the run
     # stops; with 0 the first one stops it. Whatever DATASETS.ON_BAD_IMAGE says about the check before training.
     cfg.DATASETS.BAD_IMAGE_BUDGET = 0.01
+    # Whether the file names of a COCO file may lead out of the folder of its images (`../x.jpg`, `/x.jpg`). If not,
+    # such images count as bad images; see DATASETS.ON_BAD_IMAGE.
+    cfg.DATASETS.ALLOW_FILES_OUTSIDE = False

@@ -34,6 +34,7 @@ from retinanet_ext.data.checked_records import (
     load_training_dicts,
 )
 from retinanet_ext.data.identity_datasets import embeds_identities
+from retinanet_ext.data.keypoint_metadata import check_keypoints_are_named
 from retinanet_ext.data.record_store import RecordStore
 from retinanet_ext.data.replacing_mapper import ReplacingMapper
 from retinanet_ext.embedding.verification_evaluator import VerificationEvaluator
@@ -198,6 +199,8 @@ class Trainer(DefaultTrainer):
         if embeds_identities(cfg):
             return identity_train_loader(cfg)
         dicts = load_training_dicts(cfg)
+        if cfg.MODEL.KEYPOINT_ON:
+            check_keypoints_are_named(cfg.DATASETS.TRAIN)
         mapper = DatasetMapper(cfg, is_train=True)
         if cfg.MODEL.EMBEDDING_ON:
             mapper = ObjectIdentityMapper(mapper, identity_numbers(dicts, cfg.DATASETS.TRAIN))
