@@ -6,6 +6,8 @@ In reading order:
 - ``launch.py``: what each process of a run does, and how the processes are started
 - ``trainer.py``: the engine's trainer with checked data, reports and records
 - ``run_hooks.py``: what runs around its iterations
+- ``best_checkpoints.py``: keeps the checkpoints with the best values of a metric
+- ``finite_weights.py``: stops all processes before a checkpoint with weights that are not finite
 - ``identity_loaders.py``: its loaders for data of identities
 - ``optimizers.py``: optimizers besides the engine's SGD
 - ``step.py``: one training step, the same on both engines
@@ -17,5 +19,6 @@ In reading order:
 - ``progress_line.py``: progress on a terminal and in a log
 - ``compact_evaluator.py``: Detectron2's COCO evaluator with this package's metrics
 - ``overlapped_evaluation.py``: evaluates one batch while the model computes the next
+- ``provenance.py``: what a checkpoint says about config, code, data and licenses
 - ``run_record.py``: `run.json` and `results.json`
 """
