@@ -20,5 +20,6 @@ In reading order:
 - ``compact_evaluator.py``: Detectron2's COCO evaluator with this package's metrics
 - ``overlapped_evaluation.py``: evaluates one batch while the model computes the next
 - ``provenance.py``: what a checkpoint says about config, code, data and licenses
+- ``run_lock.py``: one training at a time in an output folder
 - ``run_record.py``: `run.json` and `results.json`
 """
