@@ -52,8 +52,17 @@ def lock_run_folder(folder: str, is_main: bool, all_gather: Callable[[Any], list
             lock = RunLock(folder)
             lock.acquire()
             _held[_key(folder)] = lock
+            _remove_unfinished(folder)
 
     together(acquire, f"the output folder {folder} cannot be used", all_gather)
+
+
+def _remove_unfinished(folder: str) -> None:
+    """Remove what a killed run was writing. Only the holder may: the files of a living run look the same."""
+    for path in Path(folder).glob("*.unfinished"):
+        with suppress(OSError):
+            path.unlink()
+            logger.info("removed %s, which an earlier run had not finished", path)
 
 
 def releasing_run_folders(function: Callable) -> Callable:

@@ -5,8 +5,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -21,36 +19,45 @@ from retinanet_ext.training.run_lock import (
     releasing_run_folders,
     warn_of_holder,
 )
-from tests.conftest import REPO_ROOT
-
-# Holds the lock until its standard input closes; in between, it forks a child as a data loader does.
-HOLDER = """
-import os, sys
-from retinanet_ext.training.run_lock import RunLock
-lock = RunLock(sys.argv[1])
-lock.acquire()
-if os.fork() == 0:
-    sys.stdout.close(); os.close(1)
-    import time; time.sleep(float(sys.argv[2])); os._exit(0)
-print("held", flush=True)
-sys.stdin.read()
-lock.release()
-"""
 
 
-def start_holder(folder, child_seconds=0):
-    words = [sys.executable, "-c", HOLDER, str(folder), str(child_seconds)]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPO_ROOT)
-    assert process.stdout.readline() == "held\n"
-    return process
+class Holder:
+    """A process that holds the lock until :meth:`end`; like a data loader, it may have forked a child that lives on."""
+
+    def __init__(self, folder, child_seconds=0):
+        self._lives, end = os.pipe()
+        held, self._end = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(end), os.close(held)
+            assert os.read(self._lives, 4) == b"held"
+            return
+        lock = RunLock(str(folder))
+        lock.acquire()
+        if child_seconds and os.fork() == 0:
+            os.close(end), os.close(self._end)
+            time.sleep(child_seconds)
+            os._exit(0)
+        os.close(self._end)
+        os.write(end, b"held")
+        os.read(held, 1)  # until the other end closes
+        lock.release()
+        os._exit(0)
+
+    def end(self, sign=None):
+        if self.pid and sign:
+            os.kill(self.pid, sign)
+        if self.pid:
+            os.close(self._end), os.close(self._lives)
+            os.waitpid(self.pid, 0)
+        self.pid = 0
 
 
 @pytest.fixture
 def other(tmp_path):
-    process = start_holder(tmp_path)
+    process = Holder(tmp_path)
     yield process
-    process.kill()
-    process.communicate()
+    process.end()
 
 
 def lock(folder):
@@ -60,28 +67,25 @@ def lock(folder):
 def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path, other):
     with pytest.raises(FolderInUse) as caught:
         RunLock(str(tmp_path)).acquire()
-    for part in (f"process {other.pid} on {socket.gethostname()}, started 20", "-c", "run.lock", "another OUTPUT_DIR"):
+    who = f"process {other.pid} on {socket.gethostname()}, started 20"
+    for part in (who, "pytest", "run.lock", "another OUTPUT_DIR"):
         assert part in str(caught.value)
     assert f"process {other.pid} on" in holder(str(tmp_path))
-    other.communicate("")  # ends it
+    other.end()
     assert os.listdir(tmp_path) == [] and holder(str(tmp_path)) is None
     RunLock(str(tmp_path)).acquire()
 
 
 def test_the_lock_of_a_killed_run_is_taken_over_although_its_workers_live(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)
-    process = start_holder(tmp_path, child_seconds=20)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    try:
-        lock = RunLock(str(tmp_path))
-        lock.acquire()
-        assert f"left by process {process.pid} on" in caplog.text
-        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
-        lock.release()
-    finally:
-        process.stdin.close()
-        process.stdout.close()
+    process = Holder(tmp_path, child_seconds=5)
+    number = process.pid
+    process.end(signal.SIGKILL)
+    lock = RunLock(str(tmp_path))
+    lock.acquire()
+    assert f"left by process {number} on" in caplog.text
+    assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+    lock.release()
 
 
 def write_lock(folder, **changes):
@@ -116,12 +120,19 @@ def test_a_damaged_lock_is_taken_over(tmp_path, content):
 def test_the_holder_may_lock_again_and_all_locks_end_with_the_run(tmp_path):
     @releasing_run_folders
     def run():
+        (tmp_path / "model_0000001.pth.unfinished").write_bytes(b"half")  # of an earlier, killed run
         lock(tmp_path)
+        assert os.listdir(tmp_path) == ["run.lock"]
         lock(tmp_path)
         assert holder(str(tmp_path)) is None and run_lock._held
-        code = "import sys\nfrom retinanet_ext.training.run_lock import RunLock\nRunLock(sys.argv[1]).acquire()"
-        words = [sys.executable, "-c", code, str(tmp_path)]
-        assert b"FolderInUse" in subprocess.run(words, capture_output=True, cwd=REPO_ROOT).stderr
+        pid = os.fork()
+        if pid == 0:
+            try:
+                RunLock(str(tmp_path)).acquire()
+            except FolderInUse:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
         raise KeyError
 
     with pytest.raises(KeyError):
