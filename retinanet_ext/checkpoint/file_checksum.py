@@ -196,7 +196,7 @@ def _verify_members(path: str, file: BinaryIO) -> None:
                 raise DamagedFile(path, "bytes before its first member are not its own, or it has no member")
             for member in members:
                 if member.compress_type != zipfile.ZIP_STORED:
-                    raise DamagedFile(path, f"its member {member.filename!r} is compressed; torch.save does not compress")
+                    raise DamagedFile(path, f"its member {member.filename!r} is compressed, unlike those of torch.save")
                 with archive.open(member) as content:
                     while content.read(_BLOCK):
                         pass
