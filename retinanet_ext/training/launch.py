@@ -32,6 +32,7 @@ from retinanet_ext.d2 import (
 )
 from retinanet_ext.machine.cpu import usable_cores
 
+from .run_lock import lock_run_folder, releasing_run_folders, warn_of_holder
 from .trainer import Trainer
 
 # How long a process waits for the others, at the start and in every exchange.
@@ -40,6 +41,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 logger = logging.getLogger(__name__)
 
 
+@releasing_run_folders
 def main(args: Namespace) -> None:
     """Train the config's model or, with ``--eval-only``, evaluate it.
 
@@ -60,6 +62,11 @@ def _setup(args: Namespace) -> CfgNode:
     cfg.freeze()
     if args.config_file:  # Detectron2 copies this file into its log, and knows no configs of this package by name
         args.config_file = find_config(args.config_file)
+    # First of all that writes to the folder.
+    if args.eval_only:
+        warn_of_holder(cfg.OUTPUT_DIR)
+    else:
+        lock_run_folder(cfg.OUTPUT_DIR, comm.is_main_process(), comm.all_gather)
     default_setup(cfg, args)
     # Detectron2's default_setup sets up Detectron2's log only.
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")

@@ -55,6 +55,7 @@ from .optimizers import with_optimizer
 from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
 from .progress_line import ProgressWriter
+from .provenance import provenance
 from .run_hooks import with_run_hooks
 from .run_record import write_results, write_run_record
 from .running_statistics import average_buffers
@@ -89,7 +90,9 @@ class Trainer(DefaultTrainer):
         check_inference_model(cfg, self.model)
         if cfg.TEST.AUG.ENABLED:
             check_has_boxes_only(cfg)
+        self.checkpointer.keep = cfg.SOLVER.CHECKPOINTS_KEPT
         if comm.is_main_process():
+            self.checkpointer.entries["provenance"] = provenance(cfg)
             write_run_record(cfg, comm.get_world_size())
             self._announce_single_checkpoint()
 
@@ -116,7 +119,10 @@ class Trainer(DefaultTrainer):
 
     @checkpointer.setter
     def checkpointer(self, checkpointer) -> None:
+        earlier = getattr(self, "_checkpointer", None)
         self._checkpointer = CheckedCheckpointer.like(checkpointer)
+        if earlier is not None:
+            self._checkpointer.keep, self._checkpointer.entries = earlier.keep, earlier.entries
 
     def resume_or_load(self, resume: bool = True) -> None:
         """With `resume`, continue from the output folder's last checkpoint, if any; else load ``MODEL.WEIGHTS``."""
