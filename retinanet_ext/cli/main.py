@@ -14,6 +14,7 @@ from . import (
     identify,
     imbalance,
     predict,
+    replay,
     shapes,
     speed_accuracy,
     train,
@@ -36,6 +37,7 @@ VERBS = {
     "imbalance": imbalance,
     "curves": curves,
     "speed-accuracy": speed_accuracy,
+    "replay": replay,
     "shapes": shapes,
     "identities": write_identities,
 }

@@ -35,6 +35,7 @@ LEGAL_VALUES = {
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.NONFINITE.POLICY": ("stop", "skip", "rollback"),
     "SOLVER.OPTIMIZER": ("SGD", "AdaGrad", "AdamW"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -63,7 +64,7 @@ LEGAL_RANGES = (
             "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC",
             "MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.ROI_EMBEDDING_HEAD.NUM_CONV",
             "MODEL.ROI_EMBEDDING_HEAD.POOLER_SAMPLING_RATIO", "MODEL.EMBEDDING.NUM_IDENTITIES",
-            *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
+            *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS), "SOLVER.NONFINITE.BUDGET",
         ),
     ),
     (
@@ -71,6 +72,7 @@ LEGAL_RANGES = (
         lambda value: value > 0,
         ("MODEL.EMBEDDING.LOSS.MARGIN", "MODEL.EMBEDDING.LOSS.SCALE"),
     ),
+    ("a number above 0, up to 1", lambda value: 0 < value <= 1, ("SOLVER.NONFINITE.LR_FACTOR",)),
     (
         "a number from 0 to 1",
         lambda value: 0 <= value <= 1,

@@ -5,6 +5,7 @@ import weakref
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.d2 import DefaultTrainer, comm, hooks
 
+from .nonfinite_guard import NonFiniteGuard
 from .progress_line import FirstProgress
 from .running_statistics import AverageBuffersHook
 
@@ -30,6 +31,7 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
     hook_list = list(engine_hooks)
     _insert_average_buffers(trainer, hook_list)
     extra = [*_tta(trainer)]
+    extra.append(NonFiniteGuard(trainer.cfg))
     if not comm.is_main_process():
         return hook_list + extra
     extra += [*_best_checkpoint(trainer), _first_progress(trainer)]
