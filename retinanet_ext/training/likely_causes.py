@@ -137,7 +137,7 @@ def _learning_rate(cfg: Any, known: Circumstances) -> Iterator[Cause]:
             f"{known.lr:.3g} at this step, {ratio:.3g} times the {reference:.3g} that {images} images suggest "
             f"({per_batch:g} for {REFERENCE_IMAGES})"
         )
-        remedy = f"SOLVER.BASE_LR {reference:.2g}, or a larger batch with SOLVER.ACCUMULATE"
+        remedy = f"SOLVER.BASE_LR {reference:.3g}, or a larger batch with SOLVER.ACCUMULATE"
         yield Cause(min(0.96, 0.3 + 0.25 * math.log10(ratio)), "the learning rate is too high", evidence, remedy)
 
 

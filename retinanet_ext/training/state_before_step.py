@@ -97,8 +97,9 @@ class StateBeforeStep:
                 self._seen[full_name] = buffer, buffer._version
 
     def buffers(self) -> dict[str, torch.Tensor]:
-        """The recorded buffers by name, of any shape ``(...)``, on the CPU."""
-        return {name: buffer.cpu() for name, buffer in self._copies.items()}
+        """The recorded buffers that checkpoints hold too, by name, of any shape ``(...)``, on the CPU."""
+        saved = [full for module, name, full in self._places if name not in module._non_persistent_buffers_set]
+        return {name: self._copies[name].cpu() for name in saved}
 
 
 def _changes_unseen(module: nn.Module) -> bool:

@@ -102,6 +102,9 @@ def test_the_files_hold_batch_and_random_numbers_without_code(stopped):
     images = [dict(image["value"]) for image in saved["micro_batches"][0]]
     assert images[0]["image"].isnan().sum() == 2 and images[0]["file_name"].endswith(".jpg")
     assert set(saved["random"]) == {"python", "numpy", "torch", "cuda"}
+    # Of the model's state alone, whose names are the same on both engines.
+    weights = torch.load(incident / "weights.pth", weights_only=True)["model"]
+    assert "loss_normalizer.average" in saved["buffers"] and saved["buffers"].keys() <= weights.keys()
     assert dict(images[0]["instances"]["value"]["value"])["gt_boxes"]["kind"] == "Boxes"
 
 
