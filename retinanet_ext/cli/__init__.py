@@ -15,6 +15,7 @@ In reading order:
 - ``cluster.py``: groups images of faces by person
 - ``embedder_arguments.py``: what the verbs that embed faces share
 - ``ablate.py``: lists, runs and reports studies, and draws their trend over the imbalance
+- ``replay.py``: computes a step again that was not finite
 - ``imbalance.py``: the loss of a trained model, foreground against background
 - ``curves.py``: the paper's loss curves
 - ``speed_accuracy.py``: AP against milliseconds

@@ -39,6 +39,7 @@ LEGAL_VALUES = {
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.NONFINITE.POLICY": ("stop", "skip", "rollback"),
     "SOLVER.OPTIMIZER": ("SGD", "AdaGrad", "AdamW"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -76,6 +77,7 @@ LEGAL_RANGES = (
             "MODEL.BACKBONE.FREEZE_AT", "INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS", "SOLVER.MAX_ITER",
             "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD",
             "SOLVER.CHECKPOINTS_KEPT",
+            "SOLVER.NONFINITE.BUDGET",
         ),
     ),
     (
@@ -100,6 +102,7 @@ LEGAL_RANGES = (
             "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "SOLVER.GAMMA",
         ),
     ),
+    ("a number above 0, up to 1", lambda value: 0 < value <= 1, ("SOLVER.NONFINITE.LR_FACTOR",)),
     (
         "a number from 0 to 1",
         lambda value: 0 <= value <= 1,

@@ -7,6 +7,7 @@ from retinanet_ext.d2 import DefaultTrainer, comm, hooks
 from .bad_images import bad_images_hooks
 from .best_checkpoints import BestCheckpoints, UntaggedCheckpointer
 from .finite_weights import FiniteWeightsHook
+from .nonfinite_guard import NonFiniteGuard
 from .progress_line import FirstProgress
 from .running_statistics import AverageBuffersHook
 
@@ -27,6 +28,7 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
     hook_list[1:1] = bad_images_hooks(trainer)  # after the timer, before what may save a checkpoint
     _insert_average_buffers(trainer, hook_list)
     extra = [*_tta(trainer)]
+    extra.append(NonFiniteGuard(trainer.cfg))
     if not comm.is_main_process():
         return hook_list + extra
     extra += [*_best_checkpoint(trainer), _first_progress(trainer)]

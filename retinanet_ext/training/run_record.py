@@ -66,7 +66,7 @@ def add_to_run_record(output_dir: str, entries: dict) -> None:
     """Add entries to ``run.json``, or replace them; without that file, nothing happens."""
     path = Path(output_dir) / "run.json"
     if path.exists():
-        _write(path, {**_read(path), **_undefined_as_null(entries)})
+        _write(path, {**_read_or_set_aside(path), **_undefined_as_null(entries)})
 
 
 def _undefined_as_null(value):
