@@ -9,3 +9,8 @@ def add_reliability_keys(cfg: CN) -> None:
     # of each: a number of images from 1, or below 1 a share of the training images, rounded up. With one more the run
     # stops; with 0 the first one stops it. Whatever DATASETS.ON_BAD_IMAGE says about the check before training.
     cfg.DATASETS.BAD_IMAGE_BUDGET = 0.01
+    # The batch that learning rate and schedule were written for; 0: they hold as they are. If SOLVER.IMS_PER_BATCH is
+    # another, a run begins by scaling them: BASE_LR with the batch (SGD only), MAX_ITER, STEPS, WARMUP_ITERS,
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD against it. The config that the run saves has the scaled values, and its
+    # own batch here.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
