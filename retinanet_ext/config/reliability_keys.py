@@ -30,3 +30,8 @@ def add_reliability_keys(cfg: CN) -> None:
     cfg.SOLVER.NONFINITE.BUDGET = 10
     # Each rollback multiplies the learning rate by this factor, for the rest of the run. Above 0, up to 1.
     cfg.SOLVER.NONFINITE.LR_FACTOR = 0.5
+    # The batch that learning rate and schedule were written for; 0: they hold as they are. If SOLVER.IMS_PER_BATCH is
+    # another, a run begins by scaling them: BASE_LR with the batch (SGD only), MAX_ITER, STEPS, WARMUP_ITERS,
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD against it. The config that the run saves has the scaled values, and its
+    # own batch here.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0

@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.config.batch_scaling import say_scaled, scaled_to_batch
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.config.yaml_files import find_config
 from retinanet_ext.d2 import (
@@ -58,7 +59,7 @@ def main(args: Namespace) -> None:
 
 
 def _setup(args: Namespace) -> CfgNode:
-    cfg = load_config(args.config_file, args.opts)
+    cfg, scaling = scaled_to_batch(load_config(args.config_file, args.opts))
     cfg.freeze()
     if args.config_file:  # Detectron2 copies this file into its log, and knows no configs of this package by name
         args.config_file = find_config(args.config_file)
@@ -70,6 +71,7 @@ def _setup(args: Namespace) -> CfgNode:
     default_setup(cfg, args)
     # Detectron2's default_setup sets up Detectron2's log only.
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")
+    say_scaled(scaling)
     return cfg
 
 

@@ -11,6 +11,7 @@ import torch
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.load_report import refuse_incomplete
+from retinanet_ext.config.batch_scaling import say_scaled, scaled_to_batch
 from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
     ENGINE,
@@ -73,6 +74,8 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates the meta-architectures of this package, on either engine."""
 
     def __init__(self, cfg):
+        cfg, scaling = scaled_to_batch(cfg)  # nothing is left to do if `launch` has made the config
+        say_scaled(scaling)
         check_device(cfg.MODEL.DEVICE)
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
