@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 class Examination:
     """What was found.
 
-    ``datasets``: name -> split, format, annotation file, folder of the images, number of images. ``statistics``: name -> as of
-    :mod:`.data_statistics`. ``blocks``: sections of further parts, for the page. ``partners``: id() of a finding about
-    two images -> file of the other one.
+    ``datasets``: name -> split, format, annotation file, folder of the images, number of images. ``statistics``: name
+    -> as of :mod:`.data_statistics`. ``blocks``: sections of further parts, for the page. ``partners``: id() of a
+    finding about two images -> file of the other one.
     """
 
     findings: list[Finding] = field(default_factory=list)
