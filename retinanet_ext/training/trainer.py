@@ -33,6 +33,7 @@ from retinanet_ext.data.checked_records import (
     load_checked_dicts,
     load_training_dicts,
 )
+from retinanet_ext.data.doctor.coverage_warning import quick_sample
 from retinanet_ext.data.identity_datasets import embeds_identities
 from retinanet_ext.embedding.verification_evaluator import VerificationEvaluator
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
@@ -200,6 +201,7 @@ class Trainer(DefaultTrainer):
         loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
         loader.num_images = len(dicts)
+        loader.coverage_sample = quick_sample(cfg, dicts) if comm.is_main_process() else []
         return loader
 
     @classmethod
