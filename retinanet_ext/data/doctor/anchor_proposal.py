@@ -64,7 +64,12 @@ class AnchorProposal:
 
 
 def propose_anchors(
-    cfg: CfgNode, records: Sequence[dict], class_names: Sequence[str] = (), *, seed: int = 0
+    cfg: CfgNode,
+    records: Sequence[dict],
+    class_names: Sequence[str] = (),
+    *,
+    max_objects: int | None = None,
+    seed: int = 0,
 ) -> AnchorProposal | None:
     """Search for anchors under which more objects of dataset dicts have an anchor, classes counted equally too.
 
@@ -72,28 +77,33 @@ def propose_anchors(
         cfg: the config whose anchors are to be improved.
         records: checked dataset dicts.
         class_names: for the coverage by class.
+        max_objects: bounds the objects that coverage is stated for, as in :func:`~.anchor_coverage.anchor_coverage`.
         seed: the same seed gives the same proposal.
 
     Returns:
         None where :func:`~.anchor_coverage.anchor_coverage` gives None.
     """
     layout = anchor_layout(cfg)
-    objects = object_arrays(records) if layout is not None else None
+    sample = sampled_records(records, max_objects, seed)
+    objects = object_arrays(sample) if layout is not None else None
     if objects is None or not len(objects.boxes):
         return None
-    before = coverage_of_objects(cfg, layout, objects, class_names, seed)
-    objective = _objective(cfg, layout, object_arrays(sampled_records(records, _SEARCH_OBJECTS, seed)), seed)
+    objective = _objective(cfg, layout, object_arrays(sampled_records(sample, _SEARCH_OBJECTS, seed)), seed)
     start = _Anchors.of(cfg)
     found = _best_anchors(start, objective)
-    after = before
+
+    def coverage(candidate: AnchorLayout) -> AnchorCoverage:
+        stated = coverage_of_objects(cfg, candidate, objects, class_names, seed)
+        return dataclasses.replace(stated, of_images=len(records))
+
+    before = after = coverage(layout)
     if found is not start:
-        layout = layout.with_anchors_of(found.written_to(_copy(cfg)))
-        after = coverage_of_objects(cfg, layout, objects, class_names, seed)
-    if found is start or not _is_better(before, after):
-        anchors = cfg.MODEL.ANCHOR_GENERATOR
-        own = (_rows(anchors.SIZES), _rows(anchors.ASPECT_RATIOS))
-        return AnchorProposal(*own, is_default=True, before=before, after=before)
-    return AnchorProposal(*found.lists(), is_default=False, before=before, after=after)
+        after = coverage(layout.with_anchors_of(found.written_to(_copy(cfg))))
+    if found is not start and _is_better(before, after):
+        return AnchorProposal(*found.lists(), is_default=False, before=before, after=after)
+    anchors = cfg.MODEL.ANCHOR_GENERATOR
+    own = (_rows(anchors.SIZES), _rows(anchors.ASPECT_RATIOS))
+    return AnchorProposal(*own, is_default=True, before=before, after=before)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,13 +24,15 @@ class ObjectArrays:
     Attributes:
         boxes: ``(N, 4)`` float64, xyxy in pixels of the image.
         classes: ``(N,)`` int64.
-        image: ``(N,)`` int64, index in ``sizes``.
+        image: ``(N,)`` int64, index of the record, and in ``sizes``.
+        annotation: ``(N,)`` int64, index in the annotations of the record.
         sizes: ``(M, 2)`` int64, width and height of every image.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     image: np.ndarray
+    annotation: np.ndarray
     sizes: np.ndarray
 
 
@@ -55,9 +57,9 @@ def object_arrays(records: Sequence[dict]) -> ObjectArrays:
     Raises:
         OSError: such a file cannot be read.
     """
-    boxes, classes, image = [], [], []
+    boxes, origins = [], []
     for index, record in enumerate(records):
-        for annotation in record.get("annotations") or ():
+        for place, annotation in enumerate(record.get("annotations") or ()):
             if annotation.get("iscrowd", 0):
                 continue
             x0, y0, x1, y1 = map(float, annotation["bbox"])
@@ -65,14 +67,9 @@ def object_arrays(records: Sequence[dict]) -> ObjectArrays:
                 x1, y1 = x0 + x1, y0 + y1
             if x1 > x0 and y1 > y0:
                 boxes.append((x0, y0, x1, y1))
-                classes.append(annotation["category_id"])
-                image.append(index)
-    return ObjectArrays(
-        np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        np.array(classes, dtype=np.int64),
-        np.array(image, dtype=np.int64),
-        _sizes(records),
-    )
+                origins.append((annotation["category_id"], index, place))
+    origins = np.array(origins, dtype=np.int64).reshape(-1, 3)
+    return ObjectArrays(np.array(boxes, dtype=np.float64).reshape(-1, 4), *origins.T, _sizes(records))
 
 
 def _sizes(records: Sequence[dict]) -> np.ndarray:
