@@ -18,4 +18,8 @@ In reading order:
 - ``statistics_section.py``: the statistics on the page
 - ``repair_plan.py``: what a repaired copy changes in each record
 - ``data_repair.py``: a repaired copy of the data
+- ``coverage_page.py``: anchor coverage, with anchors that fit better
+- ``label_errors.py``: where a model and the ground truth contradict each other
+- ``label_error_part.py``: runs the model for that
+- ``identity_label_errors.py``: images that look like another identity than their own
 """

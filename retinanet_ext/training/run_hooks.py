@@ -3,6 +3,7 @@
 import weakref
 
 from retinanet_ext.d2 import DefaultTrainer, comm, hooks
+from retinanet_ext.data.doctor.coverage_warning import warn_of_poor_coverage
 
 from .bad_images import bad_images_hooks
 from .best_checkpoints import BestCheckpoints, UntaggedCheckpointer
@@ -31,8 +32,18 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
     extra.append(NonFiniteGuard(trainer.cfg))
     if not comm.is_main_process():
         return hook_list + extra
+    _look_at_anchors(trainer)
     extra += [*_best_checkpoint(trainer), _first_progress(trainer)]
     return hook_list[:-1] + extra + hook_list[-1:]
+
+
+def _look_at_anchors(trainer) -> None:
+    loader = trainer.data_loader
+    sample = getattr(loader, "coverage_sample", None)
+    if sample:
+        loader.coverage_sample = []  # frees memory
+        model = getattr(trainer.model, "module", trainer.model)
+        warn_of_poor_coverage(trainer.cfg, sample, loader.num_images, getattr(model, "backbone", None))
 
 
 def _insert_average_buffers(trainer, hook_list: list) -> None:

@@ -34,6 +34,7 @@ from retinanet_ext.data.checked_records import (
     load_checked_dicts,
     load_training_dicts,
 )
+from retinanet_ext.data.doctor.coverage_warning import quick_sample
 from retinanet_ext.data.identity_datasets import embeds_identities
 from retinanet_ext.data.keypoint_metadata import check_keypoints_are_named
 from retinanet_ext.data.record_store import RecordStore
@@ -217,6 +218,7 @@ class Trainer(DefaultTrainer):
         loader = build_detection_train_loader(cfg, mapper=ReplacingMapper(mapper, records), dataset=records)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
         loader.num_images = len(records)
+        loader.coverage_sample = quick_sample(cfg, dicts) if comm.is_main_process() else []
         return ReportingLoader(loader)
 
     @classmethod
