@@ -9,6 +9,8 @@ In reading order:
 - ``coco_metrics.py``: precision and recall, by faster-coco-eval or pycocotools
 - ``coco_columns.py``: ground truth and predictions as the numbered annotations that both libraries take
 - ``coco_report.py``: logs tables, and why a number is missing
+- ``metric_reasons.py``: why a metric is undefined
+- ``evaluation_record.py``: `evaluation.json`: the metrics of an evaluation, and these reasons
 
 What explains a result, from the files of an evaluation:
 

@@ -18,6 +18,7 @@ from .score_curves import ScoreCurve, score_curve
 
 THRESHOLDS_FILE = "operating_thresholds.json"
 ENTRY = "operating_thresholds"  # of a checkpoint
+OPERATING_IOU = 0.5
 _VERSION = 1
 
 
