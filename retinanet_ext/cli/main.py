@@ -10,6 +10,7 @@ from . import (
     calibrate,
     cluster,
     curves,
+    doctor,
     edit_gallery,
     identify,
     imbalance,
@@ -38,6 +39,7 @@ VERBS = {
     "speed-accuracy": speed_accuracy,
     "shapes": shapes,
     "identities": write_identities,
+    "doctor": doctor,
 }
 USAGE_ERROR = 2
 
