@@ -18,8 +18,8 @@ from retinanet_ext.machine.atomic_file import write_atomically
 from .harmonic_verification import evaluate_harmonic
 from .pairs import Pairs, match_pairs, registered_pairs
 from .verification import FARS, VerificationResult, check_finite, check_kinds, embedding_rows, evaluate, pair_distances
-from .verification_reasons import undefined_reasons
 from .verification_page import PairTable, verification_page
+from .verification_reasons import undefined_reasons
 
 TASK = "verification"
 _ROC_POINTS = 500

@@ -31,6 +31,30 @@ def find_evaluations(run: str | os.PathLike) -> list[Path]:
     return [path for path in folders if (path / RESULTS_FILE).is_file() and (path / REFERENCE_FILE).is_file()]
 
 
+def choose_evaluation(run: str | os.PathLike, dataset: str | None = None) -> Path:
+    """The folder of the evaluation of a run, or `run` itself if it is such a folder.
+
+    Raises:
+        FileNotFoundError: the run has no evaluation (of this dataset) with its files.
+        ValueError: it has several, and no dataset is named.
+    """
+    run = Path(run)
+    if (run / REFERENCE_FILE).is_file() and dataset is None:
+        return run
+    found = find_evaluations(run)
+    names = ", ".join(path.name for path in found)
+    if dataset is not None:
+        found = [path for path in found if path.name == dataset]
+    if not found:
+        raise FileNotFoundError(
+            f"{run} has no evaluation{f' of {dataset!r}' if dataset else ''} with {RESULTS_FILE} and {REFERENCE_FILE} "
+            f"in inference/<dataset>; found: {names or 'none'}. Evaluate it: retinanet-ext train --eval-only"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{run} has evaluations of several datasets: {names}; name one (--dataset)")
+    return found[0]
+
+
 def read_evaluation(folder: str | os.PathLike) -> EvaluatedDataset:
     """Read what an evaluation left in ``OUTPUT_DIR/inference/<dataset>``.
 

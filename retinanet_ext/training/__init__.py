@@ -20,5 +20,6 @@ In reading order:
 - ``compact_evaluator.py``: Detectron2's COCO evaluator with this package's metrics
 - ``overlapped_evaluation.py``: evaluates one batch while the model computes the next
 - ``run_record.py``: `run.json` and `results.json`
+- ``threshold_storage.py``: operating thresholds of an evaluation, into the checkpoint
 - ``explained_results.py``: reasons and confidence intervals in `results.json`
 """

@@ -1,6 +1,7 @@
 """The hooks of a run: the engine's, and what this package adds around them."""
 
 import weakref
+from functools import partial
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.d2 import DefaultTrainer, comm, hooks
@@ -8,10 +9,16 @@ from retinanet_ext.d2 import DefaultTrainer, comm, hooks
 from .bad_images import bad_images_hooks
 from .progress_line import FirstProgress
 from .running_statistics import AverageBuffersHook
+from .threshold_storage import StoreThresholds, threshold_entries
 
 
 class _BestCheckpointer(CheckedCheckpointer):
-    """Saves checkpoints that a resumed run does not continue from."""
+    """Saves checkpoints that a resumed run does not continue from, with what :attr:`more_entries` returns."""
+
+    more_entries = dict
+
+    def save(self, name: str, **entries) -> None:
+        super().save(name, **{**self.more_entries(), **entries})
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pass
@@ -35,6 +42,7 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
     if not comm.is_main_process():
         return hook_list + extra
     extra += [*_best_checkpoint(trainer), _first_progress(trainer)]
+    extra.append(StoreThresholds(trainer.cfg))
     return hook_list[:-1] + extra + hook_list[-1:]
 
 
@@ -62,6 +70,7 @@ def _best_checkpoint(trainer) -> list:
     if len(names) > 1:  # then the engines prefix metrics with the dataset's name
         metric = f"{names[0]}/{metric}"
     best = _BestCheckpointer(trainer.model, cfg.OUTPUT_DIR)
+    best.more_entries = partial(threshold_entries, cfg)
     return [hooks.BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, metric)]
 
 
