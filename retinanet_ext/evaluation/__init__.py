@@ -28,4 +28,6 @@ What explains a result, from the files of an evaluation:
 - ``error_kinds.py``: kinds of errors, and what AP50 each costs
 - ``score_calibration.py``: reliability diagram and expected calibration error
 - ``image_counts.py``: hits and errors of each image
+- ``paired_comparison.py``: two sets of predictions for the same images
+- ``paired_verification.py``: two verifications of the same pairs
 """
