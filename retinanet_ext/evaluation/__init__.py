@@ -16,6 +16,7 @@ What explains a result, from the files of an evaluation:
 
 - ``ground_truth_file.py``: which ground truth an evaluation used, beside the predictions
 - ``evaluated_dataset.py``: one dataset with its ground truth and the predictions for it
+- ``coco_content.py``: checks of a COCO file that a user names
 - ``result_files.py``: reads it from the folder of an evaluation, or from two COCO files
 - ``overlaps.py``: IoU of boxes and masks, OKS of keypoints
 - ``image_matches.py``: COCO's greedy matching, kept for all that follows

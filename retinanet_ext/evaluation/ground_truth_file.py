@@ -100,7 +100,7 @@ def read_reference(folder: str | os.PathLike) -> tuple[GroundTruth, dict[str, An
 def _content(path: Path) -> dict[str, Any]:
     try:
         reference = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}; evaluate again with --eval-only") from error
     missing = [key for key in _KEYS if not isinstance(reference, dict) or key not in reference]
     if missing or reference.get("version") != _VERSION:

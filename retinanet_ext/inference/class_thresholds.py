@@ -79,7 +79,7 @@ def _of_file(path: Path) -> OperatingThresholds | object:
         )
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if isinstance(content, dict) and "classes" in content:
         return OperatingThresholds.of_dict(content, str(path))

@@ -179,6 +179,24 @@ def test_malformed_predictions_are_named(pets, record, message):
         read_result_files(pets / "pets.json", pets / "found.json")
 
 
+@pytest.mark.parametrize(("edit", "message"), [
+    ({"category_id": [3]}, r"annotations\[0\] has the category_id \[3\]; legal: a whole number"),
+    ({"image_id": {}}, r"annotations\[0\] has the image_id {}"),
+    ({"bbox": [1, 2, 3, "x"]}, r"annotation 1 needs a bbox .*found \[1, 2, 3, 'x'\]"),
+    ({"bbox": [1, 2, 3, 10**400]}, "annotation 1 needs a bbox"),
+    ({"area": "x"}, "annotation 1: area is 'x'"),
+    ({"iscrowd": None}, "annotation 1: iscrowd is None; legal: 0 or 1"),
+    ({"segmentation": {"size": [4, 4], "counts": "zz"}}, "annotation 1 has a mask that does not decode"),
+    ({"segmentation": [[1, 2]]}, "annotation 1 has a malformed segmentation"),
+    ({"keypoints": [1, 2]}, "annotation 1 has malformed keypoints"),
+])  # fmt: skip
+def test_malformed_annotations_are_named(pets, edit, message):
+    change(pets, **edit)
+    (pets / "found.json").write_text("[]")
+    with pytest.raises(ValueError, match=message):
+        read_result_files(pets / "pets.json", pets / "found.json")
+
+
 def test_results_hold_reasons_and_intervals(shapes, tmp_path):
     cfg = shapes_config(
         shapes, tmp_path / "run", "MODEL.RETINANET.PRIOR_PROB", "0.6", "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "20"
