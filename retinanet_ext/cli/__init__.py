@@ -6,6 +6,8 @@ In reading order:
 - ``usage.py``: how a verb reports a mistake of the user; imports of a verb stand in its `run`, so that help is quick
 - ``train.py``: trains or evaluates, as `train_net.py` does
 - ``predict.py``: detections on images, folders and videos
+- ``thresholds.py``: the score threshold of each class
+- ``compare.py``: two runs or result files, paired on the same images
 - ``calibrate.py``: the threshold of a FaceNet for a false-accept rate
 - ``verify.py``: whether two images show the same face
 - ``shapes.py``: writes the generated data set

@@ -16,6 +16,7 @@ In reading order:
 - ``doctor_parts.py``: the places of further parts
 - ``doctor_page.py``: the page, with pictures
 - ``statistics_section.py``: the statistics on the page
+- ``comparison_page.py``: the page of `compare`
 - ``repair_plan.py``: what a repaired copy changes in each record
 - ``data_repair.py``: a repaired copy of the data
 - ``coverage_page.py``: anchor coverage, with anchors that fit better

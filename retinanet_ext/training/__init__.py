@@ -33,4 +33,6 @@ In reading order:
 - ``provenance.py``: what a checkpoint says about config, code, data and licenses
 - ``run_lock.py``: one training at a time in an output folder
 - ``run_record.py``: `run.json` and `results.json`
+- ``threshold_storage.py``: operating thresholds of an evaluation, into the checkpoint
+- ``explained_results.py``: reasons and confidence intervals in `results.json`
 """

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from contextlib import suppress
+from typing import Any
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.checkpoint_entries import read_entry
@@ -20,7 +21,12 @@ BEST = "model_best.pth"
 
 
 class UntaggedCheckpointer(CheckedCheckpointer):
-    """Saves checkpoints that a resumed run does not continue from."""
+    """Saves checkpoints that a resumed run does not continue from, with what :attr:`more_entries` returns."""
+
+    more_entries = dict
+
+    def save(self, name: str, **entries: Any) -> None:
+        super().save(name, **{**self.more_entries(), **entries})
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pass

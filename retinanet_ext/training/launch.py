@@ -33,6 +33,7 @@ from retinanet_ext.d2 import (
 )
 from retinanet_ext.machine.cpu import usable_cores
 
+from .explained_results import write_intervals
 from .run_lock import lock_run_folder, releasing_run_folders, warn_of_holder
 from .trainer import Trainer
 
@@ -52,10 +53,12 @@ def main(args: Namespace) -> None:
     cfg = _setup(args)
     if args.eval_only:
         evaluate(cfg, args.resume)
-        return
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+    if comm.is_main_process():
+        write_intervals(cfg)
 
 
 def _setup(args: Namespace) -> CfgNode:

@@ -1,6 +1,7 @@
 """The hooks of a run: the engine's, and what this package adds around them."""
 
 import weakref
+from functools import partial
 
 from retinanet_ext.d2 import DefaultTrainer, comm, hooks
 from retinanet_ext.data.doctor.coverage_warning import warn_of_poor_coverage
@@ -11,6 +12,7 @@ from .finite_weights import FiniteWeightsHook
 from .nonfinite_guard import NonFiniteGuard
 from .progress_line import FirstProgress
 from .running_statistics import AverageBuffersHook
+from .threshold_storage import StoreThresholds, threshold_entries
 
 
 def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
@@ -34,6 +36,7 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
         return hook_list + extra
     _look_at_anchors(trainer)
     extra += [*_best_checkpoint(trainer), _first_progress(trainer)]
+    extra.append(StoreThresholds(trainer.cfg))
     return hook_list[:-1] + extra + hook_list[-1:]
 
 
@@ -72,6 +75,7 @@ def _best_checkpoint(trainer) -> list:
         metric = f"{names[0]}/{metric}"
     best = UntaggedCheckpointer(trainer.model, cfg.OUTPUT_DIR)
     best.entries = trainer.checkpointer.entries  # the same object: the trainer fills it in later
+    best.more_entries = partial(threshold_entries, cfg)
     return [BestCheckpoints(best, metric, period=cfg.TEST.EVAL_PERIOD, keep=cfg.TEST.BEST_KEPT)]
 
 

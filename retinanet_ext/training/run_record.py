@@ -53,13 +53,27 @@ def write_run_record(cfg, num_processes: int) -> None:
 
 
 def write_results(output_dir: str, results: dict, add: bool = False) -> None:
-    """Write metrics to ``results.json``; AP in 0-100, undefined values as null. With ``add``, keep earlier entries.
+    """Write metrics to ``results.json``; AP in 0-100, undefined values as null.
 
-    A damaged file is moved aside.
+    With ``add``, keep earlier entries, and add to those that hold further entries themselves. A damaged file is moved
+    aside.
     """
     path = Path(output_dir) / "results.json"
     earlier = _read_or_set_aside(path) if add else {}
-    _write(path, {**earlier, **_undefined_as_null(results)})
+    _write(path, _merged(earlier, _undefined_as_null(results)))
+
+
+def _merged(earlier: dict, new: dict) -> dict:
+    """New metrics replace the earlier ones of their task; what holds tasks (a dataset, ``reasons``) is merged."""
+    merged = {**earlier, **new}
+    for name in earlier.keys() & new.keys():
+        if _holds_tasks(earlier[name]) and _holds_tasks(new[name]):
+            merged[name] = _merged(earlier[name], new[name])
+    return merged
+
+
+def _holds_tasks(entry: object) -> bool:
+    return isinstance(entry, dict) and any(isinstance(value, dict) for value in entry.values())
 
 
 def add_to_run_record(output_dir: str, entries: dict) -> None:

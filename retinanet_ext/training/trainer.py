@@ -50,6 +50,7 @@ from retinanet_ext.registry import check_registered
 
 from .bad_images import ReportingLoader
 from .compact_evaluator import DefaultCOCOEvaluator
+from .explained_results import with_reasons
 from .first_model import attach_v1, load_start_weights
 from .frozen_parts import refuse_unfilled_frozen_parts
 from .identity_loaders import check_pairs, identity_test_loader, identity_train_loader
@@ -259,7 +260,7 @@ class Trainer(DefaultTrainer):
         """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``.
 
         Under ``data`` that file has the number of images that were evaluated, and how many images and annotations the
-        policies of the config left out.
+        policies of the config left out; under ``reasons`` why metrics are undefined.
         In a job of several processes the model's running statistics are averaged over them first, in place.
         """
         average_buffers(model)
@@ -267,7 +268,7 @@ class Trainer(DefaultTrainer):
         with encoded_masks(model):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, results))
+            write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, with_reasons(cfg, results)))
         return results
 
     @classmethod
@@ -288,10 +289,9 @@ class Trainer(DefaultTrainer):
         ]
         average_buffers(model)
         results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
-        results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
         if comm.is_main_process():
-            write_results(cfg.OUTPUT_DIR, results, add=True)
-        return results
+            write_results(cfg.OUTPUT_DIR, with_reasons(cfg, results, "inference_TTA", "_TTA"), add=True)
+        return {f"{entry}_TTA": metrics for entry, metrics in results.items()}
 
     def build_hooks(self):
         """The engine's hooks, and what this package adds; see :func:`with_run_hooks`."""
