@@ -6,6 +6,7 @@ In reading order:
 - ``usage.py``: how a verb reports a mistake of the user; imports of a verb stand in its `run`, so that help is quick
 - ``train.py``: trains or evaluates, as `train_net.py` does
 - ``predict.py``: detections on images, folders and videos
+- ``report_run.py``: the page that explains a run, the verb `report`
 - ``calibrate.py``: the threshold of a FaceNet for a false-accept rate
 - ``verify.py``: whether two images show the same face
 - ``shapes.py``: writes the generated data set

@@ -14,6 +14,7 @@ from . import (
     identify,
     imbalance,
     predict,
+    report_run,
     shapes,
     speed_accuracy,
     train,
@@ -27,6 +28,7 @@ from .usage import UsageError, VerbParser
 VERBS = {
     "train": train,
     "predict": predict,
+    "report": report_run,
     "gallery": edit_gallery,
     "identify": identify,
     "cluster": cluster,

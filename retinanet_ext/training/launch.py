@@ -30,6 +30,7 @@ from retinanet_ext.d2 import (
     default_setup,
     setup_logger,
 )
+from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.machine.cpu import usable_cores
 
 from .trainer import Trainer
@@ -49,10 +50,12 @@ def main(args: Namespace) -> None:
     cfg = _setup(args)
     if args.eval_only:
         evaluate(cfg, args.resume)
-        return
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+    if comm.is_main_process():
+        report_after_run(cfg)
 
 
 def _setup(args: Namespace) -> CfgNode:
