@@ -23,6 +23,7 @@ ENGINE_FREE = {
     "checkpoint.array_pickle",
     "checkpoint.checkpoint_file",
     "data.coco_file",
+    "data.doctor.run_lengths",
     "data.empty_images",
     "data.record_list",
     "training.arguments",

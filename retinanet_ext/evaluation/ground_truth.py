@@ -21,6 +21,9 @@ class GroundTruth:
         category_ids: class id that a model predicts -> category id of the dataset; class ids ascend.
         class_names: class id -> name; class ids ascend.
         converted: the dataset has no COCO file; `coco` was made from its dicts.
+        image_root: folder that the file names of the images are relative to.
+        file: a COCO file with exactly this content; None if there may be none.
+        name: of the dataset; empty if it has none.
     """
 
     coco: dict[str, Any]
@@ -28,6 +31,9 @@ class GroundTruth:
     category_ids: dict[int, int]
     class_names: dict[int, str]
     converted: bool = False
+    image_root: str = ""
+    file: str | None = None
+    name: str = ""
 
     @classmethod
     def of(
