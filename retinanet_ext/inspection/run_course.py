@@ -14,6 +14,8 @@ from .run_folder import RunFolder
 _MAX_PANELS = 8
 # Of an evaluation, the metrics that are drawn over the iterations.
 _DRAWN = ("AP", "AP50", "accuracy")
+# Logged values that have a place of their own, or say nothing new.
+_NOT_OTHERS = ("lr", "time", "data_time", "rank_data_time", "eta_seconds", "iteration")
 
 
 def course_sections(run: RunFolder) -> list[Block]:
@@ -40,6 +42,10 @@ def _training(run: RunFolder) -> list[Block]:
         panels = [Panel(name, history.series[name]) for name in metrics]
         caption = "Metrics of the evaluations during training, 0 to 100"
         blocks.append(Figure("progress.svg", caption, draw_history(panels, run.resumes)))
+    panels = [Panel(name, history.series[name]) for name in _others(run)[:_MAX_PANELS]]
+    if panels:
+        caption = "What else was logged in training"
+        blocks.append(Figure("others.svg", caption, draw_history(panels, run.resumes)))
     notes = [
         f"{name} was not finite at {len(steps)} logged iteration(s), first at {steps[0]}"
         for name, steps in history.not_finite.items()
@@ -48,6 +54,13 @@ def _training(run: RunFolder) -> list[Block]:
     if len(losses) > _MAX_PANELS:
         notes.append(f"Not drawn: {', '.join(losses[_MAX_PANELS:])}")
     return [*blocks, *([Bullets(notes)] if notes else [])]
+
+
+def _others(run: RunFolder) -> list[str]:
+    """Names of logged values that are neither losses, metrics, learning rate nor times."""
+    history = run.history
+    known = {*history.losses(), *history.evaluations(), *_NOT_OTHERS}
+    return [name for name, points in history.series.items() if name not in known and len(points) > 1]
 
 
 def _how_far(run: RunFolder) -> str:

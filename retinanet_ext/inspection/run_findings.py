@@ -80,6 +80,7 @@ def _about_results(run: RunFolder) -> Iterator[Finding]:
             if isinstance(by_metric, dict) and by_metric.get("AP"):
                 yield 0.98, f"{prefix}AP of {TASK_NAMES.get(task, task)} is undefined: {by_metric['AP']}"
         yield from ((weight, prefix + text) for weight, text in _beside_the_model(entries))
+        yield from ((weight, prefix + text) for weight, text in _about_verification(entries.get("verification")))
         counts = entries.get("data") or {}
         left_out = [(counts.get("images_left_out"), "image(s)"), (counts.get("annotations_left_out"), "annotation(s)")]
         parts = [f"{count:,} {what}" for count, what in left_out if isinstance(count, int) and count]
@@ -87,14 +88,27 @@ def _about_results(run: RunFolder) -> Iterator[Finding]:
             yield 0.4, f"{prefix}The policies of the config left {' and '.join(parts)} out of the evaluation."
 
 
+def _about_verification(metrics) -> Iterator[Finding]:
+    if not isinstance(metrics, dict):
+        return
+    vals = [metrics.get(f"VAL@FAR={far}") for far in ("0.01", "0.001")]
+    if None not in vals and vals[0] - vals[1] > 10:
+        yield 0.45, (
+            f"{vals[0]:.0f} % of the same pairs are accepted where 1 in 100 different pairs is, but only {vals[1]:.0f} % where "
+            "1 in 1,000 is."
+        )
+    if metrics.get("pairs_left_out"):
+        yield 0.7, f"{metrics['pairs_left_out']:,} pairs were left out, because an image is missing."
+
+
 def _beside_the_model(entries) -> Iterator[Finding]:
     """EMA weights and test-time augmentation against the plain model."""
-    for suffix, what in (("_EMA", "The averaged (EMA) weights"), ("_TTA", "Test-time augmentation")):
+    for suffix, what in (("_EMA", "averaged weights (EMA)"), ("_TTA", "test-time augmentation")):
         plain, other = entries.get("bbox"), entries.get(f"bbox{suffix}")
         values = [entry.get("AP") if isinstance(entry, dict) else None for entry in (plain, other)]
         if None not in values and abs(values[1] - values[0]) >= 0.5:
-            change = "gains" if values[1] > values[0] else "loses"
-            yield 0.3, f"{what} {change} {abs(values[1] - values[0]):.1f} points of AP of boxes."
+            change = "higher" if values[1] > values[0] else "lower"
+            yield 0.3, f"With {what} AP of boxes is {abs(values[1] - values[0]):.1f} points {change}."
 
 
 def _about_detections(statistics: DetectionStatistics) -> Iterator[Finding]:

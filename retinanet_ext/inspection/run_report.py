@@ -9,6 +9,7 @@ from retinanet_ext.report.document import (
     Block,
     Bullets,
     Contents,
+    Details,
     Facts,
     Heading,
     Headline,
@@ -176,14 +177,16 @@ def _entry_name(task: str) -> str:
 
 
 def _metrics_of(task, entries, statistics):
-    """Metrics and intervals of a task: those of results.json, else those computed from the files; None without any."""
+    """Metrics and intervals of a task: those of results.json come before those computed from the files; None: none."""
     computed = next((found for one in statistics for found in one.tasks if found.task == task), None)
     stored = entries.get(task)
     stored = stored if isinstance(stored, dict) and stored else None
     intervals = dict(computed.intervals) if computed is not None else {}
     of_results = (entries.get("intervals") or {}).get(task) or {}
     intervals = {**intervals, **{name: ends for name, ends in of_results.items() if ends and None not in ends}}
-    return (stored if stored is not None else computed.metrics if computed is not None else None), intervals
+    if stored is None and computed is None:
+        return None, {}
+    return {**(computed.metrics if computed is not None else {}), **(stored or {})}, intervals
 
 
 def _other_entries(entries: Mapping[str, Any]) -> list[Block]:
@@ -195,7 +198,7 @@ def _other_entries(entries: Mapping[str, Any]) -> list[Block]:
             continue
         rows = [(name, _value(value, 2)) for name, value in metrics.items() if not isinstance(value, (dict, list))]
         if rows:
-            blocks.append(Table((task, "value"), rows))
+            blocks.append(Details(f"All values of {task}", [Table((task, "value"), rows)]))
     return blocks
 
 

@@ -49,8 +49,11 @@ def _sections(record: dict[str, Any], folder: Path, suffix: str) -> list[Block]:
         (f"{at['target']:g}", _rate(at["val"], at["val_error"]), _share(at["far"]), at["problem"] or "")
         for at in record["val_at_far"]
     ]
+    header = ("FAR asked for", "VAL (%)", "measured FAR", "remark")
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     blocks += [
-        Table(("FAR asked for", "VAL (%)", "measured FAR", "remark"), rows, numbers=(0, 1, 2)),
+        Table(header, rows, numbers=(0, 1, 2)),
         Paragraph(
             "VAL: same pairs that are accepted; FAR: different pairs that are accepted. The threshold of each fold comes "
             f"from the other folds. {folder.name}/verification.html shows the folds and the worst mistakes."

@@ -51,7 +51,7 @@ td.text { min-width: 11em; max-width: 24em; } td.text:last-child { min-width: 15
 td.number, th.number { text-align: right; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--ground); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem;
-  align-items: start; }
+  align-items: start; margin: 1rem 0; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; margin-bottom: .3rem; }
 .beside { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; margin: .6rem 0; }
 .beside > div { flex: 1 1 min(100%, 24rem); min-width: 0; max-width: 36rem; }
