@@ -64,7 +64,9 @@ def config_difference(run: RunFolder) -> ConfigDifference:
         if base is None:
             return ConfigDifference(None, [], from_defaults, "The run's record names no config file.")
         named = config_argument(list(map(str, run.record["command"])))
-        return ConfigDifference(named, _changes(_plain(load_config(base, datasets=False)), run.config), from_defaults, "")
+        return ConfigDifference(
+            named, _changes(_plain(load_config(base, datasets=False)), run.config), from_defaults, ""
+        )
     except Exception as error:  # any type: a file that was changed since may be wrong in any way
         text = f"The config file of the run's command cannot be read any more: {error}"
         return ConfigDifference(None, [], from_defaults, text)

@@ -65,7 +65,8 @@ def _curves(statistics, suffix):
     for task in statistics.tasks:
         if np.isnan(task.precisions).all():
             continue
-        caption = f"Precision and recall of {TASK_NAMES[task.task]} at {_overlap(task.task)} 0.5; the score falls to the right"
+        at = f"{TASK_NAMES[task.task]} at {_overlap(task.task)} 0.5"
+        caption = f"Precision and recall of {at}; the score falls to the right"
         blocks.append(Figure(f"{task.task}_pr{suffix}.svg", caption, draw_precision_recall(task.precisions, names)))
     first = statistics.tasks[0]
     curves = [(curve.scores, curve.f1) for curve in first.curves]
@@ -108,7 +109,11 @@ def _thresholds(statistics, suffix):
         "“retinanet-ext predict --thresholds model” uses those that are stored with the model."
     )
     numbers = range(1, 8)
-    return [Heading(f"Operating thresholds{suffix}"), Paragraph(text), *_folded(Table(header, rows, numbers), "classes")]
+    return [
+        Heading(f"Operating thresholds{suffix}"),
+        Paragraph(text),
+        *_folded(Table(header, rows, numbers), "classes"),
+    ]
 
 
 def _calibration(statistics, suffix):
@@ -182,7 +187,9 @@ def _errors(statistics, suffix):
         for kind, cost in zip(kinds, costs)
     ]
     header = ("kind", "errors", "costs (points of AP50)", "AP50 without them")
-    caption = f"AP50 of {TASK_NAMES[statistics.tasks[0].task]} that each kind of error costs; AP50 is {_number(errors.ap50)}"
+    caption = (
+        f"AP50 of {TASK_NAMES[statistics.tasks[0].task]} that each kind of error costs; AP50 is {_number(errors.ap50)}"
+    )
     return [
         Heading(f"Errors by kind{suffix}"),
         Beside([Figure(f"errors{suffix}.svg", caption, drawing), Table(header, rows)]),

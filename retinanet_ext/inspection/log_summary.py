@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MAX_BYTES = 50 * 2**20  # of each log; what comes before is not read
-_LINE = re.compile(r"\[(?P<time>\d\d/\d\d \d\d:\d\d:\d\d)\] (?P<logger>\S+) (?P<level>WARNING|ERROR|CRITICAL): (?P<text>.*)")
+_LINE = re.compile(
+    r"\[(?P<time>\d\d/\d\d \d\d:\d\d:\d\d)\] (?P<logger>\S+) (?P<level>WARNING|ERROR|CRITICAL): (?P<text>.*)"
+)
 _RESUMED = re.compile(r"\bgoing on at iteration (\d+) of |\bStarting training from iteration ([1-9]\d*)")
 _MEMORY = re.compile(r"\bmemory (\d+) MB|\bmax_mem: (\d+)M")
 # What differs between repetitions of one message.

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # "bbox/AP", or with several datasets "cells_val/bbox/AP".
-_EVALUATION = re.compile(r"(?:(?P<dataset>.+?)/)?(?P<task>(?:bbox|segm|keypoints|verification)(?:_[^/]+)?)/(?P<metric>.+)")
+_EVALUATION = re.compile(
+    r"(?:(?P<dataset>.+?)/)?(?P<task>(?:bbox|segm|keypoints|verification)(?:_[^/]+)?)/(?P<metric>.+)"
+)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,9 @@ def _speed(run: RunFolder) -> list[Block]:
         if images:
             rate = f"{images / max(median, 1e-9):,.1f} images/s at {images} images a step, all processes together"
             facts.append(("Training", rate))
-        facts.append(("A step", f"median {median:.3f} s, 95 % of the logged ones below {np.quantile(seconds, 0.95):.3f} s"))
+        facts.append(
+            ("A step", f"median {median:.3f} s, 95 % of the logged ones below {np.quantile(seconds, 0.95):.3f} s")
+        )
         loading = [value for _, value in series.get("data_time", ())]
         if loading:
             share = data_share(run)

@@ -82,7 +82,9 @@ def _training_counts(run: RunFolder, name: str, notes: list[str]) -> DatasetCoun
     try:
         file, _ = registered_files(run, name)
         if os.path.getsize(file) > _MAX_BYTES:
-            notes.append(f"{name}: {Path(file).name} is too large to be counted here; “retinanet-ext doctor data” does.")
+            notes.append(
+                f"{name}: {Path(file).name} is too large to be counted here; “retinanet-ext doctor data” does."
+            )
             return None
         return count_objects(read_coco_file(file, ["images", "categories", "annotations"]), name, "training")
     except Exception as error:  # any type: data that are gone, or of another kind, must not cost the page
@@ -94,7 +96,11 @@ def _training_counts(run: RunFolder, name: str, notes: list[str]) -> DatasetCoun
 def _tables(counts: Sequence[DatasetCounts]) -> list[Block]:
     header = ("dataset", "used for", "images", "without objects", "objects", "small", "medium", "large", "crowds")
     rows = [
-        (c.name, c.role, *map(_count, (c.images, c.empty, sum(c.objects.values()), *(c.sizes[s] for s in "sml"), c.crowds)))
+        (
+            c.name,
+            c.role,
+            *map(_count, (c.images, c.empty, sum(c.objects.values()), *(c.sizes[s] for s in "sml"), c.crowds)),
+        )
         for c in counts
     ]
     blocks: list[Block] = [

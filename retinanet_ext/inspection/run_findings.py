@@ -37,7 +37,10 @@ def _about_the_course(run: RunFolder) -> Iterator[Finding]:
         yield 0.95, f"{', '.join(broken)} was not finite at iteration {history.not_finite[broken[0]][0]:,}."
     incidents = incident_folders(run)
     if incidents:
-        yield 0.9, f"{len(incidents)} step(s) had a loss or gradient that was not finite; the first is {incidents[0].name}."
+        yield (
+            0.9,
+            f"{len(incidents)} step(s) had a loss or gradient that was not finite; the first is {incidents[0].name}.",
+        )
     errors = sum(message.count for message in run.log.messages if message.level != "WARNING")
     if errors:
         yield 0.85, f"The log has {errors} error(s)."
@@ -56,9 +59,12 @@ def _about_the_end(run: RunFolder) -> Iterator[Finding]:
         fifth = len(losses) // 5
         before, last = np.median(losses[-2 * fifth : -fifth]), np.median(losses[-fifth:])
         if before > 0 and last < 0.93 * before:
-            yield 0.35, (
-                f"The loss still fell by {1 - last / before:.0%} over the last fifth of training, so that a longer run may "
-                "reach more."
+            yield (
+                0.35,
+                (
+                    f"The loss still fell by {1 - last / before:.0%} over the last fifth of training, so that a "
+                    "longer run may reach more."
+                ),
             )
     for name in ("bbox/AP", "verification/accuracy"):
         points = run.history.series.get(name, ())
@@ -66,9 +72,12 @@ def _about_the_end(run: RunFolder) -> Iterator[Finding]:
             continue
         iteration, best = max(points, key=lambda point: point[1])
         if best - points[-1][1] > max(1.0, 0.03 * best):
-            yield 0.6, (
-                f"{name} was best at iteration {iteration:,} with {best:.1f}, and {points[-1][1]:.1f} at the end: "
-                "model_best.pth holds the best checkpoint, if TEST.BEST_METRIC names this metric."
+            yield (
+                0.6,
+                (
+                    f"{name} was best at iteration {iteration:,} with {best:.1f}, and {points[-1][1]:.1f} at the end: "
+                    "model_best.pth holds the best checkpoint, if TEST.BEST_METRIC names this metric."
+                ),
             )
 
 
@@ -93,9 +102,12 @@ def _about_verification(metrics) -> Iterator[Finding]:
         return
     vals = [metrics.get(f"VAL@FAR={far}") for far in ("0.01", "0.001")]
     if None not in vals and vals[0] - vals[1] > 10:
-        yield 0.45, (
-            f"{vals[0]:.0f} % of the same pairs are accepted where 1 in 100 different pairs is, but only {vals[1]:.0f} % where "
-            "1 in 1,000 is."
+        yield (
+            0.45,
+            (
+                f"{vals[0]:.0f} % of the same pairs are accepted where 1 in 100 different pairs is, but only "
+                f"{vals[1]:.0f} % where 1 in 1,000 is."
+            ),
         )
     if metrics.get("pairs_left_out"):
         yield 0.7, f"{metrics['pairs_left_out']:,} pairs were left out, because an image is missing."
@@ -137,9 +149,12 @@ def _about_errors(statistics) -> Iterator[Finding]:
         what = {"missed": "Missed objects", "background": "Detections of the background"}.get(
             kind, f"Errors of kind “{KIND_NAMES[kind]}”"
         )
-        yield 0.8, (
-            f"{what} cost the most: {costs[kind]:.1f} points of AP50, of the {lost:.1f} that are missing to 100 "
-            f"({errors.counts[kind]:,} errors)."
+        yield (
+            0.8,
+            (
+                f"{what} cost the most: {costs[kind]:.1f} points of AP50, of the {lost:.1f} that are missing to 100 "
+                f"({errors.counts[kind]:,} errors)."
+            ),
         )
 
 
@@ -151,9 +166,12 @@ def _about_sizes(statistics) -> Iterator[Finding]:
     size = max(missed, key=missed.get)
     share_missed, share = missed[size] / total_missed, objects[size] / total
     if share_missed > share + 0.1:
-        yield 0.7, (
-            f"{share_missed:.0%} of the {total_missed:,} objects that no detection finds are {_SIZE_NAMES[size]}, which are "
-            f"{share:.0%} of all objects."
+        yield (
+            0.7,
+            (
+                f"{share_missed:.0%} of the {total_missed:,} objects that no detection finds are {_SIZE_NAMES[size]}, "
+                f"which are {share:.0%} of all objects."
+            ),
         )
 
 
@@ -165,9 +183,12 @@ def _about_classes(statistics) -> Iterator[Finding]:
         worst = min(values, key=values.get)
         if values[worst] < 0.6 * task.metrics["AP"]:
             count = int(task.matches.classes[names.index(worst)].counted[0].sum())
-            yield 0.55, (
-                f"The weakest class is {worst} with AP {values[worst]:.1f} ({count:,} objects); the mean is "
-                f"{task.metrics['AP']:.1f}."
+            yield (
+                0.55,
+                (
+                    f"The weakest class is {worst} with AP {values[worst]:.1f} ({count:,} objects); the mean is "
+                    f"{task.metrics['AP']:.1f}."
+                ),
             )
     if statistics.confusion is None or len(names) < 2:
         return
@@ -186,7 +207,10 @@ def _about_scores(statistics) -> Iterator[Finding]:
     used = found.counts > 0
     gap = np.average((found.mean_scores - found.precisions)[used], weights=found.counts[used])
     direction = "higher" if gap > 0 else "lower"
-    yield 0.4, (
-        f"Scores are {direction} than the share of detections that are right, by {100 * found.ece:.0f} % on average (ECE), so do "
-        "not read a score as a probability."
+    yield (
+        0.4,
+        (
+            f"Scores are {direction} than the share of detections that are right, by {100 * found.ece:.0f} points on "
+            "average (ECE), so a score is no probability."
+        ),
     )

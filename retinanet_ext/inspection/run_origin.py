@@ -45,7 +45,9 @@ def _config(run: RunFolder) -> list[Block]:
         if changed:
             blocks.append(_changes(changed, "in the config file"))
         if filled:
-            blocks.append(Details(f"{len(filled)} key(s) were filled in from the data", [_changes(filled, "in the file")]))
+            blocks.append(
+                Details(f"{len(filled)} key(s) were filled in from the data", [_changes(filled, "in the file")])
+            )
     table = _changes(difference.from_defaults, "default")
     summary = f"All {len(difference.from_defaults)} keys that differ from the defaults"
     return [*blocks, Details(summary, [table])]
@@ -85,7 +87,9 @@ def _environment(run: RunFolder) -> list[Block]:
     if isinstance(command, list):
         blocks += [Paragraph("The command:"), Command(shlex.join(map(str, command)))]
     if earlier:
-        rows = [(str(s.get("started")), _code(s.get("git")), shlex.join(map(str, s.get("command") or ()))) for s in earlier]
+        rows = [
+            (str(s.get("started")), _code(s.get("git")), shlex.join(map(str, s.get("command") or ()))) for s in earlier
+        ]
         table = Table(("started", "code", "command"), rows, numbers=())
         blocks.append(Details(f"{len(earlier)} earlier start(s) in this folder", [table]))
     return blocks
@@ -117,7 +121,8 @@ def _log(run: RunFolder) -> list[Block]:
         return [*blocks, Paragraph(f"None in {files}.")]
     errors = sum(message.count for message in log.messages if message.level != "WARNING")
     warnings = sum(message.count for message in log.messages if message.level == "WARNING")
-    text = f"{errors} error(s) and {warnings} warning(s) in {files}. Messages that differ in numbers and names only are one row."
+    text = f"{errors} error(s) and {warnings} warning(s) in {files}. "
+    text += "Messages that differ in numbers and names only are one row."
     if log.skipped_bytes:
         text += f" The first {log.skipped_bytes / 2**20:.0f} MB were not read."
     rows = [(str(m.count), m.level.lower(), m.time, _shortened(m.text)) for m in log.messages[:_MESSAGES]]

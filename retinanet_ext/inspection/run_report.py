@@ -34,9 +34,10 @@ from .worst_images import worst_images_section
 REPORT_FILE = "report.html"
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _INTERVALS = (
-    "In brackets: 95 % intervals by bootstrap over the images, which say how much the value would vary with other images "
-    "of this kind; not how much it would with another seed of training."
+    "In brackets: 95 % intervals by bootstrap over the images, which say how much the value would vary with other "
+    "images of this kind; not how much it would with another seed of training."
 )
+
 
 def write_run_report(run_folder: str | Path, output: str | Path | None = None, *, seconds: float | None = None) -> Path:
     """Write the page of a run.
@@ -57,9 +58,7 @@ def write_run_report(run_folder: str | Path, output: str | Path | None = None, *
     clock = Clock(seconds)
     run = read_run_folder(run_folder)
     datasets, problems = find_datasets(run)
-    statistics = [
-        compute_statistics(data, _entries(run, data.name).get("intervals") or {}, clock) for data in datasets
-    ]
+    statistics = [compute_statistics(data, _entries(run, data.name).get("intervals") or {}, clock) for data in datasets]
     blocks = _blocks(run, statistics, problems, clock)
     path = Path(output) if output is not None else run.path / REPORT_FILE
     write_atomically(path, to_html(f"Report of the run {run.path.resolve().name}", blocks))
@@ -70,7 +69,9 @@ def _entries(run: RunFolder, name: str) -> Mapping[str, Any]:
     return run.results.get(name) or run.results.get("") or {}
 
 
-def _blocks(run: RunFolder, statistics: Sequence[DetectionStatistics], problems: list[str], clock: Clock) -> list[Block]:
+def _blocks(
+    run: RunFolder, statistics: Sequence[DetectionStatistics], problems: list[str], clock: Clock
+) -> list[Block]:
     body: list[Block] = [*_metrics(run, statistics)]
     for of_dataset in statistics:
         suffix = f": {of_dataset.data.name}" if len(statistics) > 1 else ""
@@ -167,7 +168,9 @@ def _metric_rows(entries, statistics) -> tuple[list[Sequence[str]], list[str]]:
         cells = [f"{_value(metrics.get(name))} {_range(intervals.get(name))}".strip() for name in _METRICS]
         rows.append((_entry_name(task), *cells))
         known = (entries.get("reasons") or {}).get(task) or {}
-        reasons += [f"{name} of {_entry_name(task)} is undefined: {text}" for name, text in known.items() if name in _METRICS]
+        reasons += [
+            f"{name} of {_entry_name(task)} is undefined: {text}" for name, text in known.items() if name in _METRICS
+        ]
     return rows, reasons
 
 

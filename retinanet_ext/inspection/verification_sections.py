@@ -42,8 +42,12 @@ def _sections(record: dict[str, Any], folder: Path, suffix: str) -> list[Block]:
         ]
         index = int(np.searchsorted(record["roc"]["threshold"], threshold, side="right")) - 1
         point = float(far[max(index, 0)]), float(val[max(index, 0)])
-        caption = f"ROC. Area under it: {_percent(metrics.get('AUC'))}; equal error rate: {_percent(metrics.get('EER'))}"
-        blocks.append(Figure(f"roc{suffix}.svg", caption, draw_roc(far, val, int(metrics["num_different"]), marks, point)))
+        caption = (
+            f"ROC. Area under it: {_percent(metrics.get('AUC'))}; equal error rate: {_percent(metrics.get('EER'))}"
+        )
+        blocks.append(
+            Figure(f"roc{suffix}.svg", caption, draw_roc(far, val, int(metrics["num_different"]), marks, point))
+        )
         blocks += _distances(folder / "distances.csv", threshold, suffix)
     rows = [
         (f"{at['target']:g}", _rate(at["val"], at["val_error"]), _share(at["far"]), at["problem"] or "")
@@ -55,8 +59,8 @@ def _sections(record: dict[str, Any], folder: Path, suffix: str) -> list[Block]:
     blocks += [
         Table(header, rows, numbers=(0, 1, 2)),
         Paragraph(
-            "VAL: same pairs that are accepted; FAR: different pairs that are accepted. The threshold of each fold comes "
-            f"from the other folds. {folder.name}/verification.html shows the folds and the worst mistakes."
+            "VAL: same pairs that are accepted; FAR: different pairs that are accepted. The threshold of each fold "
+            f"comes from the other folds. {folder.name}/verification.html shows the folds and the worst mistakes."
         ),
     ]
     return blocks

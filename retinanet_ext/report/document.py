@@ -148,7 +148,9 @@ def _markdown(block: Block) -> str:
         case Subheading(text):
             return f"### {_escape(text)}"
         case Headline(items):
-            return "\n".join(f"- {_escape(label)}: {_escape(value)} {_escape(note)}".rstrip() for label, value, note in items)
+            return "\n".join(
+                f"- {_escape(label)}: {_escape(value)} {_escape(note)}".rstrip() for label, value, note in items
+            )
         case Contents(items):
             return "\n".join(f"- {_escape(item)}" for item in items)
         case Beside(blocks):

@@ -73,9 +73,7 @@ def _class_curves(curves, names, *, x_label, y_label, mean):
         return to_svg(figure)
 
 
-def draw_reliability(
-    edges: np.ndarray, mean_scores: np.ndarray, precisions: np.ndarray, counts: np.ndarray
-) -> str:
+def draw_reliability(edges: np.ndarray, mean_scores: np.ndarray, precisions: np.ndarray, counts: np.ndarray) -> str:
     """The share of right detections over their score, a bar for each bin, above the number of detections.
 
     Args:
@@ -119,13 +117,9 @@ def draw_confusion(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[st
         for (row, column), share in np.ndenumerate(shares):
             if matrix[row, column]:
                 axes.add_patch(
-                    Rectangle(
-                        (column - 0.5, row - 0.5), 1, 1, facecolor=OURS, alpha=0.08 + 0.55 * share, linewidth=0
-                    )
+                    Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=OURS, alpha=0.08 + 0.55 * share, linewidth=0)
                 )
-                axes.text(
-                    column, row, _count(matrix[row, column]), ha="center", va="center", fontsize=7.5, color=INK
-                )
+                axes.text(column, row, _count(matrix[row, column]), ha="center", va="center", fontsize=7.5, color=INK)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=45, ha="right")
         axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
@@ -163,9 +157,7 @@ def draw_intervals(
             if interval is not None:
                 axes.plot(interval, (row, row), color=OURS, linewidth=2, alpha=0.6, solid_capstyle="butt")
             axes.plot(value, row, "o", color=OURS, markersize=5)
-            axes.annotate(
-                f"{value:.1f}", (value, row), (0, 6), textcoords="offset points", fontsize=7.5, ha="center"
-            )
+            axes.annotate(f"{value:.1f}", (value, row), (0, 6), textcoords="offset points", fontsize=7.5, ha="center")
         axes.set_yticks(range(len(labels)), [_short(label, 24) for label in labels])
         axes.set(ylim=(len(labels) - 0.4, -0.8), xlim=(0, 100), xlabel=x_label)
         axes.xaxis.set_major_locator(MaxNLocator(6))

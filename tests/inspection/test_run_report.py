@@ -34,8 +34,8 @@ def page(folder):
 def test_metrics_thresholds_and_calibration_are_those_of_the_arithmetic(page):
     # Eight of ten objects with precision 1: of the 101 recall points 0, 0.01, ..., 1 those up to 0.8 count.
     assert [cell.split()[0] for cell in page.row("boxes")[1:]] == ["80.2", "80.2", "80.2", "–", "80.2", "–"]
-    # From score 0.9 on: precision 1, recall 0.8, F1 2 * 0.8 / 1.8; 8 right, 0 wrong, 2 missed.
-    assert page.row(STRANGE_CLASS)[1:8] == ["0.900", "100.0", "80.0", "0.889", "8", "0", "2"]
+    # Above 0.3: precision 1, recall 0.8, F1 2 * 0.8 / 1.8; 8 right, 0 wrong, 2 missed. Halfway to the next score, 0.9.
+    assert page.row(STRANGE_CLASS)[1:8] == ["0.600", "100.0", "80.0", "0.889", "8", "0", "2"]
     # |0.9 - 1| for eight detections and |0.3 - 0| for two: (8 * 0.1 + 2 * 0.3) / 10.
     assert "ECE 14.0 % over 10 detections" in page.text
 
@@ -67,8 +67,10 @@ def test_config_data_and_environment(page):
 
 
 def test_a_missing_image_is_named_and_costs_nothing_else(page):
-    assert "No picture of 5.png" in page.text and "1.png" not in page.text.split("No picture of 5.png")[1][:200]
-    assert "F1 0.00: 0 right, 0 wrong, 2 missed" in page.text
+    # One of two objects is found: F1 is 2 / 3. The image before it, with as many errors, has its pictures.
+    assert "No picture of 5.png (F1 0.67: 1 right, 0 wrong, 1 missed): " in page.text
+    assert page.text.count("F1 0.67: 1 right, 0 wrong, 1 missed") == 2
+    assert sum(target.startswith("data:image/jpeg") for target in page.loaded) == 2
 
 
 def test_names_are_escaped_and_nothing_is_loaded_from_outside(folder, page):
@@ -99,9 +101,15 @@ def test_intervals_and_reasons_of_results_json_are_shown(folder, tmp_path):
     page = Page(write_run_report(run, tmp_path / "elsewhere.html"))
     assert page.row("boxes")[1] == "80.2 [70.1, 90.3]" and page.row("boxes, EMA")[1] == "81.5"
     assert "APl of boxes is undefined: no object is large" in page.text
-    assert "With averaged weights (EMA) AP of boxes is 1.3 points higher." in page.text
     assert "left 3 image(s) and 2 annotation(s) out of the evaluation" in page.text
-    assert not (run / "report.html").read_text() == (tmp_path / "elsewhere.html").read_text()
+
+
+def test_a_folder_with_results_only(tmp_path):
+    results = {"bbox": {"AP": 80.2}, "bbox_EMA": {"AP": 81.5}, "mine": {"score": 1.5}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = Page(write_run_report(tmp_path))
+    assert "With averaged weights (EMA) AP of boxes is 1.3 points higher." in page.text
+    assert page.row("score")[1] == "1.50" and "this run evaluated only" in page.text
 
 
 def test_without_time_the_page_says_what_it_lacks(folder, tmp_path):
@@ -135,8 +143,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
 
 
-def test_the_verb_prints_the_path(folder, tmp_path, capsys):
-    assert main(["report", str(folder), "--output", str(tmp_path / "page.html")]) == 0
+def test_the_verb_prints_the_path(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text(json.dumps(training_row(19)))
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
     assert (tmp_path / "page.html").is_file()
 
