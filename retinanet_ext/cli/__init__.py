@@ -19,4 +19,5 @@ In reading order:
 - ``imbalance.py``: the loss of a trained model, foreground against background
 - ``curves.py``: the paper's loss curves
 - ``speed_accuracy.py``: AP against milliseconds
+- ``doctor.py``: what is wrong with the data
 """

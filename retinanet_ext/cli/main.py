@@ -10,6 +10,7 @@ from . import (
     calibrate,
     cluster,
     curves,
+    doctor,
     edit_gallery,
     identify,
     imbalance,
@@ -40,6 +41,7 @@ VERBS = {
     "speed-accuracy": speed_accuracy,
     "shapes": shapes,
     "identities": write_identities,
+    "doctor": doctor,
 }
 USAGE_ERROR = 2
 

@@ -41,7 +41,7 @@ def checked_content(
         key = _key(annotation["image_id"], annotation, contiguous.get(annotation["category_id"]))
         # The records of some readers have no annotation ids.
         found = key if key in replaced else key[1:]
-        new = annotation if found not in replaced else _repaired(annotation, replaced[found])
+        new = annotation if found not in replaced else repaired_entry(annotation, replaced[found])
         if new is not None:
             annotations.append(_completed(new, num_keypoints))
     same = len(annotations) == len(content["annotations"]) and all(
@@ -59,7 +59,13 @@ def _key(image_id, annotation, class_id=None):
     return (annotation["id"], *content) if "id" in annotation else content
 
 
-def _repaired(annotation, record):
+def repaired_entry(annotation: dict, record: dict | None) -> dict | None:
+    """The entry of a COCO file, changed as the annotation of its record was.
+
+    Args:
+        annotation: the entry; not changed.
+        record: the annotation of a record that replaces the one made of the entry; None: nothing does.
+    """
     if record is None:
         return None
     new = dict(annotation)

@@ -3,7 +3,7 @@
 The folders may have other names, and the split may be any list of names, or all annotation files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,6 +20,7 @@ def load_voc(
     *,
     annotations: str = ANNOTATIONS,
     images: str = IMAGES,
+    on_error: Callable[[Exception], None] | None = None,
 ) -> list[dict]:
     """Read one split as dataset records.
 
@@ -35,6 +36,7 @@ def load_voc(
             `root`, with the name of an image or of an annotation file in each line. None: all annotation files.
         class_names: the names that make category ids 0, 1, ...
         annotations, images: the two folders, relative to `root`.
+        on_error: gets the errors of single annotation files, which are then left out. None: they are raised.
 
     Returns:
         Records with file_name, image_id (the file's stem), height, width, annotations. In the order of the split; all
@@ -46,20 +48,39 @@ def load_voc(
     """
     folder, image_folder = Path(root) / annotations, Path(root) / images
     class_ids = {name: k for k, name in enumerate(class_names)}
-    return [_read_record(folder, image_folder, stem, class_ids) for stem in _stems(Path(root), split, folder)]
+    stems = _stems(Path(root), split, folder)
+    return list(_each(lambda stem: _read_record(folder, image_folder, stem, class_ids), stems, on_error))
 
 
-def voc_class_names(root: str | Path, annotations: str = ANNOTATIONS) -> list[str]:
-    """Sorted class names in all annotation files. All splits are read, so that they agree on the ids."""
+def voc_class_names(
+    root: str | Path, annotations: str = ANNOTATIONS, *, on_error: Callable[[Exception], None] | None = None
+) -> list[str]:
+    """Sorted class names in all annotation files. All splits are read, so that they agree on the ids.
+
+    `on_error` is as for :func:`load_voc`.
+    """
     folder, names = Path(root) / annotations, set()
-    for path in sorted(folder.glob("*.xml")):
-        names.update(_text(item, "name", path) for item in _parse(path).iter("object"))
+
+    def read(path: Path) -> list[str]:
+        return [_text(item, "name", path) for item in _parse(path).iter("object")]
+
+    names.update(name for found in _each(read, sorted(folder.glob("*.xml")), on_error) for name in found)
     if not names:
         raise ValueError(
             f"No objects in {folder}/*.xml; is this the root of VOC-format data? The key ANNOTATIONS names the folder "
             "of the annotation files."
         )
     return sorted(names)
+
+
+def _each(function: Callable, items: Iterable, on_error: Callable[[Exception], None] | None) -> Iterator:
+    for item in items:
+        try:
+            yield function(item)
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(error)
 
 
 def _stems(root, split, folder):

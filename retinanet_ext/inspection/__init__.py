@@ -17,4 +17,20 @@ In reading order:
 - ``run_origin.py``: its sections on config, environment, log and incidents
 - ``config_difference.py``: what a run's config changes
 - ``run_findings.py``: what stands out, in at most five sentences
+- ``environment.py``: `doctor env`: what of the machine works, and how to mend the rest
+- ``library_probes.py``: the programs that try each library
+- ``findings.py``: what a check found
+- ``data_doctor.py``: `doctor data`: examines all datasets of a config
+- ``dataset_reading.py``: reads a dataset past its faults
+- ``coco_structure.py``: the faults of a COCO file as a whole
+- ``image_facts.py``: what is read from image files
+- ``record_findings.py``: the faults of records, and what is suspicious
+- ``near_duplicates.py``: images that are the same, or nearly
+- ``split_findings.py``: leakage between training and test data
+- ``data_statistics.py``: counts and sizes
+- ``doctor_parts.py``: the places of further parts
+- ``doctor_page.py``: the page, with pictures
+- ``statistics_section.py``: the statistics on the page
+- ``repair_plan.py``: what a repaired copy changes in each record
+- ``data_repair.py``: a repaired copy of the data
 """

@@ -43,6 +43,7 @@ aside p { margin: 0; font-weight: 600; } aside ul { margin: .3rem 0 0; }
 pre { background: var(--raised); border: 1px solid var(--line); border-radius: 6px; padding: .7rem 1rem;
   overflow-x: auto; white-space: pre-wrap; }
 .scroll { overflow-x: auto; }
+.scroll, .pictures, .figures { margin-bottom: 1.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }

@@ -4,9 +4,11 @@ In reading order:
 
 - ``arguments.py``: the flags of the command line
 - ``launch.py``: what each process of a run does, and how the processes are started
+- ``config_linter.py``: finds keys that nothing in a run reads
 - ``trainer.py``: the engine's trainer with checked data, reports and records
 - ``run_hooks.py``: what runs around its iterations
 - ``identity_loaders.py``: its loaders for data of identities
+- ``bad_images.py``: counts images that cannot be read, and stops at a budget
 - ``optimizers.py``: optimizers besides the engine's SGD
 - ``step.py``: one training step, the same on both engines
 - ``frozen_parts.py``: refuses frozen layers without trained weights

@@ -76,7 +76,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
     Trainer.check_test_data(cfg)
     model = Trainer.build_model(cfg)
     checkpointer = CheckedCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
+    resume = resume and any(comm.all_gather(checkpointer.has_checkpoint()))
+    weights = checkpointer.newest_good() if resume else cfg.MODEL.WEIGHTS
     load_weights(model, weights, strict=True)
     results = Trainer.test(cfg, model)
     return {**results, **Trainer.test_with_tta(cfg, model)} if cfg.TEST.AUG.ENABLED else results

@@ -5,6 +5,7 @@ import weakref
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.d2 import DefaultTrainer, comm, hooks
 
+from .bad_images import bad_images_hooks
 from .progress_line import FirstProgress
 from .running_statistics import AverageBuffersHook
 
@@ -28,6 +29,7 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
         engine_hooks: the engine's own, writers last on the main process.
     """
     hook_list = list(engine_hooks)
+    hook_list[1:1] = bad_images_hooks(trainer)  # after the timer, before what may save a checkpoint
     _insert_average_buffers(trainer, hook_list)
     extra = [*_tta(trainer)]
     if not comm.is_main_process():

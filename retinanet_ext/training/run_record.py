@@ -60,6 +60,13 @@ def write_results(output_dir: str, results: dict, add: bool = False) -> None:
     _write(path, {**earlier, **_undefined_as_null(results)})
 
 
+def add_to_run_record(output_dir: str, entries: dict) -> None:
+    """Add entries to ``run.json``, or replace them; without that file, nothing happens."""
+    path = Path(output_dir) / "run.json"
+    if path.exists():
+        _write(path, {**_read(path), **_undefined_as_null(entries)})
+
+
 def _undefined_as_null(value):
     if isinstance(value, dict):
         return {name: _undefined_as_null(entry) for name, entry in value.items()}

@@ -10,7 +10,7 @@ import weakref
 import torch
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
-from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.checkpoint.load_report import refuse_incomplete
 from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
     ENGINE,
@@ -34,14 +34,18 @@ from retinanet_ext.data.checked_records import (
     load_training_dicts,
 )
 from retinanet_ext.data.identity_datasets import embeds_identities
+from retinanet_ext.data.record_store import RecordStore
+from retinanet_ext.data.replacing_mapper import ReplacingMapper
 from retinanet_ext.embedding.verification_evaluator import VerificationEvaluator
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
 from retinanet_ext.machine.cpu import keep_freed_memory
 from retinanet_ext.machine.devices import check_device
+from retinanet_ext.machine.processes import bare_model
 from retinanet_ext.registry import check_registered
 
+from .bad_images import ReportingLoader
 from .compact_evaluator import DefaultCOCOEvaluator
 from .first_model import attach_v1, load_start_weights
 from .frozen_parts import refuse_unfilled_frozen_parts
@@ -125,13 +129,14 @@ class Trainer(DefaultTrainer):
         refuse_unfilled_frozen_parts(self.model, report.loaded if report else [])
 
     def _resume(self) -> None:
-        path = self.checkpointer.get_checkpoint_file()
         try:
             super().resume_or_load(resume=True)
+            path = self.checkpointer.get_checkpoint_file()
             # The engines skip weights that do not fit, and the optimizer would fail later.
-            load_weights(self.model, path, strict=True)
+            refuse_incomplete(bare_model(self.model), self.checkpointer.report, path)
         # The exception type depends on which part of the config differs from the checkpoint's.
         except Exception as error:
+            path = self.checkpointer.get_checkpoint_file() or self.cfg.OUTPUT_DIR
             raise ValueError(
                 f"cannot resume from {path}: {type(error).__name__}: {error}\nCheck that the file is complete and that "
                 "the config is that of the run. To start a new run from its weights, set MODEL.WEIGHTS and leave out "
@@ -196,11 +201,11 @@ class Trainer(DefaultTrainer):
         mapper = DatasetMapper(cfg, is_train=True)
         if cfg.MODEL.EMBEDDING_ON:
             mapper = ObjectIdentityMapper(mapper, identity_numbers(dicts, cfg.DATASETS.TRAIN))
-        mapper = CheckedMapper(mapper, cfg.DATASETS.ON_BAD_IMAGE)
-        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+        records = RecordStore(dicts)
+        loader = build_detection_train_loader(cfg, mapper=ReplacingMapper(mapper, records), dataset=records)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
-        loader.num_images = len(dicts)
-        return loader
+        loader.num_images = len(records)
+        return ReportingLoader(loader)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
@@ -208,7 +213,7 @@ class Trainer(DefaultTrainer):
             return identity_test_loader(cfg, dataset_name)
         dicts = load_checked_dicts(cfg, [dataset_name], filter_empty=False)
         # Here no other image may replace an unreadable one, because it would be evaluated twice.
-        mapper = CheckedMapper(mapper_for_test(cfg), on_bad_image="error")
+        mapper = CheckedMapper(mapper_for_test(cfg))
         return build_detection_test_loader(dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod

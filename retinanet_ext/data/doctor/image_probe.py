@@ -65,7 +65,7 @@ def _probe(path, decode):
     try:
         with Image.open(path) as image:
             # Before loading, which turns a TIFF and removes its orientation.
-            size = _upright_size(image)
+            size = upright_size(image)
             if decode:
                 image.load()
             return ImageInfo(size, image.mode)
@@ -73,16 +73,19 @@ def _probe(path, decode):
         return error
 
 
-def _upright_size(image):
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the EXIF rotation, of an image that was opened and not loaded."""
     size = image.size
     if image.format == "TIFF":
         # Some versions of Pillow turn the size of a TIFF already when they open it.
         size = (image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT])
-    return size[::-1] if _is_turned(image) else size
+    return size[::-1] if exif_orientation(image) in _EXIF_QUARTER_TURNS else size
 
 
-def _is_turned(image):
+def exif_orientation(image: Image.Image) -> int:
+    """1 (upright) to 8; 1 where the file says nothing that can be read."""
     try:
-        return image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
+        value = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:
-        return False
+        return 1
+    return value if value in range(1, 9) else 1

@@ -18,7 +18,7 @@ from .annotation_faults import (
     annotation_fault,
     repaired_annotation,
 )
-from .image_probe import probe_images
+from .image_probe import ImageInfo, probe_images
 from .keypoint_faults import KEYPOINT_FAULTS, with_keypoints
 from .tasks import BOXES, Tasks, refuse_tasks_without_data, task_summary
 
@@ -187,7 +187,7 @@ def _find_bad_images(dicts, check_images, dataset_name):
     if check_images != "none":
         found = probe_images([d["file_name"] for d in dicts], check_images == "decode", f"Dataset {dataset_name!r}")
     for index, (record, actual) in enumerate(zip(dicts, found, strict=True)):
-        problem = _image_problem(record, sizes[index], actual)
+        problem = image_problem(record, sizes[index], actual)
         image_id = record.get("image_id")
         if problem is None and image_id is not None:
             first = first_with_id.setdefault(image_id, index)
@@ -201,7 +201,16 @@ def _find_bad_images(dicts, check_images, dataset_name):
     return bad, sizes
 
 
-def _image_problem(record, expected, actual):
+def image_problem(
+    record: dict, expected: tuple[int, int] | None, actual: ImageInfo | Exception | None
+) -> Problem | None:
+    """What is wrong with the image of a record.
+
+    Args:
+        record: a dataset dict.
+        expected: (width, height) as the record says; None: it says nothing.
+        actual: what the file is, or the error of reading it; None: it was not read.
+    """
     if isinstance(actual, FileNotFoundError):
         return _problem(record, "missing image file", "no such file", "an image file")
     if isinstance(actual, Exception):
@@ -229,13 +238,13 @@ def _find_bad_annotations(record, size, num_classes, class_names, tasks, report)
         if annotation.get("bbox_mode") not in BOX_MODES:
             raise ValueError(
                 f"{record['file_name']} (image id {record.get('image_id')}), annotation "
-                f"{_name(index, annotation, record)}: "
+                f"{annotation_name(index, annotation, record)}: "
                 f"bbox_mode is {annotation.get('bbox_mode')!r}; legal: BoxMode.XYXY_ABS and BoxMode.XYWH_ABS. "
                 "Correct the function that makes the records of this dataset."
             )
         fault = annotation_fault(annotation, size, num_classes, class_names, tasks)
         if fault is not None:
-            problem = _problem(record, *fault, annotation=_name(index, annotation, record))
+            problem = _problem(record, *fault, annotation=annotation_name(index, annotation, record))
             if fault[0] in WARNINGS:
                 report.warnings.append(problem)
             else:
@@ -243,7 +252,8 @@ def _find_bad_annotations(record, size, num_classes, class_names, tasks, report)
     return bad
 
 
-def _name(index, annotation, record):
+def annotation_name(index: int, annotation: dict, record: dict) -> str:
+    """How messages name an annotation: its index, and its line or its id."""
     if "line" in annotation:
         return f"{index} (line {annotation['line']} of {record.get('label_file')})"
     return f"{index} (id {annotation['id']})" if "id" in annotation else str(index)
