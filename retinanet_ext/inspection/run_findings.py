@@ -11,6 +11,7 @@ from .run_folder import RunFolder
 from .run_origin import bad_images, incident_folders
 
 _MOST = 5
+_HARDLY = 2.0  # AP50 below this: what one would say of single errors means nothing
 _SIZE_NAMES = {"s": "small (below 32² pixels)", "m": "medium (32² to 96²)", "l": "large (above 96²)"}
 
 Finding = tuple[float, str]
@@ -127,6 +128,14 @@ def _about_detections(statistics: DetectionStatistics) -> Iterator[Finding]:
     if not statistics.tasks:
         return
     task = statistics.tasks[0]
+    if task.metrics.get("AP50", np.nan) < _HARDLY:
+        objects, missed = objects_by_size(statistics)
+        share = sum(missed.values()) / max(1, sum(objects.values()))
+        yield 0.97, (
+            f"AP50 of {TASK_NAMES[task.task]} is {task.metrics['AP50']:.1f}: the model has hardly learned to detect. "
+            f"{share:.0%} of the objects are found by no detection of any score."
+        )
+        return
     interval = task.intervals.get("AP")
     if interval is not None and interval[1] - interval[0] > max(4.0, 0.2 * task.metrics["AP"]):
         images = len(statistics.data.image_ids)

@@ -178,7 +178,11 @@ def _summary(path) -> str:
     content = _json(path)
     if not isinstance(content, dict):
         return "incident.json is missing or cannot be read"
-    return _line({key: value for key, value in content.items() if isinstance(value, (str, int, float))})
+    facts = {key: value for key, value in content.items() if isinstance(value, (str, int, float))}
+    causes = content.get("causes")
+    if isinstance(causes, list) and causes and isinstance(causes[0], dict):  # the likeliest comes first
+        facts["likely cause"] = f"{causes[0].get('cause')} ({causes[0].get('evidence')})"
+    return _line(facts)
 
 
 def _line(entry: Any) -> str:

@@ -15,7 +15,8 @@ def write_detection_run(folder: Path, name: str = "cells_val") -> Path:
     """A run of Detectron2's own trainer on five images with two objects of one class each, 40 pixels wide.
 
     Of the ten objects eight are found exactly, with score 0.9; one is missed in each of the last two images. Two
-    detections of score 0.3 lie on the background. The last image file does not exist. metrics.json has a repeated part, and a line that was torn by a kill.
+    detections of score 0.3 lie on the background. The last image file does not exist. metrics.json has a repeated
+    part, and a line that was torn by a kill.
     """
     images = folder / "images"
     images.mkdir(parents=True)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from retinanet_ext.cli.main import main
+from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
 from retinanet_ext.inspection import run_report
 from retinanet_ext.inspection.after_run import report_after_run
+from retinanet_ext.inspection.config_difference import config_difference
 from retinanet_ext.inspection.detection_sections import largest_confusions
 from retinanet_ext.inspection.run_folder import read_run_folder
 from retinanet_ext.inspection.run_report import write_run_report
@@ -172,6 +174,37 @@ def test_results_of_several_datasets_keep_their_names(tmp_path):
     found = read_run_folder(tmp_path).results
     assert found["a"]["bbox"]["AP"] == 1.0 and found["a"]["bbox_TTA"]["AP"] == 3.0
     assert found["a_b"]["bbox"]["AP"] == 2.0 and found["a_b"]["bbox_TTA"]["AP"] == 4.0
+
+
+def test_the_config_is_compared_with_the_file_of_the_command(tmp_path):
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITER: 100, BASE_LR: 0.5}\n")
+    cfg = load_config(str(tmp_path / "base.yaml"), ["SOLVER.MAX_ITER", "200"], datasets=False)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 3
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(cfg.dump())
+    record = {"command": ["python", "train_net.py", "--config-file", "base.yaml"], "working_directory": str(tmp_path)}
+    (run / "run.json").write_text(json.dumps({**record, "seed": 5, "git": {"commit": "0123456789abcdef", "diff": "a"}}))
+    difference = config_difference(read_run_folder(run))
+    assert difference.base == "base.yaml"
+    assert [(c.key, c.base, c.run) for c in difference.from_base if not c.filled_in] == [("SOLVER.MAX_ITER", 100, 200)]
+    assert [c.key for c in difference.from_base if c.filled_in] == ["MODEL.RETINANET.NUM_CLASSES"]
+    assert {"SOLVER.BASE_LR", "SOLVER.MAX_ITER"} <= {c.key for c in difference.from_defaults}
+    page = Page(write_run_report(run))
+    assert "1 key(s) differ from base.yaml" in page.text and "git 0123456789ab, with uncommitted changes" in page.text
+    (tmp_path / "base.yaml").unlink()
+    assert "cannot be read any more" in Page(write_run_report(run)).text
+
+
+def test_warnings_of_the_log_are_counted(tmp_path):
+    lines = [f"[11/22 04:19:3{i}] detectron2.data WARNING: image {i} of '/a/{i}.png' is odd" for i in range(3)]
+    lines += ["[11/22 04:20:00] retinanet_ext.training ERROR: it <broke>", "Traceback (most recent call last):"]
+    lines += ["[11/22 04:20:01] x INFO:  eta: 0:01 max_mem: 812M", "[11/22 04:20:01 y] INFO: memory 90 MB"]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    (tmp_path / "metrics.json").write_text(json.dumps(training_row(19)))
+    page = Page(write_run_report(tmp_path))
+    assert page.row("3")[1:3] == ["warning", "11/22 04:19:30"] and page.row("1")[3] == "it <broke>"
+    assert "812 MB" in page.text and "The log has 1 error(s)." in page.text
 
 
 def test_the_largest_confusions_of_many_classes():
