@@ -8,6 +8,7 @@ In reading order:
 - ``predict.py``: detections on images, folders and videos
 - ``thresholds.py``: the score threshold of each class
 - ``compare.py``: two runs or result files, paired on the same images
+- ``report_run.py``: the page that explains a run, the verb `report`
 - ``calibrate.py``: the threshold of a FaceNet for a false-accept rate
 - ``verify.py``: whether two images show the same face
 - ``shapes.py``: writes the generated data set

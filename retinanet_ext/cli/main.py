@@ -17,6 +17,7 @@ from . import (
     imbalance,
     predict,
     replay,
+    report_run,
     shapes,
     speed_accuracy,
     thresholds,
@@ -31,6 +32,7 @@ from .usage import UsageError, VerbParser
 VERBS = {
     "train": train,
     "predict": predict,
+    "report": report_run,
     "gallery": edit_gallery,
     "identify": identify,
     "cluster": cluster,

@@ -31,6 +31,7 @@ from retinanet_ext.d2 import (
     default_setup,
     setup_logger,
 )
+from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.machine.cpu import usable_cores
 
 from .explained_results import write_intervals
@@ -59,6 +60,7 @@ def main(args: Namespace) -> None:
         trainer.train()
     if comm.is_main_process():
         write_intervals(cfg)
+        report_after_run(cfg)
 
 
 def _setup(args: Namespace) -> CfgNode:
