@@ -1,16 +1,21 @@
-"""``retinanet-ext doctor``: what is wrong with the data, before a run says it in its own way."""
+"""``retinanet-ext doctor``: what is wrong with data or machine, before a run says it in its own way."""
 
 import argparse
+import json
 import logging
 import os
 from pathlib import Path
 
 from .usage import UsageError, VerbParser, usage_errors
 
-HELP = "Find what is wrong before training: `doctor data` examines the datasets of a config."
+HELP = "Find what is wrong before training: `doctor data` examines datasets, `doctor env` this machine."
 _HELP_DATA = (
     "Examine the datasets of a config: damaged images, bad annotations, duplicates, leakage between splits, "
     "statistics. Exit code: 0 no errors, 1 errors, 2 wrong usage."
+)
+_HELP_ENV = (
+    "Examine this machine: Python, engine, torch, CUDA, torchvision's operators, Triton, Detectron2, OpenCV, disk, "
+    "shared memory. Each is OK, or FAIL with what mends it. Exit code: 0 nothing failed, 1 something failed."
 )
 _INTERRUPTED = 130  # as a shell reports SIGINT
 
@@ -18,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    about = parser.add_subparsers(dest="about", required=True, metavar="data", parser_class=VerbParser)
+    about = parser.add_subparsers(dest="about", required=True, metavar="data | env", parser_class=VerbParser)
     _add_data_arguments(about.add_parser("data", help=_HELP_DATA, description=_HELP_DATA))
+    _add_env_arguments(about.add_parser("env", help=_HELP_ENV, description=_HELP_ENV))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +48,11 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads that read images (default: the number of CPU cores, %(default)s here)",
     )  # fmt: skip
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
+
+
+def _add_env_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output-dir", default=".", metavar="DIR", help="where runs will write, for the free space")
+    parser.add_argument("--json", metavar="FILE", help="write the checks to this file too")
 
 
 def _run_data(args: argparse.Namespace) -> int:
@@ -78,4 +89,15 @@ def _write(examination, config_file, output):
     print(f"\nPage: {output / PAGE_FILE}\nAll findings and statistics: {output / JSON_FILE}")
 
 
-_RUN = {"data": _run_data}
+def _run_env(args: argparse.Namespace) -> int:
+    from retinanet_ext.inspection.environment import FAIL, as_records, as_text, check_environment
+
+    checks = check_environment(args.output_dir)
+    print(as_text(checks))
+    if args.json:
+        with usage_errors():
+            Path(args.json).write_text(json.dumps(as_records(checks), indent=2) + "\n")
+    return 1 if any(check.state == FAIL for check in checks) else 0
+
+
+_RUN = {"data": _run_data, "env": _run_env}

@@ -170,10 +170,11 @@ def _add(examination: Examination, cfg: CfgNode, checked: CheckedRecords, parts:
         names = dataset.class_names
         statistics = dataset_statistics(cfg, dataset.records, checked.sizes, names, checked.tested)
     examination.statistics[dataset.name] = statistics
-    if not parts or not statistics.get("objects"):
+    identities = dataset.identity_names or ()
+    if not parts or not (statistics.get("objects") or identities):
         return
     split = "test" if checked.tested else "train"
-    usable = UsableDataset(dataset.name, split, checked.usable(), dataset.class_names)
+    usable = UsableDataset(dataset.name, split, checked.usable(), dataset.class_names, statistics, identities)
     for part in parts:
         findings, blocks = part(cfg, usable)
         examination.findings += findings
