@@ -1,9 +1,10 @@
 """Reads a COCO annotation file that may be faulty in any way: each fault is a finding, and the rest is kept."""
 
+import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from retinanet_ext.data.coco_file import SECTIONS, parse_coco_file
@@ -17,7 +18,6 @@ DUPLICATE_CATEGORY, DUPLICATE_NAME = "duplicate category id", "duplicate categor
 EMPTY_NAME = "empty category name"
 STRAY = "annotation of an unknown image"
 BAD_SIZE = "image size is not two positive integers"
-ELSEWHERE = "file name that leaves the image folder"
 
 
 @dataclass
@@ -65,10 +65,8 @@ class _Reader:
 
     def report(self, kind, found, legal, *, image=None, annotation=None, severity=ERROR):
         image_id, file_name = (image.get("id"), image.get("file_name")) if image else (None, None)
-        if not isinstance(file_name, str):
-            file_name = self.json_file
-        elif kind != ELSEWHERE:  # nothing opens the files of these, for a picture or otherwise
-            file_name = os.path.join(self.image_root, file_name)
+        is_text = isinstance(file_name, str)
+        file_name = os.path.join(self.image_root, file_name) if is_text else self.json_file
         self.structure.findings.append(
             _finding(self.dataset, file_name, kind, image_id, annotation, found, legal, severity)
         )
@@ -78,9 +76,12 @@ class _Reader:
         if not isinstance(entries, list):
             self.report(MALFORMED, f"{section} of type {type(entries).__name__}", f"{section} must be a list")
             entries = []
-        self.content[section] = self._kept(section, entries, lambda index, entry: self._well_formed(section, entry))
+        texts = Counter(isinstance(e.get("id"), str) for e in entries if isinstance(e, dict) and "id" in e)
+        id_type = str if texts[True] > texts[False] else (int, float)
+        kept = self._kept(section, entries, lambda index, entry: self._fault_of_entry(section, entry, id_type))
+        self.content[section] = kept
 
-    def _well_formed(self, section, entry):
+    def _fault_of_entry(self, section, entry, id_type):
         """(kind, found, legal) of what makes an entry useless."""
         keys = SECTIONS[section] if section != "images" else ("id", "file_name")
         if not isinstance(entry, dict):
@@ -89,10 +90,16 @@ class _Reader:
         if missing:
             return MALFORMED, f"no {', '.join(missing)}", f"each of {section} needs {', '.join(keys)}"
         for key in ("id", "image_id", "category_id"):
-            if key in keys and (isinstance(entry[key], bool) or not isinstance(entry[key], (int, str))):
-                return MALFORMED, f"{key} {entry[key]!r:.80}", "an integer"
-        if section == "images" and not (isinstance(entry["file_name"], str) and entry["file_name"]):
+            if key in keys and not _is_id(entry[key], id_type if key == "id" else (int, float, str)):
+                kind = "a text" if id_type is str else "a number"
+                legal = f"{kind}, like the other ids of {section}" if key == "id" else "a number or a text"
+                return MALFORMED, f"{key} {entry[key]!r:.80}", legal
+        if section == "images" and not (isinstance(entry["file_name"], str) and entry["file_name"].isprintable()):
             return MALFORMED, f"file_name {entry['file_name']!r:.80}", "the path of a file in the image folder"
+        if section == "images" and not entry["file_name"]:
+            return MALFORMED, "an empty file_name", "the path of a file in the image folder"
+        if section == "categories" and not _is_id(entry["name"], (int, float, str)):
+            return MALFORMED, f"name {entry['name']!r:.80}", "a text"
         return None
 
     def check_categories(self):
@@ -106,7 +113,7 @@ class _Reader:
 
         self.content["categories"] = self._kept("categories", self.content["categories"], fault)
         for category in self.content["categories"]:
-            category["name"] = name = "" if category["name"] is None else str(category["name"])
+            category["name"] = name = str(category["name"])
             if not name.strip():
                 found = f"name {name!r} of category id {category['id']}"
                 self.report(EMPTY_NAME, found, "a name for each class", severity=WARNING)
@@ -122,14 +129,12 @@ class _Reader:
             if image["id"] in ids:
                 return DUPLICATE_IMAGE, f"image id {image['id']}", f"a unique id; {ids[image['id']]} has the same"
             ids[image["id"]] = image["file_name"]
-            if leaves_folder(image["file_name"]):
-                return ELSEWHERE, f"file_name {image['file_name']!r}", "a path below the image folder, without .."
             return None
 
         images = self._kept("images", [dict(image) for image in self.content["images"]], fault)
         for image in images:
             size = [image.get("width"), image.get("height")]
-            if not all(type(v) is int and v > 0 for v in size):
+            if not all(type(v) is int and 0 < v < 2**31 for v in size):
                 self.report(BAD_SIZE, f"width {size[0]!r:.40}, height {size[1]!r:.40}", "pixels", image=image)
                 image.pop("width", None), image.pop("height", None)
         self.content["images"] = images
@@ -170,16 +175,13 @@ class _Reader:
         return kept
 
 
-def leaves_folder(file_name: str) -> bool:
-    """Whether a file name is absolute, or leads out of the folder that it is relative to."""
-    for path in (PurePosixPath(file_name), PureWindowsPath(file_name)):
-        if path.is_absolute() or path.drive or ".." in path.parts:
-            return True
-    return False
+def _is_id(value, types):
+    is_infinite = isinstance(value, float) and not math.isfinite(value)
+    return isinstance(value, types) and not isinstance(value, bool) and not is_infinite
 
 
 def _name(section, index, entry):
-    if isinstance(entry, dict) and isinstance(entry.get("id"), (int, str)):
+    if isinstance(entry, dict) and isinstance(entry.get("id"), (int, float, str)):
         return f"id {entry['id']} of {section}"
     return f"{section}[{index}]"
 

@@ -73,7 +73,10 @@ def examine(
     examination = Examination()
     with _quiet_readers():
         datasets = [read_dataset(name) for name in names]
-    table = examine_images([record["file_name"] for d in datasets for record in d.records], workers)
+    paths = [record["file_name"] for d in datasets for record in d.records]
+    # As the checks before training do.
+    roots = None if cfg.DATASETS.ALLOW_FILES_OUTSIDE else [d.image_root for d in datasets for _ in d.records]
+    table = examine_images(paths, workers, roots)
     parts, repeats, start = parts_for(weights), [], 0
     for dataset in datasets:
         stop = start + len(dataset.records)

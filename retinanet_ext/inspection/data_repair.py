@@ -15,6 +15,7 @@ import yaml
 
 from retinanet_ext.config.yaml_files import find_config
 from retinanet_ext.d2 import CfgNode, MetadataCatalog
+from retinanet_ext.data.doctor.image_probe import outside_error
 from retinanet_ext.data.evaluation_file import repaired_entry
 from retinanet_ext.data.keypoint_metadata import KEYPOINT_KEYS
 from retinanet_ext.data.voc import ANNOTATIONS, IMAGES
@@ -130,6 +131,9 @@ def _write_coco(repair: Repair, checked: CheckedRecords, plans: list[RecordPlan]
         if plan.size is not None:
             image["width"], image["height"] = plan.size
         images.append(image)
+        if outside_error(str(target / "images" / image["file_name"]), str(target / "images")):
+            # Files that the data may name outside of their folder are copied into the new one.
+            image["file_name"] = f"outside/{image['id']}_{os.path.basename(image['file_name'])}"
         _copy(record["file_name"], target / "images" / image["file_name"])
         for entry, new in zip(entries.get(image["id"], ()), plan.annotations, strict=True):
             entry = repaired_entry(entry, new)

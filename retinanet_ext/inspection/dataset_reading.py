@@ -146,6 +146,7 @@ def _read_records(dataset: ReadDataset) -> None:
     metadata = MetadataCatalog.get(dataset.name)
     dataset.class_names = list(metadata.get("thing_classes", None) or [])
     dataset.identity_names = list(metadata.get("identity_names", None) or [])
+    dataset.image_root = metadata.get("image_root", None)
     for index, record in enumerate(records):
         if isinstance(record, dict) and isinstance(record.get("file_name"), (str, os.PathLike)):
             dataset.records.append({**record, "file_name": os.fspath(record["file_name"])})

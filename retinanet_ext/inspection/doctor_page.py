@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
+from retinanet_ext.data.doctor.record_checks import OUTSIDE_FOLDER
 from retinanet_ext.machine.atomic_file import write_atomically
 from retinanet_ext.report.document import Block, Facts, Heading, Paragraph, Pictures, Table
 from retinanet_ext.report.formats import readable_path
@@ -106,7 +107,9 @@ def _kind_blocks(severity, kind, found, examination):
     for finding in _one_of_each_image(found):
         if len(pictures) == _PICTURES:
             break
-        drawn = picture_of(finding, examination.partners.get(id(finding))) if finding.file_name else []
+        # A file that the data must not name is not shown either.
+        is_shown = finding.file_name and kind != OUTSIDE_FOLDER
+        drawn = picture_of(finding, examination.partners.get(id(finding))) if is_shown else []
         if drawn:
             place = f", annotation {finding.annotation}" if finding.annotation else ""
             text = _without_folders(finding.found, examination)

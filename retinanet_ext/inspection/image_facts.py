@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from retinanet_ext.data.doctor.image_probe import ImageInfo, exif_orientation, upright_size
+from retinanet_ext.data.doctor.image_probe import ImageInfo, exif_orientation, outside_error, upright_size
 from retinanet_ext.inference.progress_report import ProgressReport
 from retinanet_ext.inference.threaded_map import map_ahead
 
@@ -57,18 +57,19 @@ class ImageTable:
     flat: np.ndarray
 
 
-def examine_images(paths: Sequence[str], workers: int) -> ImageTable:
+def examine_images(paths: Sequence[str], workers: int, roots: Sequence[str | None] | None = None) -> ImageTable:
     """Read all files, each once, with a bar or lines of progress.
 
     Args:
         paths: of N images.
+        roots: for each image, the folder that it must lie in to be opened, or None; None: anywhere.
         workers: number of threads. Pillow decodes outside Python's lock.
     """
     count = len(paths)
     hashes, flat = np.zeros(count, np.uint64), np.zeros(count, bool)
     table = ImageTable([], np.ones(count, np.uint8), [], hashes, _nothing(count), flat)
     with ProgressReport(count, "image") as progress:
-        for index, facts in enumerate(_in_order(paths, workers)):
+        for index, facts in enumerate(_in_order(paths, roots or [None] * count, workers)):
             table.infos.append(facts.info)
             table.digests.append(facts.digest)
             table.orientations[index] = facts.orientation
@@ -79,8 +80,11 @@ def examine_images(paths: Sequence[str], workers: int) -> ImageTable:
     return table
 
 
-def image_facts(path: str) -> ImageFacts:
-    """Read one file; nothing is raised."""
+def image_facts(path: str, root: str | None = None) -> ImageFacts:
+    """Read one file, if it lies in the folder `root`; nothing is raised."""
+    outside = outside_error(path, root)
+    if outside is not None:
+        return ImageFacts(outside, 1, b"", 0, _nothing(1)[0])
     try:
         content = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -109,8 +113,8 @@ def difference_hash(grey: Image.Image) -> int:
     return int.from_bytes(np.packbits(small[:, :-1] < small[:, 1:]).tobytes(), "big")
 
 
-def _in_order(paths: Sequence[str], workers: int) -> Iterator[ImageFacts]:
-    return map_ahead(image_facts, paths, workers, ahead=8 * workers)
+def _in_order(paths: Sequence[str], roots: Sequence[str | None], workers: int) -> Iterator[ImageFacts]:
+    return map_ahead(lambda both: image_facts(*both), zip(paths, roots, strict=True), workers, ahead=8 * workers)
 
 
 def _nothing(count):

@@ -96,7 +96,7 @@ def test_wrong_usage_gives_2(words, message, capsys):
 
 
 def test_an_interrupt_ends_cleanly(tmp_path, doctor, monkeypatch, caplog):
-    def interrupted(path):
+    def interrupted(path, root):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(image_facts, "image_facts", interrupted)

@@ -176,8 +176,9 @@ def _clean_content(folder: Path, count: int, first_seed: int):
 
 
 def _box(key, image_id, x, y, w, h, category=1, **more):
+    area = w * h if w * h >= 0 else 100  # a fault of its own else
     return {
-        "id": key, "image_id": image_id, "category_id": category, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
+        "id": key, "image_id": image_id, "category_id": category, "bbox": [x, y, w, h], "area": area, "iscrowd": 0,
         "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]], **more,
     }  # fmt: skip
 
@@ -188,8 +189,7 @@ def _bad_images(folder, expected):
 
     def add(kind, file, width=WIDTH, height=HEIGHT, **more):
         images.append({"id": 20 + len(images), "file_name": file, "width": width, "height": height, **more})
-        if kind is not None:
-            expected.append((kind, file, None))
+        expected.append((kind, Path(file).name, None))
 
     save(picture(20), folder / "truncated.jpg")
     truncate(folder / "truncated.jpg")
@@ -215,7 +215,9 @@ def _bad_images(folder, expected):
     save(Image.new("RGB", (WIDTH, HEIGHT), "gray"), folder / "grey.jpg")
     add("image of one colour", "grey.jpg")
     save(picture(32), folder.parent / "outside.jpg")
-    add("file name that leaves the image folder", "../outside.jpg")
+    add("image file outside of the image folder", "../outside.jpg")
+    images.append({"id": "text", "file_name": "good_0.jpg", "width": WIDTH, "height": HEIGHT})
+    expected.append(("malformed entry of the annotation file", "good_0.jpg", None))
     save(picture(33), folder / "twice.jpg")
     images.append({"id": 1, "file_name": "twice.jpg", "width": WIDTH, "height": HEIGHT})
     expected.append(("duplicate image id", "twice.jpg", None))
@@ -245,6 +247,7 @@ def _bad_annotations(folder, images, annotations, expected):
         ("malformed polygon", {**_box(207, 51, 13, 10, 10, 10), "segmentation": [[1, 2, 3, 4]]}),
         ("RLE that does not decode", {**_box(208, 51, 14, 10, 10, 10), "segmentation": rle}),
         ("empty mask", {**_box(209, 51, 15, 10, 10, 10), "segmentation": [[5, 5, 5, 5, 5, 5]]}),
+        ("area is not a number", {**_box(215, 51, 18, 10, 10, 10), "area": "x"}),
         ("flag that is not supported", _box(210, 51, 16, 10, 10, 10, ignore=1)),
         (None, _box(211, 51, 17, 10, 10, 10)),
         ("same box and class twice in an image", _box(212, 51, 17, 10, 10, 10)),

@@ -43,10 +43,8 @@ def doctor(file, words, repair=None):
 
 
 def found_in(examination):
-    """(kind, name of the file, annotation) with their numbers; the files of `../` keep it."""
-    names = [f.file_name and (f.file_name if f.file_name.startswith("..") else Path(f.file_name).name)
-             for f in examination.findings]  # fmt: skip
-    return Counter((f.kind, name, f.annotation) for f, name in zip(examination.findings, names))
+    """(kind, name of the file, annotation) with their numbers."""
+    return Counter((f.kind, f.file_name and Path(f.file_name).name, f.annotation) for f in examination.findings)
 
 
 def contents(folder):
@@ -82,6 +80,22 @@ def test_masks_are_errors_if_they_are_trained(tmp_path):
     assert Counter(expected) - found_in(examination) == Counter()
     again = doctor(str(tmp_path / "copy" / "repaired.yaml"), words[-2:])
     assert [str(finding) for finding in again.findings if finding.severity == "error"] == []
+
+
+def test_files_outside_of_the_folder_are_copied_into_the_new_one_if_they_are_allowed(tmp_path):
+    root = tmp_path / "outside"
+    items = write_coco_twin(root)
+    content = json.loads((root / "train.json").read_text())
+    shutil.move(root / "train" / "good_0.jpg", root / "elsewhere.jpg")
+    content["images"][0]["file_name"] = str(root / "elsewhere.jpg")
+    (root / "train.json").write_text(json.dumps(content))
+    before = contents(root)
+    words = config_words(items, "DATASETS.ALLOW_FILES_OUTSIDE", "True")
+    assert [str(finding) for finding in doctor(BOXES, words, tmp_path / "copy").findings] == []
+    assert contents(root) == before
+    again = doctor(str(tmp_path / "copy" / "repaired.yaml"), [])
+    assert [f.kind for f in again.findings] == []
+    assert (tmp_path / "copy" / "outside_train" / "images" / "outside" / "1_elsewhere.jpg").is_file()
 
 
 def test_keypoints_are_examined_if_they_are_trained(tmp_path):
