@@ -41,3 +41,6 @@ def add_reliability_keys(cfg: CN) -> None:
     # and for a frequent class that lies far behind, training starts with a warning. 0: no warning. (COCO has 0.87 with
     # the anchors of the paper.)
     cfg.DATASETS.MIN_ANCHOR_COVERAGE = 0.8
+    # Largest number of pixels of an image that prediction and embedding decode: a small file may hold a picture that
+    # fills the memory. Larger ones are refused, or skipped where several files are predicted.
+    cfg.INPUT.MAX_PIXELS = 100_000_000
