@@ -66,7 +66,7 @@ def new_keys() -> set[str]:
     return set(flat_keys(extended)) - set(flat_keys(plain))
 
 
-KEY_FILES = ("keys.py", "embedding_keys.py")
+KEY_FILES = ("keys.py", "embedding_keys.py", "reliability_keys.py")
 
 
 @pytest.mark.parametrize("key", sorted(new_keys()))
