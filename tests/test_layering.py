@@ -19,10 +19,15 @@ ENGINE_FREE = {
     "machine",
     "evaluation",
     "config.yaml_files",
+    "config.plain_values",
     "config.class_count",
     "checkpoint.array_pickle",
     "checkpoint.checkpoint_file",
+    "checkpoint.checkpoint_writing",
+    "checkpoint.file_checksum",
+    "checkpoint.newest_checkpoint",
     "data.coco_file",
+    "data.doctor.run_lengths",
     "data.empty_images",
     "data.record_list",
     "training.arguments",
@@ -141,6 +146,7 @@ def test_both_engines_give_the_seam_the_same_names():
 # Not used by the package: users of Detectron2 call these in mappers, trainers and notebooks of their own.
 PROMISED_BY_LITE = {"gen_crop_transform_with_instance", "annotations_to_instances", "draw_dataset_dict"}
 PROMISED_BY_LITE |= {"DefaultPredictor", "CallbackHook", "inside_box", "get_centers"}
+PROMISED_BY_LITE |= {"BestCheckpointer"}
 PROMISED_BY_LITE |= {"draw_binary_mask", "draw_polygon", "draw_and_connect_keypoints", "from_polygon_masks"}
 PROMISED_BY_LITE |= {"RandomApply", "RandomRotation", "ColorTransform", "reduce_dict"}
 PROMISED_BY_LITE |= {"RandomBrightness", "RandomContrast", "RandomSaturation", "draw_box"}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retinanet_ext.config.key_reads import is_read_by_models_only, keys_read_by_model
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.report.formats import shortened
 
@@ -13,7 +14,6 @@ from .results import OUTCOMES, Run
 from .statistics import Summary, paired_difference, summarize
 from .status import DONE
 from .study import Arm, Study
-from .unread_keys import is_checked, keys_read_by_model
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +171,9 @@ def _changes(baseline: Sequence[Run], runs: Sequence[Run]) -> dict[str, tuple[An
     if old is None or new is None:
         return {}
     changes = config_differences(old, new)
-    read = _keys_read(new) if any(map(is_checked, changes)) else None
-    return {key: pair for key, pair in changes.items() if read is None or not is_checked(key) or key in read}
+    of_model = set(filter(is_read_by_models_only, changes))
+    read = _keys_read(new) if of_model else None
+    return {key: pair for key, pair in changes.items() if read is None or key not in of_model or key in read}
 
 
 def _keys_read(run: Run) -> set[str] | None:

@@ -199,5 +199,5 @@ def annotated_loader(cfg: CfgNode, dataset_name: str, max_images: int | None = N
     # A training mapper, because only that keeps the ground truth, but with the augmentations of an evaluation.
     as_tested = detection_utils.build_augmentation(cfg, is_train=False)
     mapper = DatasetMapper(boxes_only(cfg), is_train=True, augmentations=as_tested)
-    mapper = CheckedMapper(mapper, on_bad_image="error")
+    mapper = CheckedMapper(mapper)
     return build_detection_test_loader(dataset=records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)

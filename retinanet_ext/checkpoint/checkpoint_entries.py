@@ -3,11 +3,8 @@
 import os
 from typing import Any
 
-import torch
-
-from retinanet_ext.machine.atomic_file import atomic_file
-
 from .checkpoint_file import read_checkpoint
+from .checkpoint_writing import write_checkpoint
 
 _SUFFIXES = (".pth", ".pt")
 
@@ -54,10 +51,9 @@ def write_entry(path: str, key: str, value: Any) -> None:
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_takes_entries`; or the file cannot be read.
+        OSError: the disk is full; see :func:`write_checkpoint`.
     """
     if key == "model":
         raise ValueError("the entry 'model' holds the weights; choose another key")
     check_takes_entries(path)
-    content = {**read_checkpoint(path), key: value}
-    with atomic_file(os.path.realpath(path)) as file:
-        torch.save(content, file)
+    write_checkpoint(os.path.realpath(path), {**read_checkpoint(path), key: value})

@@ -12,24 +12,51 @@ import numpy as np
 import torch
 
 from .array_pickle import load_array_pickle
+from .file_checksum import verify_file
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Read a file of either engine, of Detectron2's model zoo, or of Caffe2; the weights are under ``model``.
 
+    First the file is compared with its checksums, see :func:`verify_file`.
+
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the file type is unknown, or the file is damaged or would run code.
+        ValueError: the file type is unknown, or the file is damaged, would run code, or holds something else than
+            tensors by name.
     """
     suffix = os.path.splitext(path)[1]
-    if suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return {"model": load_file(path)}
-    if suffix == ".pkl":
-        return _read_pickle(path)
-    if suffix not in (".pth", ".pt"):
+    readers = {".pth": _read_torch, ".pt": _read_torch, ".pkl": _read_pickle, ".safetensors": _read_safetensors}
+    if suffix not in readers:
         raise ValueError(f"{path}: unknown kind of checkpoint {suffix!r}; legal: .pth .pt .safetensors .pkl")
+    verify_file(path)
+    checkpoint = readers[suffix](path)
+    _check_weights(checkpoint["model"], path)
+    return checkpoint
+
+
+def _check_weights(weights: Any, path: str) -> None:
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} holds a {type(weights).__name__} of weights; expected a dict of tensors by name")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+            raise ValueError(
+                f"{path} holds a {type(value).__name__} under {name!r} among its weights; expected tensors by name, at "
+                "the top level or under 'model'"
+            )
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {"model": load_file(path)}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no file of safetensors: {error}. Copy or download it again") from error
+
+
+def _read_torch(path: str) -> dict[str, Any]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -41,6 +68,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             "if you trust its author, load it elsewhere with torch.load(..., weights_only=False) and "
             "save its state dict alone."
         ) from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}; expected a dict of tensors by name")
     return data if "model" in data else {"model": data}
 
 

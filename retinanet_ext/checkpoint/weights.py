@@ -1,43 +1,15 @@
 """Loading weights, with a report of what was and was not loaded."""
 
 import logging
-from collections import Counter
-from typing import NamedTuple
 
-from tabulate import tabulate
 from torch import nn
 
 from retinanet_ext.machine.processes import bare_model
 
 from .checked_checkpointer import CheckedCheckpointer
+from .load_report import LoadReport, UnusableWeights, refuse_incomplete
 
 logger = logging.getLogger(__name__)
-
-
-class LoadReport(NamedTuple):
-    """Names of parameters and buffers, from the model's point of view; ``unexpected`` ones are in the file only."""
-
-    loaded: list[str]
-    missing: list[str]
-    wrong_shape: list[str]
-    unexpected: list[str]
-
-    def table(self) -> str:
-        """Counts by part of the model (the first two components of a name)."""
-        columns = {name: Counter(_part(key) for key in keys) for name, keys in self._asdict().items()}
-        parts = sorted(set().union(*columns.values()))
-        rows = [[part, *(counts[part] for counts in columns.values())] for part in parts]
-        return tabulate(rows, headers=["part", *(name.replace("_", " ") for name in columns)], tablefmt="simple")
-
-
-class _ReportingCheckpointer(CheckedCheckpointer):
-    """Keeps the engine's record of keys that did not fit."""
-
-    incompatible = None
-
-    def _load_model(self, checkpoint):
-        self.incompatible = super()._load_model(checkpoint)
-        return self.incompatible
 
 
 def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", strict: bool = False) -> LoadReport | None:
@@ -47,7 +19,7 @@ def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", str
         model: changed in place; may be wrapped in ``DistributedDataParallel``.
         path: file or URL that the engine's checkpointer reads; empty: nothing happens.
         backbone: attribute of the model that must get at least one parameter from the file.
-        strict: for inference: every parameter must come from the file.
+        strict: for inference: every parameter, and every buffer that is saved, must come from the file.
 
     Returns:
         The report; None for an empty path.
@@ -56,8 +28,8 @@ def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", str
         FileNotFoundError: no such file (on Detectron2 a ValueError).
         ValueError: the file cannot be read, or is a pickle that holds more than arrays and plain containers and could
             run code; no parameter of the backbone was loaded, which is never intended (a head that does not fit is
-            normal in training with another number of classes); with ``strict``, a parameter was not loaded, or the
-            path is empty.
+            normal in training with another number of classes); a weight is NaN, infinite, or no floating-point number;
+            with ``strict``, a parameter or buffer was not loaded, or the path is empty.
     """
     if not path:
         if strict:
@@ -73,19 +45,15 @@ def load_weights(model: nn.Module, path: str, *, backbone: str = "backbone", str
         logger.info("loaded all %d entries from %s", len(report.loaded), path)
     _refuse_useless(model, report, path, backbone)
     if strict:
-        _refuse_incomplete(model, report, path)
+        refuse_incomplete(model, report, path)
     return report
 
 
 def _load(model: nn.Module, path: str) -> LoadReport:
-    checkpointer = _ReportingCheckpointer(model)
-    # Names that reach the model after the engine's renaming. A buffer that a module fills in itself is then neither
-    # missing nor loaded.
-    arrived = set()
-    hook = model.register_load_state_dict_pre_hook(lambda module, state_dict, *rest: arrived.update(state_dict))
+    checkpointer = CheckedCheckpointer(model)
     try:
-        checkpointer.load(path)
-    except FileNotFoundError:
+        rest = checkpointer.load(path)
+    except (FileNotFoundError, UnusableWeights):
         raise
     except Exception as error:  # any type: it depends on where the file is damaged
         # The errors of a download are OSErrors.
@@ -97,16 +65,20 @@ def _load(model: nn.Module, path: str) -> LoadReport:
                 "level or under 'model', and no code."
             )
         raise ValueError(f"weights {path} cannot be loaded: {type(error).__name__}: {error}\n{remedy}") from error
-    finally:
-        hook.remove()
-    incompatible = checkpointer.incompatible
-    wrong_shape = [entry[0] for entry in incompatible.incorrect_shapes]
-    return LoadReport(
-        loaded=[key for key in model.state_dict() if key in arrived],
-        missing=[key for key in incompatible.missing_keys if key not in wrong_shape],
-        wrong_shape=wrong_shape,
-        unexpected=list(incompatible.unexpected_keys),
-    )
+    _log_license(path, rest.get("provenance"))
+    return checkpointer.report
+
+
+def _log_license(path: str, provenance: object) -> None:
+    """The licenses that this package wrote into the file; files of others have none."""
+    if not isinstance(provenance, dict):
+        return
+    data = [entry for entry in provenance.get("data") or () if isinstance(entry, dict)]
+    of_data = sorted({str(text) for entry in data for text in entry.get("licenses") or ()})
+    logger.info(
+        "license of the weights in %s: %s; of the data that trained them: %s", path,
+        provenance.get("license") or "not stated (MODEL.LICENSE)", "; ".join(of_data) or "not stated",
+    )  # fmt: skip
 
 
 def _refuse_useless(model: nn.Module, report: LoadReport, path: str, backbone: str) -> None:
@@ -117,16 +89,3 @@ def _refuse_useless(model: nn.Module, report: LoadReport, path: str, backbone: s
             f"weights.\n{report.table()}\nUse weights of the configured architecture (MODEL.RESNETS.DEPTH and others), "
             "or MODEL.WEIGHTS '' to train from scratch."
         )
-
-
-def _refuse_incomplete(model: nn.Module, report: LoadReport, path: str) -> None:
-    absent = [name for name, _ in model.named_parameters() if name not in set(report.loaded)]
-    if absent:
-        raise ValueError(
-            f"{path} does not fit the model of this config; not loaded: {', '.join(absent[:10])} ({len(absent)} in "
-            "all). Use the config that the checkpoint was trained with."
-        )
-
-
-def _part(key: str) -> str:
-    return ".".join(key.split(".")[:2])

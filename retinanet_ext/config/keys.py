@@ -27,8 +27,9 @@ def _add_data_keys(cfg: CN) -> None:
     # 0 and 1, malformed polygon or line, and if these are trained faulty masks and keypoints): "error" reports them and
     # stops; "drop" removes them, or repairs what is clear; "clip" also cuts boxes at the image border.
     cfg.DATASETS.ON_BAD_ANNOTATION = "error"
-    # Images whose file is missing, unreadable, deeper than 8 bits or not of the annotated size: "error" reports them
-    # and stops; "drop" removes them, from training and from evaluation.
+    # Images whose file is missing, unreadable, deeper than 8 bits or not of the annotated size, as the check before
+    # training finds them: "error" reports them and stops; "drop" removes them, from training and from evaluation.
+    # DATASETS.BAD_IMAGE_BUDGET is for those that fail later.
     cfg.DATASETS.ON_BAD_IMAGE = "error"
     # How image files are checked before training: "decode" reads all pixels, "header" reads only the size of each
     # image, "none" reads nothing. "auto" decodes the datasets of DATASETS.TEST and those of up to 20,000 images.

@@ -3,9 +3,13 @@
 Names of registered objects (META_ARCHITECTURE, HEAD.NAME, ...) are not listed, because users may register their own.
 """
 
+from collections.abc import Iterator
+
 from retinanet_ext.d2 import CfgNode
 from retinanet_ext.data.doctor.record_checks import ANNOTATION_POLICIES, IMAGE_CHECKS, IMAGE_POLICIES
 from retinanet_ext.embedding.pairs import MISSING_POLICIES
+
+from .yaml_files import flat_items
 
 # All values that either engine accepts. If `lite` lacks one of them, it refuses that value itself.
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -42,6 +46,7 @@ LEGAL_VALUES = {
     "TEST.DTYPE": ("float32", "bfloat16", "float16"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
 }  # fmt: skip
+_LARGEST = 1e300
 _HEADS = ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD")
 _RPN_COUNTS = [f"MODEL.RPN.{when}_NMS_TOPK_{split}" for when in ("PRE", "POST") for split in ("TRAIN", "TEST")]
 # Keys whose numbers have bounds: what is legal, a test for it, the keys.
@@ -55,6 +60,10 @@ LEGAL_RANGES = (
             "MODEL.ROI_EMBEDDING_HEAD.CONV_DIM", "MODEL.ROI_EMBEDDING_HEAD.ROIS_PER_OBJECT",
             "MODEL.ROI_EMBEDDING_HEAD.POOLER_RESOLUTION",
             *_RPN_COUNTS, *(f"{head}.POOLER_RESOLUTION" for head in _HEADS), "MODEL.EMBEDDING.WARMUP.ITERS",
+            "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "MODEL.FPN.OUT_CHANNELS", "MODEL.RESNETS.NUM_GROUPS",
+            "MODEL.RESNETS.WIDTH_PER_GROUP", "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TRAIN",
+            "SOLVER.CHECKPOINT_PERIOD",
+            "TEST.BEST_KEPT",
         ),
     ),
     (
@@ -64,13 +73,34 @@ LEGAL_RANGES = (
             "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC",
             "MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.ROI_EMBEDDING_HEAD.NUM_CONV",
             "MODEL.ROI_EMBEDDING_HEAD.POOLER_SAMPLING_RATIO", "MODEL.EMBEDDING.NUM_IDENTITIES",
-            *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS), "SOLVER.NONFINITE.BUDGET",
+            *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS), "MODEL.RETINANET.NUM_CONVS",
+            "MODEL.BACKBONE.FREEZE_AT", "INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS", "SOLVER.MAX_ITER",
+            "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD",
+            "SOLVER.CHECKPOINTS_KEPT",
+            "SOLVER.NONFINITE.BUDGET", "SOLVER.REFERENCE_IMS_PER_BATCH",
         ),
+    ),
+    (
+        "a number from 0",
+        lambda value: value >= 0,
+        (
+            "SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.BIAS_LR_FACTOR",
+            "DATALOADER.REPEAT_THRESHOLD", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
+        ),
+    ),
+    (
+        "0, a share below 1, or a whole number of images",
+        lambda value: 0 <= value < 1 or (value >= 1 and float(value).is_integer()),
+        ("DATASETS.BAD_IMAGE_BUDGET",),
     ),
     (
         "a number above 0",
         lambda value: value > 0,
-        ("MODEL.EMBEDDING.LOSS.MARGIN", "MODEL.EMBEDDING.LOSS.SCALE"),
+        (
+            "MODEL.EMBEDDING.LOSS.MARGIN", "MODEL.EMBEDDING.LOSS.SCALE", "MODEL.ANCHOR_GENERATOR.SIZES",
+            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "MODEL.PIXEL_STD", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+            "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "SOLVER.GAMMA",
+        ),
     ),
     ("a number above 0, up to 1", lambda value: 0 < value <= 1, ("SOLVER.NONFINITE.LR_FACTOR",)),
     (
@@ -79,28 +109,70 @@ LEGAL_RANGES = (
         (
             "MODEL.RPN.POSITIVE_FRACTION", "MODEL.RPN.NMS_THRESH", "MODEL.ROI_HEADS.POSITIVE_FRACTION",
             "MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-            "MODEL.EMBEDDING.LOSS.COSINE_MARGIN",
+            "MODEL.EMBEDDING.LOSS.COSINE_MARGIN", "MODEL.RETINANET.SCORE_THRESH_TEST",
+            "MODEL.RETINANET.NMS_THRESH_TEST", "MODEL.RETINANET.IOU_THRESHOLDS", "SOLVER.MOMENTUM",
+            "SOLVER.WARMUP_FACTOR", "MODEL.ANCHOR_GENERATOR.OFFSET",
+            "DATASETS.MIN_ANCHOR_COVERAGE",
         ),
     ),
 )  # fmt: skip
 
 
-def check_values(cfg: CfgNode) -> None:
+def check_values(cfg: CfgNode, defaults: CfgNode) -> None:
     """Refuse values that neither engine knows, and numbers out of range.
+
+    Numbers inside of lists are checked one by one.
+
+    Args:
+        cfg: the config.
+        defaults: the same keys with their defaults. Only keys whose default is null may be null.
 
     Raises:
         ValueError: names every such key, its value and the legal values.
     """
     problems = []
+    default_of = dict(flat_items(defaults))
+    for key, value in flat_items(cfg):
+        if value is None and default_of.get(key) is not None:
+            problems.append(f"{key} is empty (null); legal: a value like its default, {default_of[key]!r}")
+        # An integer in a file may have thousands of digits, which no float holds.
+        if not all(abs(number) < _LARGEST for number in _numbers(value)):
+            problems.append(f"{key} is {value}; legal: finite numbers")
+    if not problems:
+        problems = [*_unknown_values(cfg), *_out_of_range(cfg)]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _unknown_values(cfg: CfgNode) -> Iterator[str]:
     for key, legal in LEGAL_VALUES.items():
         value = _value(cfg, key)
         if value not in legal:
-            problems.append(f"{key} is {value!r}; legal values: {', '.join(map(repr, legal))}")
+            yield f"{key} is {value!r}; legal values: {', '.join(map(repr, legal))}"
+
+
+def _out_of_range(cfg: CfgNode) -> Iterator[str]:
     for legal, is_legal, keys in LEGAL_RANGES:
-        values = ((key, _value(cfg, key)) for key in keys)
-        problems += [f"{key} is {value}; legal: {legal}" for key, value in values if not is_legal(value)]
-    if problems:
-        raise ValueError("\n".join(problems))
+        for key in keys:
+            value = _value(cfg, key)
+            entries = list(_entries(value))
+            numbers = list(_numbers(value))
+            if len(numbers) < len(entries) or not all(map(is_legal, numbers)):
+                each = " each" if isinstance(value, (list, tuple)) else ""
+                yield f"{key} is {value}; legal: {legal}{each}"
+
+
+def _entries(value: object) -> Iterator[object]:
+    """A value, or everything inside of a list of lists."""
+    if isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _entries(entry)
+    else:
+        yield value
+
+
+def _numbers(value: object) -> Iterator[float]:
+    return (entry for entry in _entries(value) if isinstance(entry, (int, float)) and not isinstance(entry, bool))
 
 
 def _value(cfg: CfgNode, key: str):

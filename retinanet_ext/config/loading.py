@@ -41,6 +41,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     """
     cfg = get_cfg()
     add_retinanet_ext_config(cfg)
+    defaults = cfg.clone()
     mentioned = []
     if config_file:
         config_file = find_config(config_file)
@@ -52,7 +53,7 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
     if config_file:
         _drop_empty_sections(loaded, cfg)
         mentioned += flat_keys(loaded)
-        _refuse_unknown(mentioned, legal, config_file)
+        _refuse_unknown([*mentioned, *_empty_sections(loaded)], legal, config_file)
         _write_integers_as_floats(loaded, cfg)
         with _names_source(config_file):
             cfg.merge_from_other_cfg(CN(loaded))
@@ -63,7 +64,8 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), *, dat
         cfg.merge_from_list(_with_integers_as_floats(opts, cfg))
     mentioned += opts[::2]
     _refuse_ignored_box_loss(cfg, opts[::2])
-    check_values(cfg)
+    with _names_source(" and ".join(filter(None, [config_file, "the overrides" if opts else ""])) or "the defaults"):
+        check_values(cfg, defaults)
     if datasets:
         _adapt_to_data(cfg, mentioned)
     # Without the data, the number of keypoints may still be a default that the data will replace.
@@ -77,7 +79,8 @@ def _names_source(where: str) -> Iterator[None]:
     """Add the source of the value to a ValueError and, for the most frequent mistake, how a list is written."""
     try:
         yield
-    except ValueError as error:
+    # The engines' merging also fails with other types, for values that no key takes.
+    except (ValueError, TypeError, AssertionError, AttributeError, RecursionError, MemoryError) as error:
         is_list = any(f"<class '{kind}'>" in str(error) for kind in ("list", "tuple"))
         hint = "; a list is written ['a', 'b'], a single entry ['a'], in quotes on the command line" if is_list else ""
         raise ValueError(f"{where}: {error}{hint}") from None
@@ -87,10 +90,19 @@ def _drop_empty_sections(loaded: dict, cfg: CN) -> None:
     """Remove sections whose lines are all commented out. They read as null, and are no error."""
     for name in list(loaded):
         if isinstance(cfg.get(name), CN):
-            if loaded[name] is None:
-                del loaded[name]
-            elif isinstance(loaded[name], dict):
+            if isinstance(loaded[name], dict):
                 _drop_empty_sections(loaded[name], cfg[name])
+            if loaded[name] is None or loaded[name] == {}:
+                del loaded[name]
+
+
+def _empty_sections(loaded: dict, prefix: str = "") -> Iterator[str]:
+    """Names of sections without keys. Those that exist were dropped before."""
+    for name, value in loaded.items():
+        if value == {}:
+            yield f"{prefix}{name}"
+        elif isinstance(value, dict):
+            yield from _empty_sections(value, f"{prefix}{name}.")
 
 
 def _write_integers_as_floats(loaded: dict, cfg: CN) -> None:

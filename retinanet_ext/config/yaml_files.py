@@ -1,5 +1,6 @@
 """Reads config files for both engines: plain YAML with inheritance. Code in a file is never run."""
 
+import copy
 import difflib
 import os
 from collections.abc import Iterable, Iterator
@@ -9,9 +10,13 @@ from typing import Any
 import yaml
 from iopath.common.file_io import g_pathmgr
 
+from .plain_values import check_plain
+
 BASE_KEY = "_BASE_"
 CONFIG_VERSION = 2
 """Version of the key layout that files must have; Detectron2's since 2019."""
+
+_MAX_BYTES = 16_000_000
 
 # The expression that Detectron2's Base-RetinaNet.yaml passes to `eval`: three octave steps over five base sizes.
 _RETINANET_SIZES_EXPRESSION = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
@@ -66,11 +71,16 @@ def read_config_file(filename: str) -> dict[str, Any]:
         ValueError: not YAML, a tag that would run code, or a VERSION other than 2.
         TypeError: YAML, but not `KEY: value` lines.
     """
-    loaded = _read_with_bases(filename)
+    loaded = _read_with_bases(filename, (), {})
     version = loaded.get("VERSION", CONFIG_VERSION)
     if version != CONFIG_VERSION:
         raise ValueError(f"{filename}: VERSION is {version!r}; only {CONFIG_VERSION} is supported")
     return loaded
+
+
+def own_keys(filename: str) -> list[str]:
+    """Full names of the keys that a file itself sets, without those of its bases."""
+    return [key for key in flat_keys(_read_yaml(find_config(filename))) if key != BASE_KEY]
 
 
 class _Loader(yaml.SafeLoader):
@@ -86,39 +96,64 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_with_bases(filename: str, readers: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`readers`: the files that led to this one; each names the next as its base."""
+def _read_with_bases(filename: str, readers: tuple[str, ...], known: dict[str, dict]) -> dict[str, Any]:
+    """`readers`: the files that led to this one, each of which names the next as its base. `known`: files read before.
+
+    Without `known`, a chain of files that name two bases each, which share theirs, would be read exponentially often.
+    """
     if filename in readers:
         raise ValueError(f"{filename} is its own {BASE_KEY}: {' -> '.join([*readers, filename])}")
+    if filename in known:
+        return copy.deepcopy(known[filename])
     loaded = _read_yaml(filename)
-    bases = loaded.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in _bases(filename, loaded.pop(BASE_KEY, [])):
         base_path = os.path.normpath(os.path.join(os.path.dirname(filename), os.path.expanduser(base)))
         if not os.path.isfile(base_path) and _shipped(base).is_file():
             base_path = str(_shipped(base))
         try:
-            _overwrite(merged, _read_with_bases(base_path, (*readers, filename)), base_path)
+            _overwrite(merged, _read_with_bases(base_path, (*readers, filename), known), base_path)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{filename}: its {BASE_KEY} {base!r} was not found: {error}") from None
     _overwrite(merged, loaded, filename)
-    return merged
+    known[filename] = merged
+    return copy.deepcopy(merged)
+
+
+def _bases(filename: str, value: Any) -> list[str]:
+    bases = [value] if isinstance(value, str) else value
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base and "\0" not in base for base in bases):
+        raise ValueError(f"{filename}: {BASE_KEY} is {value!r}; legal: the path of a config file, or a list of paths")
+    return bases
 
 
 def _read_yaml(filename: str) -> dict[str, Any]:
     try:
-        with g_pathmgr.open(filename) as file:
-            text = file.read()
+        text = _read_text(filename)
         loaded = yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{filename} is not a text file: {error}") from None
     except yaml.constructor.ConstructorError as error:
         raise ValueError(_unsafe_tag_message(filename, text, error)) from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise ValueError(f"{filename} is nested too deeply to be a config") from None
+    # The library raises errors of many types for values that look like dates or numbers and are none.
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{filename} is not valid YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise TypeError(f"{filename} must hold `KEY: value` lines, found {type(loaded).__name__}")
+    check_plain(loaded, filename)
     return loaded
+
+
+def _read_text(filename: str) -> str:
+    # Reading a device or a pipe may never end.
+    if os.path.exists(filename) and not os.path.isfile(filename):
+        raise FileNotFoundError(f"{filename} is not a file, but a folder or a device")
+    if os.path.isfile(filename) and os.path.getsize(filename) > _MAX_BYTES:
+        raise ValueError(f"{filename} has more than {_MAX_BYTES:,} bytes, which is too much for a config")
+    with g_pathmgr.open(filename) as file:
+        return file.read()
 
 
 def _overwrite(target: dict, source: dict, filename: str, prefix: str = "") -> None:

@@ -16,10 +16,12 @@ In reading order:
 - ``face_boxes.py``: finds the faces of a dataset once, before it is loaded
 - ``parts.py``: divides a data set into parts, for training and validation
 - ``record_list.py``: the records of any registered data set as a list
+- ``record_store.py``: the records of training, stored compactly
 - ``checked_records.py``: loads the records of a config's data sets and checks them
 - ``evaluation_file.py``: the COCO file that an evaluator reads, without what the checks left out
 - ``empty_images.py``: leaves images without objects out of training
 - ``checked_mapper.py``: a mapper whose errors name the file that it could not read
+- ``replacing_mapper.py``: a mapper that replaces images that cannot be read in training
 - ``annotation_identities.py``: the identities of annotated objects, and a mapper that keeps them
 - ``generated_shapes.py``: writes the files and the manifest of the generated data set
 - ``shape_drawing.py``: draws one image of the generated data set

@@ -1,14 +1,11 @@
 """A dataset mapper that says which file it could not read."""
 
-import logging
 from collections.abc import Callable
 
 from retinanet_ext.d2 import CfgNode, DatasetMapper, SizeMismatchError
 
-from .doctor.image_probe import IMAGE_ERRORS
-from .doctor.record_checks import CHECK_KEY, IMAGE_KEY, IMAGE_POLICIES
-
-logger = logging.getLogger(__name__)
+from .doctor.image_probe import IMAGE_ERRORS, probe_images
+from .doctor.record_checks import CHECK_KEY, IMAGE_KEY
 
 
 def mapper_for_test(cfg: CfgNode) -> DatasetMapper:
@@ -27,36 +24,43 @@ def boxes_only(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-class CheckedMapper:
-    """Wraps a mapper (dataset dict -> model input) and handles image files that the mapper cannot read.
+def reading_fault(error: Exception, record: dict) -> str | None:
+    """What is wrong with the image file of a record, if that is why a mapper failed; None if it is not.
 
-    Such files were damaged after the dataset check, or the check did not decode them.
+    Args:
+        error: raised by a mapper of this record.
+        record: has ``file_name``.
+    """
+    if not isinstance(error, (*IMAGE_ERRORS, SizeMismatchError)):
+        # Decoders raise other types too (struct.error, ValueError). The file is at fault if it cannot be decoded alone.
+        [found] = probe_images([record["file_name"]], decode=True)
+        if not isinstance(found, Exception):
+            return None
+    return f"{type(error).__name__}: {error}"
+
+
+class CheckedMapper:
+    """Wraps a mapper (dataset dict -> model input): its errors name the image file that it could not read.
+
+    It is for evaluation, where no other image may replace one. In training, :class:`ReplacingMapper` does that.
 
     Args:
         mapper: any mapper.
-        on_bad_image: "error" raises a ValueError that names the file; "drop" logs it and returns None; the data
-            loader then takes another sample.
     """
 
-    def __init__(self, mapper: Callable[[dict], dict | None], on_bad_image: str = "error") -> None:
-        if on_bad_image not in IMAGE_POLICIES:
-            raise ValueError(f"on_bad_image is {on_bad_image!r}; legal: {', '.join(IMAGE_POLICIES)}.")
+    def __init__(self, mapper: Callable[[dict], dict | None]) -> None:
         self.mapper = mapper
-        self.on_bad_image = on_bad_image
-        self.num_dropped = 0  # in this process; each loader worker has its own count
 
     def __call__(self, dataset_dict: dict) -> dict | None:
         try:
             return self.mapper(dataset_dict)
-        except (*IMAGE_ERRORS, SizeMismatchError) as error:
+        except Exception as error:
+            reason = reading_fault(error, dataset_dict)
+            if reason is None:
+                raise
             what = f"{dataset_dict['file_name']} (image id {dataset_dict.get('image_id')})"
-            reason = f"{type(error).__name__}: {error}"
-            if self.on_bad_image == "error":
-                raise ValueError(
-                    f"Cannot read {what}: {reason}. Correct the file, or set {IMAGE_KEY} drop to leave such images "
-                    f"out. {CHECK_KEY} decode finds all of them before the run; an evaluation leaves out only images "
-                    "that the check found."
-                ) from error
-            self.num_dropped += 1
-            logger.warning("Left out %s: %s. Samples left out so far: %d.", what, reason, self.num_dropped)
-            return None
+            raise ValueError(
+                f"Cannot read {what}: {reason}. An evaluation replaces no image. Correct the file, or start again with "
+                f"{CHECK_KEY} decode, which finds all such files before the run, and {IMAGE_KEY} drop, which leaves "
+                "them out of the evaluation and says so in results.json."
+            ) from error

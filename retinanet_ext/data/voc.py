@@ -3,7 +3,7 @@
 The folders may have other names, and the split may be any list of names, or all annotation files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,6 +20,7 @@ def load_voc(
     *,
     annotations: str = ANNOTATIONS,
     images: str = IMAGES,
+    on_error: Callable[[str, Exception], None] | None = None,
 ) -> list[dict]:
     """Read one split as dataset records.
 
@@ -35,6 +36,8 @@ def load_voc(
             `root`, with the name of an image or of an annotation file in each line. None: all annotation files.
         class_names: the names that make category ids 0, 1, ...
         annotations, images: the two folders, relative to `root`.
+        on_error: gets the names (without suffix) of annotation files that cannot be read, and their errors; they are
+            left out. None: the first error is raised.
 
     Returns:
         Records with file_name, image_id (the file's stem), height, width, annotations. In the order of the split; all
@@ -46,20 +49,43 @@ def load_voc(
     """
     folder, image_folder = Path(root) / annotations, Path(root) / images
     class_ids = {name: k for k, name in enumerate(class_names)}
-    return [_read_record(folder, image_folder, stem, class_ids) for stem in _stems(Path(root), split, folder)]
+    stems = _stems(Path(root), split, folder)
+    return _each(lambda stem: _read_record(folder, image_folder, stem, class_ids), stems, on_error)
 
 
-def voc_class_names(root: str | Path, annotations: str = ANNOTATIONS) -> list[str]:
-    """Sorted class names in all annotation files. All splits are read, so that they agree on the ids."""
+def voc_class_names(
+    root: str | Path, annotations: str = ANNOTATIONS, *, on_error: Callable[[str, Exception], None] | None = None
+) -> list[str]:
+    """Sorted class names in all annotation files. All splits are read, so that they agree on the ids.
+
+    `on_error` is as for :func:`load_voc`.
+    """
     folder, names = Path(root) / annotations, set()
-    for path in sorted(folder.glob("*.xml")):
-        names.update(_text(item, "name", path) for item in _parse(path).iter("object"))
+
+    def read(stem: str) -> list[str]:
+        path = folder / f"{stem}.xml"
+        return [_text(item, "name", path) for item in _parse(path).iter("object")]
+
+    for found in _each(read, _stems(Path(root), None, folder), on_error):
+        names.update(found)
     if not names:
         raise ValueError(
             f"No objects in {folder}/*.xml; is this the root of VOC-format data? The key ANNOTATIONS names the folder "
             "of the annotation files."
         )
     return sorted(names)
+
+
+def _each(function, stems, on_error):
+    results = []
+    for stem in stems:
+        try:
+            results.append(function(stem))
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(stem, error)
+    return results
 
 
 def _stems(root, split, folder):

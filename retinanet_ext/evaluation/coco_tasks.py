@@ -6,79 +6,23 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from .coco_metrics import compute_metrics
 from .coco_predictions import ImagePredictions, write_coco_results
-from .coco_report import log_report, warn_about_images
-from .ground_truth import FIELDS, GroundTruth
+from .coco_report import log_report, warn_about_images, warn_about_keypoint_counts
+from .evaluated_dataset import EvaluatedDataset
+from .evaluation_record import write_record
+from .ground_truth import GroundTruth
+from .ground_truth_file import write_reference
+from .image_matches import match_dataset
+from .operating_thresholds import OPERATING_IOU, THRESHOLDS_FILE, find_thresholds, write_thresholds
+from .protocol import Protocol
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_DETS_PER_IMAGE = 100
 RESULTS_FILE = "coco_instances_results.json"
-
-
-@dataclass
-class Protocol:
-    """What to evaluate, and how; the arguments of a COCO evaluator.
-
-    Attributes:
-        tasks: of `bbox`, `segm` and `keypoints`; None: boxes, and masks and keypoints if they are predicted.
-        max_dets_per_image: number of predictions that count per image and class, highest scores first; None: 100.
-        use_fast_impl: match by faster-coco-eval, else by pycocotools.
-        kpt_oks_sigmas: one for each keypoint; empty: COCO's for 17 keypoints, else 0.05 for each.
-
-    Raises:
-        ValueError: an unknown task, or a number of predictions below 1.
-    """
-
-    tasks: Sequence[str] | None = None
-    max_dets_per_image: int | None = None
-    use_fast_impl: bool = True
-    kpt_oks_sigmas: Sequence[float] = ()
-
-    def __post_init__(self):
-        tasks = ("bbox",) if self.tasks is None else self.tasks
-        if isinstance(tasks, str) or not tasks or not set(tasks) <= FIELDS.keys():
-            legal = ", ".join(repr(task) for task in FIELDS)
-            raise ValueError(f"tasks={tasks!r} cannot be evaluated; legal: None, or a list of {legal}")
-        if self.max_dets_per_image is None:
-            self.max_dets_per_image = DEFAULT_MAX_DETS_PER_IMAGE
-        if not isinstance(self.max_dets_per_image, int) or self.max_dets_per_image < 1:
-            raise ValueError(f"max_dets_per_image must be a positive integer, found {self.max_dets_per_image!r}")
-
-    def check_truth(self, truth: GroundTruth) -> None:
-        """Refuses tasks whose ground truth is missing.
-
-        Raises:
-            ValueError: no annotation has what a task needs.
-        """
-        for task in self.tasks or ():
-            if not truth.supports(task):
-                raise ValueError(
-                    f"tasks={tuple(self.tasks)}, but of the {len(truth.coco['annotations'])} annotations of "
-                    f"{truth.source} none has `{FIELDS[task]}`. Add it, or leave out {task!r}"
-                )
-
-    def tasks_of(self, truth: GroundTruth, predictions: Mapping[Any, ImagePredictions]) -> list[str]:
-        """The tasks to evaluate, sorted by name."""
-        if self.tasks is not None:
-            return sorted(set(self.tasks))
-        tasks = ["bbox"]
-        predicted = {
-            "keypoints": any(found.keypoints is not None for found in predictions.values()),
-            "segm": any(found.rles is not None for found in predictions.values()),
-        }
-        for task in (task for task, is_predicted in predicted.items() if is_predicted):
-            if truth.supports(task):
-                tasks.append(task)
-            else:
-                logger.warning(
-                    "The task %r is not evaluated: no annotation of %s has `%s`.", task, truth.source, FIELDS[task]
-                )
-        return tasks
 
 
 def merge_parts(parts: Sequence[Mapping[Any, ImagePredictions]]) -> dict[Any, ImagePredictions]:
@@ -102,7 +46,8 @@ def evaluate_predictions(
 
     Args:
         by_image: the predictions of all processes, by image id.
-        output_dir: where to write `coco_instances_results.json`; None: nowhere.
+        output_dir: where to write `coco_instances_results.json` and, if the dataset has annotations,
+            `ground_truth.json`, `operating_thresholds.json` and `evaluation.json`; None: nowhere.
         image_ids: evaluate only these images of the ground truth.
 
     Returns:
@@ -126,8 +71,10 @@ def evaluate_predictions(
         logger.info("%s has no annotations: predictions were written, but not evaluated.", truth.source)
         return OrderedDict()
     warn_about_images(truth, processed=by_image.keys(), wanted=image_ids)
-    results = OrderedDict()
-    for task in protocol.tasks_of(truth, predictions):
+    results, reasons, tasks = OrderedDict(), {}, protocol.tasks_of(truth, predictions)
+    if "keypoints" in tasks:
+        warn_about_keypoint_counts(truth)
+    for task in tasks:
         metrics = compute_metrics(
             task,
             truth.coco,
@@ -138,8 +85,24 @@ def evaluate_predictions(
             oks_sigmas=protocol.kpt_oks_sigmas,
             image_ids=image_ids,
         )
-        results[task] = log_report(task, metrics, truth, predictions)
+        results[task], reasons[task] = log_report(task, metrics, truth, predictions, image_ids)
+    if output_dir:
+        data = EvaluatedDataset.of(truth, predictions, replace(protocol, tasks=tasks), image_ids)
+        _write_explanations(output_dir, data, image_ids)
+        write_record(output_dir, data.name, results, reasons)
     return results
+
+
+def _write_explanations(output_dir: str, data: EvaluatedDataset, image_ids: Sequence | None) -> None:
+    """Write what the statistics of this evaluation start from, and the operating thresholds."""
+    write_reference(
+        output_dir, data.truth, tasks=data.tasks, max_dets_per_image=data.protocol.max_dets_per_image,
+        oks_sigmas=data.protocol.kpt_oks_sigmas, image_ids=image_ids,
+    )  # fmt: skip
+    task = "bbox" if "bbox" in data.tasks else data.tasks[0]
+    matches = match_dataset(data, task, iou_thresholds=[OPERATING_IOU], sizes=False)
+    thresholds = find_thresholds(matches, dataset=data.name, category_ids=data.truth.category_ids)
+    write_thresholds(os.path.join(output_dir, THRESHOLDS_FILE), thresholds)
 
 
 def _in_order(by_image: Mapping[Any, ImagePredictions], truth: GroundTruth) -> dict[Any, ImagePredictions]:

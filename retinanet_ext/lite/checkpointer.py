@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-import torch
 from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import nn
 
 from retinanet_ext.checkpoint.checkpoint_file import read_checkpoint_together, together
-from retinanet_ext.machine.atomic_file import atomic_file, write_atomically
+from retinanet_ext.checkpoint.checkpoint_writing import write_checkpoint
+from retinanet_ext.machine.atomic_file import write_atomically
 
 from . import comm, pretrained_names
 
@@ -68,8 +68,7 @@ class DetectionCheckpointer(Checkpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with atomic_file(path) as file:
-            torch.save(data, file)
+        write_checkpoint(path, data)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -24,10 +24,21 @@ def atomic_file(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Bi
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+        _sync_folder(os.path.dirname(path) or ".")
     except BaseException:
         with suppress(OSError):
             os.unlink(unfinished)
         raise
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the new name survive a loss of power. Some file systems cannot do this, and need not."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomically(path: str | os.PathLike, text: str, *, shared: bool = False) -> None:

@@ -15,8 +15,12 @@ from retinanet_ext.data.face_boxes import with_face_boxes
 from retinanet_ext.data.identity_datasets import load_identity_dicts, training_identities
 from retinanet_ext.data.identity_mapper import IdentityMapper
 from retinanet_ext.data.identity_sampler import IdentityBatchSampler
+from retinanet_ext.data.record_store import RecordStore
+from retinanet_ext.data.replacing_mapper import ReplacingMapper, same_identity
 from retinanet_ext.embedding.pairs import match_pairs, registered_pairs
 from retinanet_ext.inference.run_face_detector import face_input
+
+from .bad_images import ReportingLoader
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +36,24 @@ def identity_train_loader(cfg: CfgNode):
     _report_sizes(dicts, training_identities(cfg))
     faces = face_input(cfg)
     dicts = with_face_boxes(dicts, faces, cfg.INPUT.FACE.DETECTOR)
-    mapper = CheckedMapper(IdentityMapper.from_config(cfg, faces.without_detector(), True), cfg.DATASETS.ON_BAD_IMAGE)
+    records = RecordStore(dicts)
+    mapper = IdentityMapper.from_config(cfg, faces.without_detector(), True)
+    mapper = ReplacingMapper(mapper, records, alike=same_identity)
     cfg = cfg.clone()
     cfg.defrost()
     # All images have one size, and batches of one orientation would take the identities apart.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     if cfg.DATALOADER.IMAGES_PER_IDENTITY == 0:
-        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=records)
     else:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         sampler = IdentityBatchSampler.from_config(cfg, dicts, seed)
-        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
+        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=records, sampler=sampler)
         if hasattr(loader, "seed"):
             # With equal seeds, a resumed run gives the sampler the seed of the loader's checkpoint.
             sampler.seed = loader.seed
     loader.num_images = len(dicts)
-    return loader
+    return ReportingLoader(loader)
 
 
 def identity_test_loader(cfg: CfgNode, dataset_name: str):
@@ -55,7 +61,7 @@ def identity_test_loader(cfg: CfgNode, dataset_name: str):
     faces = face_input(cfg)
     dicts = load_identity_dicts(cfg, [dataset_name], training=False)
     dicts = with_face_boxes(dicts, faces, cfg.INPUT.FACE.DETECTOR)
-    mapper = CheckedMapper(IdentityMapper.from_config(cfg, faces.without_detector(), False), on_bad_image="error")
+    mapper = CheckedMapper(IdentityMapper.from_config(cfg, faces.without_detector(), False))
     return build_detection_test_loader(dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 

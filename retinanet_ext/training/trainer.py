@@ -10,7 +10,8 @@ import weakref
 import torch
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
-from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.checkpoint.load_report import refuse_incomplete
+from retinanet_ext.config.batch_scaling import say_scaled, scaled_to_batch
 from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
     ENGINE,
@@ -33,16 +34,23 @@ from retinanet_ext.data.checked_records import (
     load_checked_dicts,
     load_training_dicts,
 )
+from retinanet_ext.data.doctor.coverage_warning import quick_sample
 from retinanet_ext.data.identity_datasets import embeds_identities
+from retinanet_ext.data.keypoint_metadata import check_keypoints_are_named
+from retinanet_ext.data.record_store import RecordStore
+from retinanet_ext.data.replacing_mapper import ReplacingMapper
 from retinanet_ext.embedding.verification_evaluator import VerificationEvaluator
 from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import check_inference_model, inference_model
 from retinanet_ext.inference.tta import DenseDetectorWithTTA, check_has_boxes_only
 from retinanet_ext.machine.cpu import keep_freed_memory
 from retinanet_ext.machine.devices import check_device
+from retinanet_ext.machine.processes import bare_model
 from retinanet_ext.registry import check_registered
 
+from .bad_images import ReportingLoader
 from .compact_evaluator import DefaultCOCOEvaluator
+from .explained_results import with_reasons
 from .first_model import attach_v1, load_start_weights
 from .frozen_parts import refuse_unfilled_frozen_parts
 from .identity_loaders import check_pairs, identity_test_loader, identity_train_loader
@@ -50,6 +58,7 @@ from .optimizers import with_optimizer
 from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
 from .progress_line import ProgressWriter
+from .provenance import provenance
 from .run_hooks import with_run_hooks
 from .run_record import write_results, write_run_record
 from .running_statistics import average_buffers
@@ -67,6 +76,8 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates the meta-architectures of this package, on either engine."""
 
     def __init__(self, cfg):
+        cfg, scaling = scaled_to_batch(cfg)  # nothing is left to do if `launch` has made the config
+        say_scaled(scaling)
         check_device(cfg.MODEL.DEVICE)
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
@@ -84,7 +95,9 @@ class Trainer(DefaultTrainer):
         check_inference_model(cfg, self.model)
         if cfg.TEST.AUG.ENABLED:
             check_has_boxes_only(cfg)
+        self.checkpointer.keep = cfg.SOLVER.CHECKPOINTS_KEPT
         if comm.is_main_process():
+            self.checkpointer.entries["provenance"] = provenance(cfg)
             write_run_record(cfg, comm.get_world_size())
             self._announce_single_checkpoint()
 
@@ -111,7 +124,10 @@ class Trainer(DefaultTrainer):
 
     @checkpointer.setter
     def checkpointer(self, checkpointer) -> None:
+        earlier = getattr(self, "_checkpointer", None)
         self._checkpointer = CheckedCheckpointer.like(checkpointer)
+        if earlier is not None:
+            self._checkpointer.keep, self._checkpointer.entries = earlier.keep, earlier.entries
 
     def resume_or_load(self, resume: bool = True) -> None:
         """With `resume`, continue from the output folder's last checkpoint, if any; else load ``MODEL.WEIGHTS``."""
@@ -125,13 +141,14 @@ class Trainer(DefaultTrainer):
         refuse_unfilled_frozen_parts(self.model, report.loaded if report else [])
 
     def _resume(self) -> None:
-        path = self.checkpointer.get_checkpoint_file()
         try:
             super().resume_or_load(resume=True)
+            path = self.checkpointer.get_checkpoint_file()
             # The engines skip weights that do not fit, and the optimizer would fail later.
-            load_weights(self.model, path, strict=True)
+            refuse_incomplete(bare_model(self.model), self.checkpointer.report, path)
         # The exception type depends on which part of the config differs from the checkpoint's.
         except Exception as error:
+            path = self.checkpointer.get_checkpoint_file() or self.cfg.OUTPUT_DIR
             raise ValueError(
                 f"cannot resume from {path}: {type(error).__name__}: {error}\nCheck that the file is complete and that "
                 "the config is that of the run. To start a new run from its weights, set MODEL.WEIGHTS and leave out "
@@ -193,14 +210,17 @@ class Trainer(DefaultTrainer):
         if embeds_identities(cfg):
             return identity_train_loader(cfg)
         dicts = load_training_dicts(cfg)
+        if cfg.MODEL.KEYPOINT_ON:
+            check_keypoints_are_named(cfg.DATASETS.TRAIN)
         mapper = DatasetMapper(cfg, is_train=True)
         if cfg.MODEL.EMBEDDING_ON:
             mapper = ObjectIdentityMapper(mapper, identity_numbers(dicts, cfg.DATASETS.TRAIN))
-        mapper = CheckedMapper(mapper, cfg.DATASETS.ON_BAD_IMAGE)
-        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+        records = RecordStore(dicts)
+        loader = build_detection_train_loader(cfg, mapper=ReplacingMapper(mapper, records), dataset=records)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
-        loader.num_images = len(dicts)
-        return loader
+        loader.num_images = len(records)
+        loader.coverage_sample = quick_sample(cfg, dicts) if comm.is_main_process() else []
+        return ReportingLoader(loader)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
@@ -208,7 +228,7 @@ class Trainer(DefaultTrainer):
             return identity_test_loader(cfg, dataset_name)
         dicts = load_checked_dicts(cfg, [dataset_name], filter_empty=False)
         # Here no other image may replace an unreadable one, because it would be evaluated twice.
-        mapper = CheckedMapper(mapper_for_test(cfg), on_bad_image="error")
+        mapper = CheckedMapper(mapper_for_test(cfg))
         return build_detection_test_loader(dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
@@ -240,7 +260,7 @@ class Trainer(DefaultTrainer):
         """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``.
 
         Under ``data`` that file has the number of images that were evaluated, and how many images and annotations the
-        policies of the config left out.
+        policies of the config left out; under ``reasons`` why metrics are undefined.
         In a job of several processes the model's running statistics are averaged over them first, in place.
         """
         average_buffers(model)
@@ -248,7 +268,7 @@ class Trainer(DefaultTrainer):
         with encoded_masks(model):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, results))
+            write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, with_reasons(cfg, results)))
         return results
 
     @classmethod
@@ -269,10 +289,9 @@ class Trainer(DefaultTrainer):
         ]
         average_buffers(model)
         results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
-        results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
         if comm.is_main_process():
-            write_results(cfg.OUTPUT_DIR, results, add=True)
-        return results
+            write_results(cfg.OUTPUT_DIR, with_reasons(cfg, results, "inference_TTA", "_TTA"), add=True)
+        return {f"{entry}_TTA": metrics for entry, metrics in results.items()}
 
     def build_hooks(self):
         """The engine's hooks, and what this package adds; see :func:`with_run_hooks`."""

@@ -10,7 +10,8 @@ import yaml
 from retinanet_ext import d2
 from retinanet_ext.ablation import study as studies
 from retinanet_ext.ablation.study import arm_config, built_in_studies, with_changes
-from retinanet_ext.ablation.unread_keys import check_overrides_are_read, is_checked, keys_read_by_model
+from retinanet_ext.ablation.unread_keys import check_overrides_are_read
+from retinanet_ext.config.key_reads import is_read_by_models_only, keys_read_by_model
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.training.step import TrainStep
 from tests.builders import batch, faces, with_masks_and_keypoints
@@ -57,7 +58,7 @@ def test_every_arm_trains(name, tried, generator):
         small = {**SMALL, **SMALL_HEADS}
         read = set.union(*(keys_read_by_model(arm_config(study, arm, datasets=False)) for arm in study.arms))
         compared = {key for arm in study.arms for key in arm.overrides}
-        read_by_none = {key for key in small if is_checked(key)} - read
+        read_by_none = {key for key in small if is_read_by_models_only(key)} - read
         small = {key: value for key, value in small.items() if key not in read_by_none | compared}
     study = with_changes(study, overrides=[word for pair in small.items() for word in pair])
     check_overrides_are_read(study)

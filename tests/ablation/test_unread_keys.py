@@ -8,7 +8,8 @@ import yaml
 from torch import nn
 
 from retinanet_ext.ablation.study import load_study, with_changes
-from retinanet_ext.ablation.unread_keys import check_overrides_are_read, keys_read_by_model
+from retinanet_ext.ablation.unread_keys import check_overrides_are_read
+from retinanet_ext.config.key_reads import keys_read_by_model
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.losses import CLS_LOSS_REGISTRY
 from tests.builders import small_config

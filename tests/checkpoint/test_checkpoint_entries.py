@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from retinanet_ext.checkpoint import checkpoint_entries
+from retinanet_ext.checkpoint import checkpoint_writing
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.checkpoint_entries import check_takes_entries, read_entry, write_entry
 from retinanet_ext.checkpoint.weights import load_weights
@@ -65,7 +65,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, generator, monkeypa
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_entries.torch, "save", crash)
+    monkeypatch.setattr(checkpoint_writing.torch, "save", crash)
     with pytest.raises(KeyboardInterrupt):
         write_entry(path, "calibration", ENTRY)
     assert torch.load(path, weights_only=True)["iteration"] == 7

@@ -124,3 +124,46 @@ def test_a_download_that_fails_says_how_to_do_without(monkeypatch):
     monkeypatch.setattr("retinanet_ext.checkpoint.weights.CheckedCheckpointer.load", fail)
     with pytest.raises(ValueError, match="model.pkl cannot be loaded: URLError.*\n.*set MODEL.WEIGHTS to its path"):
         load_weights(build_model(small_config()), "detectron2://model.pkl")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["head.cls_score.bias", "backbone.bottom_up.stem.conv1.norm.running_var"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_and_buffers_that_are_not_finite_are_refused(tmp_path, name, value, strict):
+    model = build_model(small_config("MODEL.RESNETS.NORM", "BN"))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    bad = before[name].clone()
+    bad[0] = value
+    path = save(model, tmp_path / "a.pth", **{name: bad})
+    with pytest.raises(ValueError, match=f"a.pth holds NaN or infinite weights, first in {name} "):
+        load_weights(model, path, strict=strict)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_what_the_model_does_not_have_may_be_anything(model, tmp_path):
+    path = save(model, tmp_path / "a.pth", **{"other.weight": torch.tensor([float("nan")])})
+    assert load_weights(model, path, strict=True).unexpected == ["other.weight"]
+
+
+@pytest.mark.parametrize("value", [torch.zeros(27, dtype=torch.int64), torch.zeros(27, dtype=torch.bool)])
+def test_numbers_of_another_kind_are_refused(model, tmp_path, value):
+    path = save(model, tmp_path / "a.pth", **{"head.cls_score.bias": value})
+    kind = str(value.dtype)
+    with pytest.raises(ValueError, match=f"type {kind} for head.cls_score.bias; the model has torch.float32"):
+        load_weights(model, path)
+
+
+@pytest.mark.parametrize("value", [None, torch.ones(3)], ids=["missing", "misshaped"])
+def test_inference_needs_every_buffer(tmp_path, value):
+    name = "backbone.bottom_up.stem.conv1.norm.running_var"
+    model = build_model(small_config("MODEL.RESNETS.NORM", "BN"))
+    path = save(model, tmp_path / "a.pth", **{name: value})
+    with pytest.raises(ValueError, match=rf"not loaded: {name} \(1 in all\)"):
+        load_weights(model, path, strict=True)
+    load_weights(model, path)  # training may start from it
+
+
+def test_half_precision_and_absent_pixel_means_load(model, tmp_path):
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    torch.save({name: value for name, value in halves.items() if not name.startswith("pixel_")}, tmp_path / "a.pth")
+    load_weights(model, str(tmp_path / "a.pth"), strict=True)

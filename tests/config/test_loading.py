@@ -135,8 +135,57 @@ def test_values_that_no_engine_knows_are_refused_with_the_legal_ones(key):
 @pytest.mark.parametrize(("legal", "key"), [(legal, key) for legal, _, keys in LEGAL_RANGES for key in keys])
 def test_numbers_out_of_range_are_refused(legal, key):
     wrong = "2.0" if legal.endswith("1") else "-1"
-    with pytest.raises(ValueError, match=rf"{key} is {wrong}(\.0)?; legal: {legal}"):  # -1.0 for floats
-        load_config(None, [key, wrong], datasets=False)
+    default = load_config(None, datasets=False)
+    for part in key.split("."):
+        default = default[part]
+    given = f"[[{wrong}]]" if isinstance(default, (list, tuple)) else wrong
+    with pytest.raises(ValueError, match=rf"{key} is [(\[]*{wrong}(\.0)?[\]),]*; legal: {legal}"):  # -1.0 for floats
+        load_config(None, [key, given], datasets=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.BASE_LR", ".nan", "SOLVER.BASE_LR is nan; legal: finite numbers"),
+        ("SOLVER.CLIP_GRADIENTS", "{CLIP_VALUE: .inf}", "CLIP_VALUE is inf; legal: finite numbers"),
+        ("SOLVER.MAX_ITER", "null", r"SOLVER.MAX_ITER is empty \(null\); legal: a value like its default, 40000"),
+        ("INPUT.MIN_SIZE_TRAIN", "[64, wide]", "MIN_SIZE_TRAIN is .*'wide'.*; legal: an integer above 0 each"),
+        ("SOLVER.BASE_LR", "2024-01-01", "SOLVER.BASE_LR is of the type date; legal: text"),
+        ("SOLVER.STEPS", "!!set {a}", "SOLVER.STEPS is of the type set; legal: text"),
+        ("SEED", "&a [*a]", r"SEED\[0\] contains itself, by an alias"),
+        ("SEED", "[" * 5000, "nested too deeply"),
+        ("SEED", "[" * 40 + "]" * 40, "nested more than 32 levels deep"),
+        ("SEED", "2024-13-77", "not valid YAML"),
+        ("SEED", "9" * 5000, "config.yaml"),
+        ("M{ODEL", "{}", r"config key 'M\{ODEL' does not exist"),
+        ("SOLVER.MOX_ITER", "{}", "config key 'SOLVER.MOX_ITER' does not exist; nearest: SOLVER.MAX_ITER"),
+        ("_BASE_", "5", "_BASE_ is 5; legal: the path of a config file"),
+        ("_BASE_", "[[a]]", "_BASE_ is .* legal: the path of a config file"),
+        ("_BASE_", "/dev/zero", "not a file, but a folder or a device"),
+        ("_BASE_", "/", "not a file, but a folder or a device"),
+    ],
+)
+def test_values_that_no_key_takes_are_refused_by_name(tmp_path, key, value, message):
+    section, _, name = key.partition(".")
+    path = write(tmp_path, f"{section}:\n  {name}: {value}" if name else f"{section}: {value}")
+    with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message) as caught:
+        load_config(path, datasets=False)
+    assert "config.yaml" in str(caught.value)
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path):
+    lines = ["a0: &a0 [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    with pytest.raises(ValueError, match="more than 1,000,000 values; are its aliases"):
+        load_config(write(tmp_path, "\n".join(lines)), datasets=False)
+
+
+def test_bases_that_share_their_bases_are_read_once(tmp_path):
+    """Forty levels of two bases each would be read 2^40 times."""
+    (tmp_path / "0.yaml").write_text("SOLVER:\n  MAX_ITER: 7\n")
+    for level in range(1, 40):
+        (tmp_path / f"{level}.yaml").write_text(f"_BASE_: [{level - 1}.yaml, {level - 1}.yaml]\n")
+    assert load_config(str(tmp_path / "39.yaml"), datasets=False).SOLVER.MAX_ITER == 7
 
 
 def test_oks_sigmas_wait_for_the_number_of_keypoints_of_the_data():

@@ -7,69 +7,18 @@ import math
 
 import numpy as np
 import pytest
-from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from retinanet_ext.evaluation.coco_metrics import compute_metrics
-from retinanet_ext.evaluation.coco_predictions import ImagePredictions
-
-
-def _adversarial(seed):
-    """Ground truth and predictions with ties, crowds, copies, empty images, border areas, up to 150 more per image.
-
-    Returns a COCO dict, predictions by image id, and {class: category id}.
-    """
-    rng = np.random.default_rng(seed)
-    categories = [3 * k + 1 for k in range(rng.integers(1, 4))]
-    sides = [(32, 32), (96, 96), (64, 16), (5, 7), (250, 180), (93, 97)]
-    images = [{"id": int(i)} for i in rng.permutation(20)[: rng.integers(1, 10)]]
-    annotations, results = [], {image["id"]: [] for image in images}
-
-    def box():
-        width, height = sides[rng.integers(len(sides))]
-        return [float(rng.integers(300)), float(rng.integers(300)), float(width), float(height)]
-
-    def result(image, category, xywh):
-        score = float(rng.choice([0.2, 0.4, 0.6, rng.random()]))
-        results[image["id"]].append((categories.index(category), xywh, score))
-
-    for image in images:
-        for _ in range(rng.choice([0, 1, 25])):
-            xywh, category = box(), int(rng.choice(categories))
-            crowd = int(rng.random() < 0.2)
-            area = xywh[2] * xywh[3] * float(rng.choice([1, 0.6]))
-            annotations.append(
-                {
-                    "image_id": image["id"],
-                    "category_id": category,
-                    "bbox": xywh,
-                    "area": area,
-                    "iscrowd": crowd,
-                }
-            )
-            for _ in range(rng.integers(0, 4)):
-                moved = xywh if rng.random() < 0.3 else (np.array(xywh) + rng.integers(0, 9, 4)).tolist()
-                result(image, category, moved)
-        for _ in range(rng.choice([0, 2, 150])):
-            result(image, int(rng.choice(categories)), box())
-    predictions = {image_id: _predictions(found) for image_id, found in results.items()}
-    return {"images": images, "annotations": annotations}, predictions, dict(enumerate(categories))
-
-
-def _predictions(found):
-    return ImagePredictions(
-        boxes=np.array([xywh for _, xywh, _ in found], dtype=np.float64).reshape(-1, 4),
-        scores=np.array([score for _, _, score in found], dtype=np.float64),
-        classes=np.array([k for k, _, _ in found], dtype=np.int64),
-    )
+from tests.evaluation.coco_samples import adversarial, predict_masks_and_keypoints, to_predictions
 
 
 @pytest.mark.parametrize("max_dets", [100, 20, 1])
 def test_all_images_at_once_give_the_numbers_of_pycocotools(max_dets):
     defined = 0
     for seed in range(15):
-        coco, predictions, categories = _adversarial(seed)
+        coco, predictions, categories = adversarial(seed)
         fast, reference = (
             compute_metrics("bbox", coco, predictions, categories, max_dets_per_image=max_dets, use_fast_impl=fast)
             for fast in (True, False)
@@ -83,7 +32,7 @@ def test_all_images_at_once_give_the_numbers_of_pycocotools(max_dets):
 def test_predictions_of_an_unknown_class_are_refused():
     coco = {"images": [{"id": 1}], "annotations": []}
     with pytest.raises(KeyError, match="5"):
-        compute_metrics("bbox", coco, {1: _predictions([(5, [0, 0, 1, 1], 0.5)])}, {0: 1})
+        compute_metrics("bbox", coco, {1: to_predictions([(5, [0, 0, 1, 1], 0.5)])}, {0: 1})
 
 
 @pytest.mark.parametrize("hits", [1, 2, 3])
@@ -105,43 +54,10 @@ def _row_of_boxes(count, hits):
     annotations = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes]
     found = [(0, box, 0.9 - n / 100) for n, box in enumerate(boxes[:hits])]
     found += [(0, [5.0, 100.0, 9.0, 9.0], 0.3), (0, boxes[-1], 0.2)]
-    return {"images": [{"id": 1}], "annotations": annotations}, {1: _predictions(found)}, {0: 1}
+    return {"images": [{"id": 1}], "annotations": annotations}, {1: to_predictions(found)}, {0: 1}
 
 
 # ---- masks and keypoints, against pycocotools' own files and loaders
-
-
-def _moved_mask(rng, rle):
-    """The mask moved by a few pixels, as RLE."""
-    mask = mask_api.decode(rle)
-    shift = tuple(rng.integers(-6, 7, size=2))
-    return mask_api.encode(np.asfortranarray(np.roll(mask, shift, axis=(0, 1))))
-
-
-def _predict_masks_and_keypoints(coco, seed):
-    """Moved masks and keypoints of the objects, with tied scores, and none on some images.
-
-    Returns predictions by image id; class k is the k-th category.
-    """
-    rng = np.random.default_rng(seed)
-    labels = {category["id"]: k for k, category in enumerate(coco.dataset["categories"])}
-    predictions = {}
-    for image_id in coco.getImgIds():
-        found = []
-        for annotation in coco.imgToAnns[image_id] if rng.random() < 0.9 else []:
-            for _ in range(int(rng.integers(3))):
-                rle = _moved_mask(rng, coco.annToRLE(annotation))
-                points = np.array(annotation.get("keypoints") or [0] * 51, float).reshape(-1, 3)
-                points[:, :2] += rng.normal(size=(len(points), 2)) * 0.05 * np.sqrt(annotation["area"])
-                found.append((labels[annotation["category_id"]], rle, points, rng.integers(10) / 10))
-        predictions[image_id] = ImagePredictions(
-            boxes=np.array([mask_api.toBbox(rle) for _, rle, _, _ in found], np.float32).reshape(-1, 4),
-            scores=np.array([score for *_, score in found], np.float32),
-            classes=np.array([k for k, *_ in found], np.int64),
-            rles=[rle for _, rle, _, _ in found],
-            keypoints=np.array([points for _, _, points, _ in found], np.float32).reshape(len(found), 17, 3),
-        )
-    return predictions
 
 
 def _of_pycocotools(coco, task, predictions, category_ids, max_dets):
@@ -164,7 +80,7 @@ def test_coco_mini_gives_the_numbers_of_pycocotools(shared_data, task, max_dets)
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(shared_data / "coco_mini" / "annotations" / f"{kind}_val2017.json")
     assert any(a["iscrowd"] for a in coco.dataset["annotations"])
-    predictions = _predict_masks_and_keypoints(coco, seed=0)
+    predictions = predict_masks_and_keypoints(coco, seed=0)
     category_ids = {k: category["id"] for k, category in enumerate(coco.dataset["categories"])}
     expected = _of_pycocotools(coco, task, predictions, category_ids, max_dets)
     assert (expected[0] > 0).sum() > 100
@@ -183,7 +99,7 @@ def _one_person(num_keypoints, **annotation):
 
 
 def _keypoints_at(x, y, num_keypoints):
-    found = _predictions([(0, [0, 0, 100, 100], 0.9)])
+    found = to_predictions([(0, [0, 0, 100, 100], 0.9)])
     found.keypoints = np.full((1, num_keypoints, 3), [x, y, 1], np.float32)
     return {1: found}
 

@@ -172,7 +172,7 @@ def test_half_precision_is_raised(generator):
 
 
 def test_only_the_keys_of_the_chosen_loss_are_read():
-    from retinanet_ext.ablation.unread_keys import _RecordingNode
+    from retinanet_ext.config.key_reads import _RecordingNode
 
     read = set()
     build_rpn_losses(_RecordingNode(config(), read))

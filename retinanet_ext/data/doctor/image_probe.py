@@ -31,20 +31,37 @@ class ImageInfo(NamedTuple):
         return self.mode.split(";")[0] in ("I", "F")
 
 
-def probe_images(paths: Sequence[str], decode: bool = False, what: str = "images") -> list[ImageInfo | Exception]:
+class OutsideFolderError(ValueError):
+    """An image file that a dataset names, and that does not lie in the folder of its images."""
+
+
+def outside_error(path: str, root: str | None) -> OutsideFolderError | None:
+    """The error for a path that leads out of ``root``; None if it does not, or if there is no such folder.
+
+    Links are not followed: they are the user's own.
+    """
+    if root is None or os.path.abspath(path).startswith(os.path.abspath(root).rstrip(os.sep) + os.sep):
+        return None
+    return OutsideFolderError(f"a file in {root}; DATASETS.ALLOW_FILES_OUTSIDE True allows others")
+
+
+def probe_images(
+    paths: Sequence[str], decode: bool = False, what: str = "images", *, root: str | None = None
+) -> list[ImageInfo | Exception]:
     """Open each file, in parallel. The log shows the progress every few seconds.
 
     Args:
         paths: any number of files.
         decode: read all pixels; otherwise only the header, which misses later damage.
         what: names the files in the log.
+        root: files outside of this folder are not opened, and get an :class:`OutsideFolderError`.
 
     Returns:
         For each path, in order: its size and mode, or the error.
     """
 
     def probe(path: str) -> ImageInfo | Exception:
-        return _probe(path, decode)
+        return outside_error(path, root) or _probe(path, decode)
 
     found: list[ImageInfo | Exception] = []
     last = time.perf_counter()
@@ -65,7 +82,7 @@ def _probe(path, decode):
     try:
         with Image.open(path) as image:
             # Before loading, which turns a TIFF and removes its orientation.
-            size = _upright_size(image)
+            size = upright_size(image)
             if decode:
                 image.load()
             return ImageInfo(size, image.mode)
@@ -73,16 +90,19 @@ def _probe(path, decode):
         return error
 
 
-def _upright_size(image):
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the EXIF rotation, of an image that was opened and not loaded."""
     size = image.size
     if image.format == "TIFF":
         # Some versions of Pillow turn the size of a TIFF already when they open it.
         size = (image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT])
-    return size[::-1] if _is_turned(image) else size
+    return size[::-1] if exif_orientation(image) in _EXIF_QUARTER_TURNS else size
 
 
-def _is_turned(image):
+def exif_orientation(image: Image.Image) -> int:
+    """1 (upright) to 8; 1 where the file says nothing that can be read."""
     try:
-        return image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
+        value = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:
-        return False
+        return 1
+    return value if value in range(1, 9) else 1

@@ -18,13 +18,14 @@ from .annotation_faults import (
     annotation_fault,
     repaired_annotation,
 )
-from .image_probe import probe_images
+from .image_probe import ImageInfo, OutsideFolderError, outside_error, probe_images
 from .keypoint_faults import KEYPOINT_FAULTS, with_keypoints
 from .tasks import BOXES, Tasks, refuse_tasks_without_data, task_summary
 
 ANNOTATION_KEY = "DATASETS.ON_BAD_ANNOTATION"
 IMAGE_KEY = "DATASETS.ON_BAD_IMAGE"
 CHECK_KEY = "DATASETS.CHECK_IMAGES"
+OUTSIDE_FOLDER = "image file outside of the image folder"
 ANNOTATION_POLICIES = ("error", "drop", "clip")
 IMAGE_POLICIES = ("error", "drop")
 IMAGE_CHECKS = ("auto", "header", "decode", "none")
@@ -97,6 +98,7 @@ def check_dataset_dicts(
     num_classes: int | None = None,
     tasks: Tasks = BOXES,
     annotation_file: str | None = None,
+    image_root: str | None = None,
 ) -> tuple[list[dict], Report]:
     """Check all records of a dataset.
 
@@ -123,6 +125,7 @@ def check_dataset_dicts(
         num_classes: K.
         tasks: whether masks, keypoints and identities are trained, and so examined.
         annotation_file: for messages.
+        image_root: an image file outside of this folder is a bad image, and is not opened; None: anywhere.
 
     Returns:
         The remaining records and the report. Records without problems are the same objects as in `dicts`. If keypoints
@@ -146,7 +149,7 @@ def check_dataset_dicts(
     if check_images == "auto":
         check_images = "decode" if len(dicts) <= MAX_DECODED else "header"
     refuse_tasks_without_data(dicts, dataset_name, tasks)
-    bad_images, sizes = _find_bad_images(dicts, check_images, dataset_name)
+    bad_images, sizes = _find_bad_images(dicts, check_images, dataset_name, image_root)
     num_annotations = sum(len(d.get("annotations", ())) for d in dicts)
     report = Report(dataset_name, len(dicts), num_annotations, check_images, annotation_file)
     bad_annotations = {}
@@ -179,15 +182,17 @@ def _check_choice(name, value, legal):
         raise ValueError(f"{name} is {value!r}; legal: {', '.join(legal)}.")
 
 
-def _find_bad_images(dicts, check_images, dataset_name):
+def _find_bad_images(dicts, check_images, dataset_name, image_root):
     """Return ({index of the record: Problem}, [(width, height) or None per record])."""
     sizes = [(d["width"], d["height"]) if "width" in d and "height" in d else None for d in dicts]
     bad, first_with_id = {}, {}
-    found = [None] * len(dicts)
-    if check_images != "none":
-        found = probe_images([d["file_name"] for d in dicts], check_images == "decode", f"Dataset {dataset_name!r}")
+    paths, what = [d["file_name"] for d in dicts], f"Dataset {dataset_name!r}"
+    if check_images == "none":
+        found = [outside_error(path, image_root) for path in paths]
+    else:
+        found = probe_images(paths, check_images == "decode", what, root=image_root)
     for index, (record, actual) in enumerate(zip(dicts, found, strict=True)):
-        problem = _image_problem(record, sizes[index], actual)
+        problem = image_problem(record, sizes[index], actual)
         image_id = record.get("image_id")
         if problem is None and image_id is not None:
             first = first_with_id.setdefault(image_id, index)
@@ -201,9 +206,20 @@ def _find_bad_images(dicts, check_images, dataset_name):
     return bad, sizes
 
 
-def _image_problem(record, expected, actual):
+def image_problem(
+    record: dict, expected: tuple[int, int] | None, actual: ImageInfo | Exception | None
+) -> Problem | None:
+    """What is wrong with the image of a record.
+
+    Args:
+        record: a dataset dict.
+        expected: (width, height) as the record says; None: it says nothing.
+        actual: what the file is, or the error of reading it; None: it was not read.
+    """
     if isinstance(actual, FileNotFoundError):
         return _problem(record, "missing image file", "no such file", "an image file")
+    if isinstance(actual, OutsideFolderError):
+        return _problem(record, OUTSIDE_FOLDER, record["file_name"], str(actual))
     if isinstance(actual, Exception):
         return _problem(record, "unreadable image", f"{type(actual).__name__}: {actual}", "an image file")
     if actual is None:
@@ -229,13 +245,13 @@ def _find_bad_annotations(record, size, num_classes, class_names, tasks, report)
         if annotation.get("bbox_mode") not in BOX_MODES:
             raise ValueError(
                 f"{record['file_name']} (image id {record.get('image_id')}), annotation "
-                f"{_name(index, annotation, record)}: "
+                f"{annotation_name(index, annotation, record)}: "
                 f"bbox_mode is {annotation.get('bbox_mode')!r}; legal: BoxMode.XYXY_ABS and BoxMode.XYWH_ABS. "
                 "Correct the function that makes the records of this dataset."
             )
         fault = annotation_fault(annotation, size, num_classes, class_names, tasks)
         if fault is not None:
-            problem = _problem(record, *fault, annotation=_name(index, annotation, record))
+            problem = _problem(record, *fault, annotation=annotation_name(index, annotation, record))
             if fault[0] in WARNINGS:
                 report.warnings.append(problem)
             else:
@@ -243,7 +259,8 @@ def _find_bad_annotations(record, size, num_classes, class_names, tasks, report)
     return bad
 
 
-def _name(index, annotation, record):
+def annotation_name(index: int, annotation: dict, record: dict) -> str:
+    """How messages name an annotation: its index, and its line or its id."""
     if "line" in annotation:
         return f"{index} (line {annotation['line']} of {record.get('label_file')})"
     return f"{index} (id {annotation['id']})" if "id" in annotation else str(index)

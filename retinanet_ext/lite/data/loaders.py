@@ -140,8 +140,8 @@ def build_detection_train_loader(
         mapper: turns a record into a sample; if it returns None, another record is taken.
         sampler: indices of this process; a shuffling :class:`TrainingSampler` by default.
         total_batch_size: images per step over all processes.
-        aspect_ratio_grouping: whether each batch holds only wide or only high images; needs a list of records with
-            ``width`` and ``height``.
+        aspect_ratio_grouping: whether each batch holds only wide or only high images; needs a list of records, or a
+            map-style dataset that can be iterated, with ``width`` and ``height``.
         num_workers: worker processes; 0 loads in this process.
         collate_fn: turns the list of samples into a batch; by default the list is the batch.
         seed: seed of the augmentation and of the default sampler; by default ``cfg.SEED`` if that is not negative,
@@ -161,7 +161,7 @@ def build_detection_train_loader(
     _check_dataset(dataset)
     groups = None
     if aspect_ratio_grouping:
-        if not isinstance(dataset, list):
+        if not isinstance(dataset, Iterable):
             raise TypeError(
                 f"aspect_ratio_grouping needs a list of records, got {type(dataset).__name__}; "
                 "pass aspect_ratio_grouping=False"

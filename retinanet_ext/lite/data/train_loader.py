@@ -106,7 +106,7 @@ class SeededMappedDataset(Dataset):
         )
 
 
-def aspect_ratio_groups(records: list[dict]) -> list[int]:
+def aspect_ratio_groups(records: Iterable[dict]) -> list[int]:
     """0 for each record that is wider than high, 1 for the rest: batches of one group need little padding.
 
     Raises:

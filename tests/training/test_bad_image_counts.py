@@ -1,0 +1,72 @@
+"""Counting unreadable images: over processes, across restarts, against the budget."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from retinanet_ext.training.bad_images import BadImagesHook, ReportingLoader, budget_in_images
+from tests.builders import free_port, small_config
+from tests.two_processes import run_two
+
+
+@pytest.mark.parametrize(("budget", "images", "allowed"), [
+    (0.0, 1000, 0), (0.01, 12, 1), (0.01, 1000, 10), (0.5, 5, 3), (1.0, 1000, 1), (40.0, 12, 40),
+])  # fmt: skip
+def test_the_budget_in_images(budget, images, allowed):
+    assert budget_in_images(small_config("DATASETS.BAD_IMAGE_BUDGET", str(budget)), images) == allowed
+
+
+@pytest.mark.parametrize("wrong", ["-1", "1.5", "float('inf')"])
+def test_an_illegal_budget_is_refused(wrong):
+    with pytest.raises(ValueError, match="BAD_IMAGE_BUDGET"):
+        small_config("DATASETS.BAD_IMAGE_BUDGET", wrong)
+
+
+def trained(folder, batches, start=0):
+    """Run the hook over batches that name their unreadable files; returns what the file then says."""
+    samples = [[{"bad_images": [bad(name) for name in names]}] for names in batches]
+    trainer = SimpleNamespace(start_iter=start, iter=start, max_iter=start + len(samples))
+    trainer.data_loader = ReportingLoader(samples)
+    hook = BadImagesHook(str(folder), 10)
+    hook.trainer = trainer
+    hook.before_train()
+    for iteration, _ in enumerate(trainer.data_loader, start):
+        trainer.iter = iteration
+        hook.after_step()
+    hook.after_train()
+    return json.loads((folder / "bad_images.json").read_text())
+
+
+def bad(name):
+    return {"file_name": name, "image_id": 0, "reason": "cut"}
+
+
+def test_a_resumed_run_counts_on_from_its_first_iteration(tmp_path):
+    trained(tmp_path, [["a"], ["a", "b"], ["c"]])
+    # Resumed at iteration 1: what was counted from there on happens again.
+    content = trained(tmp_path, [["b"], ["a"]], start=1)
+    found = {image["file_name"]: image["iterations"] for image in content["images"]}
+    assert found == {"a": [0, 2], "b": [1]} and content["times"] == 3 and content["different_images"] == 2
+    assert [image["times"] for image in content["images"]] == [2, 1]
+
+
+def test_a_new_run_counts_from_nothing(tmp_path):
+    trained(tmp_path, [["a"], ["b"]])
+    assert [image["file_name"] for image in trained(tmp_path, [["c"]])["images"]] == ["c"]
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"images": [{}]}', "\x00"])
+def test_a_damaged_list_does_not_stop_a_resumed_run(tmp_path, damaged, caplog):
+    (tmp_path / "bad_images.json").write_text(damaged)
+    assert trained(tmp_path, [["a"]], start=5)["images"][0]["iterations"] == [5]
+
+
+@pytest.mark.parametrize(("budget", "stops"), [(2, False), (1, True)])
+def test_processes_count_together_and_stop_together(tmp_path, budget, stops):
+    run_two("tests.training.bad_images_worker", free_port(), tmp_path, budget)
+    content = json.loads((tmp_path / "bad_images.json").read_text())
+    assert {image["file_name"]: image["iterations"] for image in content["images"]} == {"0.png": [0], "1.png": [1]}
+    for rank in range(2):
+        stopped = json.loads((tmp_path / f"stopped{rank}.json").read_text())
+        assert (stopped[0] == 1 and "1.png" in stopped[1]) if stops else stopped is None
