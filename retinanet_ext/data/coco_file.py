@@ -119,6 +119,8 @@ def _check_entries(entries: Any, section: str, keys: Sequence[str], json_file: s
         if missing:
             name = f"{section}[{index}]" + (f" (id {entry['id']})" if "id" in entry else "")
             raise ValueError(f"{json_file}: {name} has no {', '.join(missing)}; each needs {', '.join(keys)}")
+        if isinstance(entry["id"], (list, dict)):
+            raise ValueError(f"{json_file}: {section}[{index}] has the id {entry['id']!r}; legal: a whole number")
     # The published 2014 minival files repeat annotation ids; in any other file that is an error.
     if section == "annotations" and "minival" in os.path.basename(json_file):
         return
