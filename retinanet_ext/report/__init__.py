@@ -6,6 +6,8 @@ In reading order:
 - ``formats.py``: how numbers, times and config values are written
 - ``svg_plots.py``: the drawings
 - ``trend_plot.py``: the drawing of a trend
+- ``training_plots.py``: losses, learning rate, metrics and times over iterations
+- ``evaluation_plots.py``: precision and recall, F1, calibration, confusion, errors, sizes
 - ``verification_plots.py``: the ROC, and the histograms of distances
 - ``html_page.py``: the page, which is self-contained
 - ``latex.py``: the tables as LaTeX

@@ -56,21 +56,68 @@ class Command:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing of ``svg_plots.py``; `name` is the name of its file beside the Markdown."""
+    """A drawing of ``svg_plots.py``; `name` is the name of its file beside the Markdown.
+
+    `wide`: keep its size and let the reader scroll, because it would be too small to read on a phone.
+    """
 
     name: str
     caption: str
     svg: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Groups of small pictures. Each group: the pictures as JPEG files, and the lines of text below them."""
+    """Groups of pictures. Each group: the pictures as JPEG files, and the lines of text below them.
+
+    `large`: two groups a row on a desktop, one on a phone, each picture as wide as there is room.
+    """
 
     items: Sequence[tuple[Sequence[bytes], Sequence[str]]]
+    large: bool = False
 
 
-Block = Heading | Paragraph | Warning | Facts | Bullets | Table | Command | Figure | Pictures
+@dataclass(frozen=True)
+class Subheading:
+    """A heading within a section; not in the table of contents."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The numbers that a reader should see first: (what, value, remark)."""
+
+    items: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The table of contents: texts of the headings below it."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that a page shows on a click only."""
+
+    summary: str
+    blocks: Sequence["Block"]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Blocks that stand beside each other if there is room, such as a figure and its table."""
+
+    blocks: Sequence["Block"]
+
+
+Block = (
+    Heading | Paragraph | Warning | Facts | Bullets | Table | Command | Figure | Pictures
+    | Subheading | Headline | Contents | Details | Beside
+)  # fmt: skip
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -98,6 +145,18 @@ def _markdown(block: Block) -> str:
             return f"![{_escape(caption)}]({name})"
         case Pictures(items):
             return "\n".join(f"- {_escape('; '.join(lines))}" for _, lines in items)
+        case Subheading(text):
+            return f"### {_escape(text)}"
+        case Headline(items):
+            return "\n".join(
+                f"- {_escape(label)}: {_escape(value)} {_escape(note)}".rstrip() for label, value, note in items
+            )
+        case Contents(items):
+            return "\n".join(f"- {_escape(item)}" for item in items)
+        case Beside(blocks):
+            return "\n\n".join(map(_markdown, blocks))
+        case Details(summary, blocks):
+            return "\n\n".join([f"### {_escape(summary)}", *map(_markdown, blocks)])
 
 
 def _table_rows(header, rule, rows):

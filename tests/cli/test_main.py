@@ -32,6 +32,7 @@ def test_an_unknown_flag_shows_the_usage_of_its_verb(verb, capsys):
     required |= {"cluster": ["--config-file", "c", "--input", "i", "--output", "o"]}
     action = {"ablate": ["run", "table_1b"], "gallery": ["list"], "doctor": ["env"]}.get(verb, [])
     required["calibrate"] = ["--config-file", "c", "--images", "i", "--far", "0.1"]
+    required["report"] = ["run"]
     required["verify"] = ["--config-file", "c", "a", "b"]
     with pytest.raises(SystemExit) as caught:
         main([verb, *action, *required.get(verb, []), "--wrong"])
