@@ -63,9 +63,19 @@ LEGAL_RANGES = (
             "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC",
             "MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.ROI_EMBEDDING_HEAD.NUM_CONV",
             "MODEL.ROI_EMBEDDING_HEAD.POOLER_SAMPLING_RATIO", "MODEL.EMBEDDING.NUM_IDENTITIES",
-            "SOLVER.REFERENCE_IMS_PER_BATCH",
+            "SOLVER.REFERENCE_IMS_PER_BATCH", "TEST.EARLY_STOP.PATIENCE",
             *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS),
         ),
+    ),
+    (
+        "a number from 0 to below 1",
+        lambda value: 0 <= value < 1,
+        ("MODEL.EMA.DECAY",),
+    ),
+    (
+        "a number from 0",
+        lambda value: 0 <= value < float("inf"),
+        ("TEST.EARLY_STOP.MIN_DELTA",),
     ),
     (
         "0, a share below 1, or a whole number of images",

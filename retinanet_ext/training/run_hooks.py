@@ -5,7 +5,9 @@ import weakref
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.d2 import DefaultTrainer, comm, hooks
 
+from .average_weights import model_of_metric, start_average
 from .bad_images import bad_images_hooks
+from .early_stop import early_stop_hooks
 from .progress_line import FirstProgress
 from .running_statistics import AverageBuffersHook
 
@@ -30,21 +32,33 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
     """
     hook_list = list(engine_hooks)
     hook_list[1:1] = bad_images_hooks(trainer)  # after the timer, before what may save a checkpoint
+    _insert_before_savers(hook_list, start_average(trainer))
     _insert_average_buffers(trainer, hook_list)
-    extra = [*_tta(trainer)]
+    extra, early_stop = [*_average(trainer), *_tta(trainer)], early_stop_hooks(trainer)
     if not comm.is_main_process():
-        return hook_list + extra
-    extra += [*_best_checkpoint(trainer), _first_progress(trainer)]
+        return hook_list + extra + early_stop
+    extra += [*_best_checkpoint(trainer), _first_progress(trainer), *early_stop]
     return hook_list[:-1] + extra + hook_list[-1:]
 
 
 def _insert_average_buffers(trainer, hook_list: list) -> None:
     if comm.get_world_size() == 1:
         return
+    _insert_before_savers(hook_list, [AverageBuffersHook(trainer.cfg.SOLVER.CHECKPOINT_PERIOD)])
+
+
+def _insert_before_savers(hook_list: list, new: list) -> None:
     # Just before the checkpointer: hooks before that one may change the statistics (Detectron2's PreciseBN).
     savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
     place = next(index for index, hook in enumerate(hook_list) if isinstance(hook, savers))
-    hook_list.insert(place, AverageBuffersHook(trainer.cfg.SOLVER.CHECKPOINT_PERIOD))
+    hook_list[place:place] = new
+
+
+def _average(trainer) -> list:
+    if trainer.average is None or not trainer.cfg.DATASETS.TEST:
+        return []
+    weak = weakref.proxy(trainer)
+    return [hooks.EvalHook(trainer.cfg.TEST.EVAL_PERIOD, lambda: weak.test_average(weak.cfg, weak.model, weak.average))]
 
 
 def _tta(trainer) -> list:
@@ -62,6 +76,7 @@ def _best_checkpoint(trainer) -> list:
     if len(names) > 1:  # then the engines prefix metrics with the dataset's name
         metric = f"{names[0]}/{metric}"
     best = _BestCheckpointer(trainer.model, cfg.OUTPUT_DIR)
+    best.model = model_of_metric(trainer, metric)
     return [hooks.BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, metric)]
 
 
