@@ -76,8 +76,8 @@ LEGAL_RANGES = (
             *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS), "MODEL.RETINANET.NUM_CONVS",
             "MODEL.BACKBONE.FREEZE_AT", "INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS", "SOLVER.MAX_ITER",
             "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD",
-            "SOLVER.CHECKPOINTS_KEPT",
-            "SOLVER.NONFINITE.BUDGET", "SOLVER.REFERENCE_IMS_PER_BATCH",
+            "SOLVER.CHECKPOINTS_KEPT", "SOLVER.NONFINITE.BUDGET", "SOLVER.REFERENCE_IMS_PER_BATCH",
+            "TEST.EARLY_STOP.PATIENCE",
         ),
     ),
     (
@@ -86,7 +86,13 @@ LEGAL_RANGES = (
         (
             "SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.BIAS_LR_FACTOR",
             "DATALOADER.REPEAT_THRESHOLD", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
+            "TEST.EARLY_STOP.MIN_DELTA",
         ),
+    ),
+    (
+        "a number from 0 to below 1",
+        lambda value: 0 <= value < 1,
+        ("MODEL.EMA.DECAY",),
     ),
     (
         "0, a share below 1, or a whole number of images",
