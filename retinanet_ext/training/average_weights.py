@@ -17,6 +17,7 @@ from retinanet_ext.inference.encoded_mask_output import encoded_masks
 from retinanet_ext.inference.fast_copy import inference_model
 from retinanet_ext.machine.processes import bare_model
 
+from .explained_results import with_reasons
 from .run_record import write_results
 from .running_statistics import average_over_processes
 
@@ -206,13 +207,15 @@ def evaluate_average(
     with _random_numbers_kept(), average.in_model():
         tested = inference_model(cfg, model)
         with encoded_masks(tested):
-            results = test(cfg, tested, evaluators)
+            tested_results = test(cfg, tested, evaluators)
+    results = tested_results
     if len(names) == 1:
         results = _with_suffix(results)
     else:
         results = {name: _with_suffix(entries) for name, entries in results.items()}
     if comm.is_main_process():
-        write_results(cfg.OUTPUT_DIR, results if len(names) == 1 else _flat(results), add=True)
+        kept = with_reasons(cfg, tested_results, "inference_EMA", SUFFIX) if len(names) == 1 else _flat(results)
+        write_results(cfg.OUTPUT_DIR, kept, add=True)
     return results
 
 
