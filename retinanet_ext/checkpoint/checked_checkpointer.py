@@ -13,7 +13,7 @@ from retinanet_ext.machine.atomic_file import write_atomically
 from retinanet_ext.machine.processes import bare_model
 
 from .checkpoint_file import read_checkpoint_together, together
-from .checkpoint_writing import first_nonfinite, write_checkpoint
+from .checkpoint_writing import CheckpointNotWritten, first_nonfinite, write_checkpoint
 from .load_report import LoadReport, refuse_unusable
 from .newest_checkpoint import NewestCheckpoint, has_candidates, periodic_checkpoints, tagged_checkpoint
 
@@ -67,7 +67,13 @@ class CheckedCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(path, content)
-        self.tag_last_checkpoint(os.path.basename(path))
+        try:
+            self.tag_last_checkpoint(os.path.basename(path))
+        except OSError as error:
+            raise CheckpointNotWritten(
+                f"{path} is written, but last_checkpoint beside it is not ({error}). Free some space in "
+                f"{self.save_dir}; then go on with --resume"
+            ) from error
         self._resumed_from = None
         self._prune(name)
 

@@ -91,8 +91,8 @@ def verify_file(path: str) -> bool:
     """
     covered = _verify_file_beside(path) or _verify_name(path)
     with open(path, "rb") as file:
-        is_archive = _looks_like_archive(file)
-        if is_archive:
+        # Other kinds of file may begin with the same bytes.
+        if path.endswith((".pth", ".pt")) and _looks_like_archive(file):
             covered = _verify_archive(path, file) or covered
     if not covered and path not in _told:
         _told.add(path)

@@ -57,6 +57,8 @@ def _detection(args) -> dict:
     print(f"{found.dataset}, {found.task}, {found.num_images} images; first: {args.first}; second: {args.second}")
     rows = [difference_row(name, one) for name, one in found.metrics.items()]
     print(tabulate(rows, HEADER, tablefmt="simple", disable_numparse=True))
+    for name, reason in found.reasons.items():
+        print(f"{name} is undefined: {reason}")
     print(f"{found.num_changed} images have other counts at the operating thresholds; those that changed most:")
     for change in found.images:
         name = first.image_record(change.image_id).get("file_name", change.image_id)

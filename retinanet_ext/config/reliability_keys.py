@@ -41,3 +41,19 @@ def add_reliability_keys(cfg: CN) -> None:
     # and for a frequent class that lies far behind, training starts with a warning. 0: no warning. (COCO has 0.87 with
     # the anchors of the paper.)
     cfg.DATASETS.MIN_ANCHOR_COVERAGE = 0.8
+    # Largest number of pixels of an image that prediction and embedding decode: a small file may hold a picture that
+    # fills the memory. Larger ones are refused, or skipped where several files are predicted.
+    cfg.INPUT.MAX_PIXELS = 100_000_000
+    # Keep a moving average of the weights beside them: saved with the checkpoints, evaluated too (bbox_EMA/AP, ...),
+    # and written as model_final_ema.pth at the end.
+    cfg.MODEL.EMA = CN()
+    cfg.MODEL.EMA.ENABLED = False
+    # Share of the average that a step keeps, from 0 to below 1. After n steps it is at most (1 + n) / (10 + n).
+    cfg.MODEL.EMA.DECAY = 0.999
+    # End the run after this many evaluations in a row without improvement; 0: never.
+    cfg.TEST.EARLY_STOP = CN()
+    cfg.TEST.EARLY_STOP.PATIENCE = 0
+    # The metric that must improve, such as bbox/AP or bbox_EMA/AP; if empty, TEST.BEST_METRIC. Higher is better.
+    cfg.TEST.EARLY_STOP.METRIC = ""
+    # Only a value above the best one by more than this, in the units of the metric, is an improvement.
+    cfg.TEST.EARLY_STOP.MIN_DELTA = 0.0

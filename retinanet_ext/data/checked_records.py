@@ -184,8 +184,9 @@ def _without_files(metadata: dict) -> dict:
     return {key: value for key, value in metadata.items() if key not in ("name", "json_file", "part_of_json_file")}
 
 
-def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
-    settings = (
+def _settings(cfg: CfgNode, name: str) -> tuple:
+    """What a check depends on, besides the data."""
+    return (
         cfg.DATASETS.ON_BAD_ANNOTATION,
         cfg.DATASETS.ON_BAD_IMAGE,
         # An evaluation cannot put another image in the place of a damaged one, and reads all images anyway.
@@ -194,6 +195,10 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
         tasks_of(cfg, name),
         None if cfg.DATASETS.ALLOW_FILES_OUTSIDE else MetadataCatalog.get(name).get("image_root", None),
     )
+
+
+def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
+    settings = _settings(cfg, name)
     source = DatasetCatalog.data.get(name)
     known = _checked_datasets.get(name)
     if known is not None and known.source is source and known.settings == settings:

@@ -163,7 +163,7 @@ def _parse(path):
         raise ValueError(f"{path}: XML entity definitions are not accepted in annotations.")
     try:
         return ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: an encoding that does not exist
         raise ValueError(f"{path}: not well-formed XML: {error}.") from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from retinanet_ext.data.doctor.run_lengths import checked_runs
 
+_LARGEST_COORDINATE = 1e6  # pixels
 # Section, key, types. Images may have names as ids.
 _IDS = (
     ("images", "id", (int, str)),
@@ -30,8 +31,14 @@ def check_content(coco: Mapping[str, Any], source: Any) -> None:
     """
     for section, key, legal in _IDS:
         for index, entry in enumerate(coco[section]):
-            if not isinstance(entry[key], legal) or isinstance(entry[key], bool):
-                raise ValueError(f"{source}: {section}[{index}] has the {key} {entry[key]!r}; legal: a whole number")
+            value = entry[key]
+            wrong = not isinstance(value, legal) or isinstance(value, bool)
+            if wrong or (isinstance(value, str) and not _is_text(value)):
+                raise ValueError(f"{source}: {section}[{index}] has the {key} {ascii(value)}; legal: a whole number")
+    for section, key in (("images", "file_name"), ("categories", "name")):
+        for index, entry in enumerate(coco[section]):
+            if not isinstance(entry[key], str) or not _is_text(entry[key]):
+                raise ValueError(f"{source}: {section}[{index}] has the {key} {ascii(entry[key])}; legal: text")
     for image in coco["images"]:
         for side in ("width", "height"):
             size = image.get(side)
@@ -39,6 +46,14 @@ def check_content(coco: Mapping[str, Any], source: Any) -> None:
                 raise ValueError(f"{source}: image {image['id']} has the {side} {size!r}; legal: a whole number from 1")
     for annotation in coco["annotations"]:
         _check_annotation(annotation, f"{source}: annotation {annotation['id']}")
+
+
+def _is_text(value):
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return True
 
 
 def _check_annotation(annotation, where):
@@ -74,7 +89,8 @@ def check_mask(rle: Mapping[str, Any], where: str) -> None:
 def _is_polygon(polygon):
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         return False
-    return are_numbers(polygon, len(polygon))
+    # pycocotools walks along the polygon pixel by pixel.
+    return are_numbers(polygon, len(polygon)) and max(map(abs, polygon)) <= _LARGEST_COORDINATE
 
 
 def are_keypoints(values: Any) -> bool:

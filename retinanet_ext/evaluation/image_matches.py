@@ -159,7 +159,10 @@ def _columns(data: EvaluatedDataset, task: str):
     """Objects as dicts; predictions as arrays, by image, class and score; cells of both in one image and class."""
     images = {image_id: n for n, image_id in enumerate(data.image_ids, start=1)}
     category_ids = data.truth.category_ids
-    objects = object_annotations(task, data.truth.coco, images, category_ids)
+    try:
+        objects = object_annotations(task, data.truth.coco, images, category_ids)
+    except ValueError as error:
+        raise ValueError(f"{data.truth.source}: {error}") from error
     known = set(category_ids.values())
     chosen = (
         n for n, a in enumerate(data.truth.coco["annotations"])

@@ -13,6 +13,7 @@ from .bootstrap import CONFIDENCE, SAMPLES, Interval, draw_weights, percentile_i
 from .evaluated_dataset import EvaluatedDataset
 from .image_counts import ImageCounts, image_counts
 from .image_matches import Matches, match_dataset
+from .metric_reasons import metric_reasons
 from .operating_thresholds import find_thresholds
 
 DEFAULT_THRESHOLD = 0.5  # of classes without an operating threshold
@@ -59,6 +60,7 @@ class Comparison:
         images: that changed most; the largest change of F1 first, and of equal ones the largest change of errors.
         num_changed: number of images with other counts.
         thresholds: operating thresholds of the K classes, of the first and the second.
+        reasons: metric -> why it is undefined.
     """
 
     dataset: str
@@ -68,6 +70,7 @@ class Comparison:
     images: list[ImageChange]
     num_changed: int
     thresholds: tuple[list[float], list[float]]
+    reasons: dict[str, str]
 
 
 def compare(
@@ -105,7 +108,10 @@ def compare(
     counts = [image_counts(one, of_classes) for one, of_classes in zip(matches, thresholds)]
     order = changed_images(*counts)
     listed = [_image_change(first.image_ids[index], counts, index) for index in order[:images]]
-    return Comparison(first.name, task, len(first.image_ids), metrics, listed, len(order), thresholds)
+    reasons = {}
+    for data, of in zip((second, first), values[::-1]):
+        reasons |= metric_reasons(task, of, data.truth, data.predictions, data.image_ids)
+    return Comparison(first.name, task, len(first.image_ids), metrics, listed, len(order), thresholds, reasons)
 
 
 def _summary(matches: Matches, weights: np.ndarray | None):

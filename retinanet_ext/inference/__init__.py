@@ -12,6 +12,7 @@ In reading order:
 - ``object_embedder.py``: the embedding of the one object in each photo, to fill a gallery
 - ``fingerprint.py``: what identifies the weights of a model
 - ``sahi_model.py``: a predictor for SAHI's sliced prediction of large images
+- ``image_pixels.py``: the bound on the pixels of an image, and of those in memory
 - ``threaded_map.py``: prepares images in threads while the model works
 - ``file_predictions.py``: predicts files and folders, for `retinanet-ext predict`
 - ``file_embeddings.py``: embeds files, for `retinanet-ext gallery`, `identify` and `cluster`

@@ -21,6 +21,7 @@ from retinanet_ext.machine.cpu import keep_freed_memory
 from . import run_face_detector
 from .fast_copy import inference_model
 from .fingerprint import fingerprint
+from .image_pixels import PIXELS_AHEAD, count_pixels
 from .predictor import Input, read_input
 from .threaded_map import batches_ahead
 
@@ -127,7 +128,10 @@ class Embedder:
         Raises:
             As :meth:`__call__`; nothing after the image at fault is embedded.
         """
-        for batch in batches_ahead(self._prepare, images, self.workers, self.batch_size):
+        batches = batches_ahead(
+            self._prepare, images, self.workers, self.batch_size, cost=count_pixels, budget=PIXELS_AHEAD
+        )
+        for batch in batches:
             with torch.no_grad():
                 outputs = self.model([prepared.model_input for prepared in batch])
             for prepared, output in zip(batch, outputs, strict=True):
@@ -137,7 +141,7 @@ class Embedder:
                 yield output["embedding"].to("cpu", torch.float32, copy=True)
 
     def _prepare(self, given: Input) -> _Prepared:
-        image, file_name = _read(given)
+        image, file_name = _read(given, self.cfg.INPUT.MAX_PIXELS)
         crop = self.face_input(image)
         tensor = torch.from_numpy(np.array(crop.image.transpose(2, 0, 1), order="C"))
         return _Prepared({"image": tensor, "file_name": file_name}, file_name, crop.found)
@@ -165,10 +169,10 @@ def _calibration(entries: Mapping[str, Any], path: str, input: str) -> Calibrati
     return calibration
 
 
-def _read(given: Input) -> tuple[np.ndarray, str]:
+def _read(given: Input, max_pixels: int) -> tuple[np.ndarray, str]:
     """The image as uint8 BGR ``(H, W, 3)``, and its path, "" if it has none."""
     try:
-        image, file_name = read_input(given)
+        image, file_name = read_input(given, max_pixels)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{given}: no such file") from error
     except IMAGE_ERRORS as error:

@@ -3,14 +3,16 @@
 import logging
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from retinanet_ext.d2 import detection_utils
 from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
 
+from .image_pixels import PIXELS_AHEAD, count_pixels
+from .predictor import read_input
 from .progress_report import ProgressReport
 from .threaded_map import map_ahead
 
@@ -38,7 +40,8 @@ def embed_files(embedder, paths: Sequence[Path]) -> FileEmbeddings:
     waiting, kept, without_face, skipped = deque(), [], [], {}
 
     def readable(progress):
-        for path, image in map_ahead(_read, paths):
+        read = partial(_read, max_pixels=embedder.cfg.INPUT.MAX_PIXELS)
+        for path, image in map_ahead(read, paths, cost=count_pixels, budget=PIXELS_AHEAD):
             if isinstance(image, Exception):
                 skipped[path] = f"{type(image).__name__}: {image}"
                 progress.update()
@@ -73,9 +76,9 @@ def embed_files(embedder, paths: Sequence[Path]) -> FileEmbeddings:
     return FileEmbeddings(stacked, kept, without_face, skipped)
 
 
-def _read(path: Path):
+def _read(path: Path, max_pixels: int):
     """(path, uint8 BGR image ``(H, W, 3)`` after its EXIF rotation), or (path, error)."""
     try:
-        return path, detection_utils.read_image(str(path), format="BGR")
+        return path, read_input(path, max_pixels)[0]
     except (*IMAGE_ERRORS, ValueError) as error:
         return path, error

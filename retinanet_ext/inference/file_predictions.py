@@ -9,11 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from retinanet_ext.d2 import ColorMode, detection_utils
+from retinanet_ext.d2 import ColorMode
 from retinanet_ext.data.doctor.image_probe import IMAGE_ERRORS
 
+from .image_pixels import PIXELS_AHEAD, count_pixels
 from .predictions_json import PredictionsFile
-from .predictor import Predictor
+from .predictor import Predictor, read_input
 from .progress_report import ProgressReport
 from .result import Result
 from .sources import RESULTS_FILE, Source
@@ -70,7 +71,10 @@ class FilePredictions:
         waiting = deque()
 
         def readable(progress):
-            for source, image in map_ahead(self._read, sources):
+            images = map_ahead(
+                self._read, sources, cost=lambda source: count_pixels(source.path), budget=PIXELS_AHEAD
+            )
+            for source, image in images:
                 if isinstance(image, Exception):
                     self.skip(source.path, f"{type(image).__name__}: {image}")
                     progress.update()
@@ -153,7 +157,7 @@ class FilePredictions:
     def _read(self, source: Source):
         """(source, uint8 BGR image ``(H, W, 3)`` after its EXIF rotation), or (source, error)."""
         try:
-            image = detection_utils.read_image(str(source.path), format="BGR")
+            image, _ = read_input(source.path, self.predictor.cfg.INPUT.MAX_PIXELS)
             self.predictor.check_image(image)
         except (*IMAGE_ERRORS, ValueError) as error:
             return source, error

@@ -17,6 +17,7 @@ from retinanet_ext.machine.cpu import keep_freed_memory
 from .class_thresholds import Thresholds, class_thresholds, warn_below
 from .fast_copy import inference_model
 from .fingerprint import fingerprint
+from .image_pixels import PIXELS_AHEAD, count_pixels, refuse_large
 from .result import Result
 from .threaded_map import batches_ahead
 
@@ -121,7 +122,10 @@ class Predictor:
         Raises:
             As :meth:`__call__`; nothing after the image at fault is predicted.
         """
-        for batch in batches_ahead(self._prepare, images, self.workers, self.batch_size):
+        batches = batches_ahead(
+            self._prepare, images, self.workers, self.batch_size, cost=count_pixels, budget=PIXELS_AHEAD
+        )
+        for batch in batches:
             with torch.no_grad():
                 outputs = self.model([prepared.model_input for prepared in batch])
             for prepared, output in zip(batch, outputs):
@@ -160,7 +164,7 @@ class Predictor:
         return transform
 
     def _prepare(self, given):
-        original, file_name = read_input(given)
+        original, file_name = read_input(given, self.cfg.INPUT.MAX_PIXELS)
         transform = self._resizing(original)
         height, width = original.shape[:2]
         image = original[:, :, ::-1] if self.input_format == "RGB" else original
@@ -171,11 +175,15 @@ class Predictor:
         return _Prepared(original, file_name, {"image": tensor, "height": height, "width": width})
 
 
-def read_input(given: Input) -> tuple[np.ndarray, str]:
+def read_input(given: Input, max_pixels: int) -> tuple[np.ndarray, str]:
     """The image as a uint8 BGR array ``(H, W, 3)``, turned as its EXIF tag says, and its path.
 
     An array is passed through, and its path is "".
+
+    Raises:
+        TooManyPixelsError: more than ``max_pixels``; nothing was decoded.
     """
+    refuse_large(given, max_pixels)
     if isinstance(given, (str, PathLike)):
         return detection_utils.read_image(fspath(given), format="BGR"), fspath(given)
     if isinstance(given, Image.Image):

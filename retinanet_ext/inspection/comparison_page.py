@@ -1,6 +1,7 @@
 """The page of `compare`: differences with intervals, and the images that changed most, side by side."""
 
 import io
+import math
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
@@ -8,7 +9,8 @@ from PIL import Image, ImageDraw, ImageOps
 from retinanet_ext.evaluation.evaluated_dataset import EvaluatedDataset
 from retinanet_ext.evaluation.paired_comparison import Comparison, Difference
 from retinanet_ext.machine.atomic_file import write_atomically
-from retinanet_ext.report.document import Block, Facts, Heading, Paragraph, Pictures, Table
+from retinanet_ext.report.document import Block, Bullets, Facts, Heading, Paragraph, Pictures, Table
+from retinanet_ext.report.formats import NOTHING
 from retinanet_ext.report.html_page import to_html
 
 _SIDE = 480  # pixels, of the longer side of a picture
@@ -19,9 +21,10 @@ HEADER = ("metric", "first", "second", "difference", "95 % interval", "second be
 def difference_row(name: str, one: Difference) -> list[str]:
     """The cells of :data:`HEADER`."""
     change = one.change
-    interval = f"{change.low:+.2f} to {change.high:+.2f}" if change.samples else "–"
-    share = "–" if change.samples == 0 else f"{100 * one.share_better:.0f} %"
-    return [name, f"{one.first:.2f}", f"{one.second:.2f}", f"{change.value:+.2f}", interval, share]
+    interval = f"{change.low:+.2f} to {change.high:+.2f}" if change.samples else NOTHING
+    share = NOTHING if change.samples == 0 else f"{100 * one.share_better:.0f} %"
+    values = [NOTHING if math.isnan(value) else f"{value:.2f}" for value in (one.first, one.second)]
+    return [name, *values, NOTHING if math.isnan(change.value) else f"{change.value:+.2f}", interval, share]
 
 
 def write_comparison_page(
@@ -42,6 +45,7 @@ def write_comparison_page(
         Table(HEADER, [difference_row(name, one) for name, one in comparison.metrics.items()]),
         Paragraph("Intervals: bootstrap over images, the same images for both. A difference is clear if its interval "
                   "does not hold 0."),
+        Bullets([f"{name} is undefined: {reason}" for name, reason in comparison.reasons.items()]),
         Heading("Images that changed most"),
         Paragraph("By the change of F1 at the operating threshold of each class (the best F1 of each of the two). "
                   "Green: ground truth; orange: detections. Left the first, right the second."),

@@ -50,7 +50,7 @@ def coverage_part(cfg: CfgNode, dataset: UsableDataset) -> tuple[list[Finding], 
     findings = []
     poor = poor_groups(proposal.before, cfg.DATASETS.MIN_ANCHOR_COVERAGE or _LEAST)
     if poor:
-        found = f"{summary(proposal.before)} Missed are {'; '.join(poor)}"
+        found = f"{summary(proposal.before)} Few fit {'; '.join(poor)}"
         findings.append(_about(dataset, POOR, WARNING, found, _advice(proposal)))
         findings += worst_objects(cfg, dataset)
     return findings, coverage_blocks(proposal, dataset.name)

@@ -11,6 +11,8 @@ In reading order:
 - ``finite_weights.py``: stops all processes before a checkpoint with weights that are not finite
 - ``identity_loaders.py``: its loaders for data of identities
 - ``bad_images.py``: counts images that cannot be read, and stops at a budget
+- ``average_weights.py``: a moving average of the weights, saved and evaluated beside them
+- ``early_stop.py``: ends a run whose metric no longer improves
 - ``optimizers.py``: optimizers besides the engine's SGD
 - ``step.py``: one training step, the same on both engines
 - ``frozen_parts.py``: refuses frozen layers without trained weights

@@ -35,7 +35,7 @@ from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.machine.cpu import usable_cores
 
 from .explained_results import write_intervals
-from .run_lock import lock_run_folder, releasing_run_folders, warn_of_holder
+from .run_lock import lock_run_folder, release_run_folders, warn_of_holder
 from .trainer import Trainer
 
 # How long a process waits for the others, at the start and in every exchange.
@@ -44,13 +44,19 @@ TIMEOUT = datetime.timedelta(minutes=30)
 logger = logging.getLogger(__name__)
 
 
-@releasing_run_folders
 def main(args: Namespace) -> None:
     """Train the config's model or, with ``--eval-only``, evaluate it.
 
     Args:
         args: Detectron2's command-line arguments.
     """
+    try:
+        _train_or_evaluate(args)
+    finally:
+        release_run_folders()
+
+
+def _train_or_evaluate(args: Namespace) -> None:
     cfg = _setup(args)
     if args.eval_only:
         evaluate(cfg, args.resume)

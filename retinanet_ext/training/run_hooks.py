@@ -6,8 +6,10 @@ from functools import partial
 from retinanet_ext.d2 import DefaultTrainer, comm, hooks
 from retinanet_ext.data.doctor.coverage_warning import warn_of_poor_coverage
 
+from .average_weights import model_of_metric, start_average
 from .bad_images import bad_images_hooks
 from .best_checkpoints import BestCheckpoints, UntaggedCheckpointer
+from .early_stop import early_stop_hooks
 from .finite_weights import FiniteWeightsHook
 from .nonfinite_guard import NonFiniteGuard
 from .progress_line import FirstProgress
@@ -29,14 +31,15 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
     """
     hook_list = list(engine_hooks)
     hook_list[1:1] = bad_images_hooks(trainer)  # after the timer, before what may save a checkpoint
+    _insert_before_savers(hook_list, start_average(trainer))
     _insert_average_buffers(trainer, hook_list)
-    extra = [*_tta(trainer)]
+    extra, early_stop = [*_average(trainer), *_tta(trainer)], early_stop_hooks(trainer)
     extra.append(NonFiniteGuard(trainer.cfg))
     if not comm.is_main_process():
-        return hook_list + extra
+        return hook_list + extra + early_stop
     _look_at_anchors(trainer)
     extra += [*_best_checkpoint(trainer), _first_progress(trainer)]
-    extra.append(StoreThresholds(trainer.cfg))
+    extra += [StoreThresholds(trainer.cfg), *early_stop]
     return hook_list[:-1] + extra + hook_list[-1:]
 
 
@@ -52,11 +55,22 @@ def _look_at_anchors(trainer) -> None:
 def _insert_average_buffers(trainer, hook_list: list) -> None:
     if comm.get_world_size() == 1:
         return
+    period = trainer.cfg.SOLVER.CHECKPOINT_PERIOD
+    _insert_before_savers(hook_list, [AverageBuffersHook(period), FiniteWeightsHook(period)])
+
+
+def _insert_before_savers(hook_list: list, new: list) -> None:
     # Just before the checkpointer: hooks before that one may change the statistics (Detectron2's PreciseBN).
     savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
     place = next(index for index, hook in enumerate(hook_list) if isinstance(hook, savers))
-    period = trainer.cfg.SOLVER.CHECKPOINT_PERIOD
-    hook_list[place:place] = [AverageBuffersHook(period), FiniteWeightsHook(period)]
+    hook_list[place:place] = new
+
+
+def _average(trainer) -> list:
+    if trainer.average is None or not trainer.cfg.DATASETS.TEST:
+        return []
+    weak = weakref.proxy(trainer)
+    return [hooks.EvalHook(trainer.cfg.TEST.EVAL_PERIOD, lambda: weak.test_average(weak.cfg, weak.model, weak.average))]
 
 
 def _tta(trainer) -> list:
@@ -74,6 +88,7 @@ def _best_checkpoint(trainer) -> list:
     if len(names) > 1:  # then the engines prefix metrics with the dataset's name
         metric = f"{names[0]}/{metric}"
     best = UntaggedCheckpointer(trainer.model, cfg.OUTPUT_DIR)
+    best.model = model_of_metric(trainer, metric)
     best.entries = trainer.checkpointer.entries  # the same object: the trainer fills it in later
     best.more_entries = partial(threshold_entries, cfg)
     return [BestCheckpoints(best, metric, period=cfg.TEST.EVAL_PERIOD, keep=cfg.TEST.BEST_KEPT)]

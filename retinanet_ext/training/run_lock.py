@@ -7,7 +7,6 @@ content and age decide: the holder touches it every minute.
 
 import errno
 import fcntl
-import functools
 import json
 import logging
 import os
@@ -39,7 +38,7 @@ _held: dict[Path, "RunLock"] = {}
 
 
 def lock_run_folder(folder: str, is_main: bool, all_gather: Callable[[Any], list]) -> None:
-    """Lock an output folder until the function with :func:`releasing_run_folders` ends.
+    """Lock an output folder until :func:`release_run_folders`, or the end of the process.
 
     The main process of a job does so for all, and all learn if it cannot. A folder may be locked again by its holder.
 
@@ -65,18 +64,10 @@ def _remove_unfinished(folder: str) -> None:
             logger.info("removed %s, which an earlier run had not finished", path)
 
 
-def releasing_run_folders(function: Callable) -> Callable:
-    """``function``, after which this process holds no lock of an output folder any more."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        finally:
-            while _held:
-                _held.popitem()[1].release()
-
-    return wrapper
+def release_run_folders() -> None:
+    """Give back all locks that this process holds."""
+    while _held:
+        _held.popitem()[1].release()
 
 
 def warn_of_holder(folder: str) -> None:

@@ -18,17 +18,20 @@ def average_buffers(model: nn.Module) -> None:
     A buffer that is the same in all processes, such as a frozen statistic, keeps its exact value. All processes call
     this together; in a job of one process it does nothing.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    if not buffers:
+    average_over_processes([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+
+
+@torch.no_grad()
+def average_over_processes(tensors: list[torch.Tensor]) -> None:
+    """Set floating-point tensors of any shapes to their means over all processes, in place. All call this together."""
+    if not tensors or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return
     # In float64 the sum of equal float32 values, divided by their number, is exactly that value.
-    flat = torch.cat([buffer.reshape(-1).double() for buffer in buffers])
+    flat = torch.cat([tensor.reshape(-1).double() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers])):
-        buffer.copy_(mean.view_as(buffer))
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(mean.view_as(tensor))
 
 
 class AverageBuffersHook(hooks.HookBase):

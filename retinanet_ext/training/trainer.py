@@ -48,8 +48,10 @@ from retinanet_ext.machine.devices import check_device
 from retinanet_ext.machine.processes import bare_model
 from retinanet_ext.registry import check_registered
 
+from .average_weights import evaluate_average, is_of_average
 from .bad_images import ReportingLoader
 from .compact_evaluator import DefaultCOCOEvaluator
+from .early_stop import EarlyStop
 from .explained_results import with_reasons
 from .first_model import attach_v1, load_start_weights
 from .frozen_parts import refuse_unfilled_frozen_parts
@@ -293,6 +295,18 @@ class Trainer(DefaultTrainer):
             write_results(cfg.OUTPUT_DIR, with_reasons(cfg, results, "inference_TTA", "_TTA"), add=True)
         return {f"{entry}_TTA": metrics for entry, metrics in results.items()}
 
+    @classmethod
+    def test_average(cls, cfg, model, average) -> dict:
+        """Evaluate the average weights; ``results.json`` gets further entries, ``bbox_EMA`` and so on."""
+        return evaluate_average(cfg, model, average, super().test, cls.build_evaluator)
+
+    def train(self):
+        """As the engine's; an early stop is the end of the run."""
+        try:
+            return super().train()
+        except EarlyStop:
+            return getattr(self, "_last_eval_results", None)
+
     def build_hooks(self):
         """The engine's hooks, and what this package adds; see :func:`with_run_hooks`."""
         return with_run_hooks(self, super().build_hooks())
@@ -308,11 +322,14 @@ class Trainer(DefaultTrainer):
 
 
 def _check_best_metric(cfg) -> None:
-    """Refuse a metric of masks or keypoints from a model without them: it would never be found."""
-    task, _, _ = cfg.TEST.BEST_METRIC.partition("/")
-    switch = {"segm": "MASK_ON", "keypoints": "KEYPOINT_ON"}.get(task)
-    if switch and not cfg.MODEL[switch]:
-        raise ValueError(
-            f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC!r}, but MODEL.{switch} is False; set it to True, or choose a "
-            "metric of boxes, such as bbox/AP"
-        )
+    """Refuse a metric of masks, keypoints or average weights from a model without them: it would never be found."""
+    for key, metric in {"BEST_METRIC": cfg.TEST.BEST_METRIC, "EARLY_STOP.METRIC": cfg.TEST.EARLY_STOP.METRIC}.items():
+        if is_of_average(metric) and not cfg.MODEL.EMA.ENABLED:
+            raise ValueError(f"TEST.{key} is {metric!r}, but MODEL.EMA.ENABLED is False; set it to True")
+        task = metric.partition("/")[0].removesuffix("_EMA")
+        switch = {"segm": "MASK_ON", "keypoints": "KEYPOINT_ON"}.get(task)
+        if switch and not cfg.MODEL[switch]:
+            raise ValueError(
+                f"TEST.{key} is {metric!r}, but MODEL.{switch} is False; set it to True, or choose a metric of boxes, "
+                "such as bbox/AP"
+            )

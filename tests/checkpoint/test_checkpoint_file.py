@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.checkpoint_file import together
 from retinanet_ext.d2 import comm
 
@@ -26,7 +27,6 @@ def test_the_others_hear_of_a_failure_here():
 
 
 def _load(rank, folder):
-    from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
     from retinanet_ext.training.launch import _leave as leave_process_group
 
     dist.init_process_group(
@@ -40,6 +40,9 @@ def _load(rank, folder):
             found.append("loaded")
         except Exception as error:
             found.append(f"{type(error).__name__}: {error}")
+    resumed = CheckedCheckpointer(torch.nn.Linear(1, 1), f"{folder}/run")
+    resumed.resume_or_load("", resume=True)
+    found.append(resumed.get_checkpoint_file())
     comm.synchronize()  # after a failure, the processes still work together
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
@@ -50,8 +53,12 @@ def _load(rank, folder):
 def test_no_process_waits_for_one_that_cannot_read_its_file(tmp_path):
     torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "0.pth")
     (tmp_path / "1.pth").write_bytes(b"half a fi")
+    for iteration in (1, 2):
+        CheckedCheckpointer(torch.nn.Linear(1, 1), str(tmp_path / "run")).save(f"model_{iteration}")
+    (tmp_path / "run" / "model_2.pth").write_bytes(b"half a fi")
     mp.start_processes(_load, nprocs=2, args=(str(tmp_path),), start_method="spawn")
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first[0].startswith("RuntimeError: checkpoint ") and "rank 1: ValueError: " in first[0]
     assert second[0].startswith("ValueError: ") and "1.pth cannot be read" in second[0]
     assert first[1] == second[1] == "loaded"
+    assert first[2] == second[2] == str(tmp_path / "run" / "model_1.pth")

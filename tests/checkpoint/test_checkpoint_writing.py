@@ -130,3 +130,12 @@ def test_nothing_is_removed_before_the_new_file_is_whole(tmp_path, monkeypatch):
     with pytest.raises(CheckpointNotWritten):
         checkpointer.save("model_0000019")
     assert files(tmp_path) == ["last_checkpoint", "model_0000009.pth"]
+
+
+def test_a_disk_that_has_no_room_for_the_tag_is_named(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("retinanet_ext.checkpoint.checked_checkpointer.write_atomically", fail)
+    with pytest.raises(CheckpointNotWritten, match="model_0000009.pth is written, but last_checkpoint .*No space"):
+        CheckedCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).save("model_0000009")

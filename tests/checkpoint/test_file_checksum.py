@@ -166,3 +166,11 @@ def test_compressed_members_are_refused(tmp_path):
 def test_a_missing_file_stays_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_checkpoint(os.path.join(tmp_path, "gone.pth"))
+
+
+def test_a_file_of_safetensors_may_begin_like_an_archive(tmp_path):
+    # The length of the header comes first: 0x4B50 is "PK".
+    name = "w" * (0x4B50 - len('{"":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'))
+    save_file({name: torch.ones(1)}, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes().startswith(b"PK")
+    assert read_checkpoint(str(tmp_path / "a.safetensors"))["model"][name].tolist() == [1]

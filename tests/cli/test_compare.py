@@ -65,6 +65,7 @@ def test_the_difference_its_interval_and_the_images_that_changed(runs, capsys):
     (alarm,) = (one for one in found["images"] if one["image_id"] == 8)
     assert alarm["fp"] == [0, 1] and alarm["f1"] == pytest.approx([1, 2 / 3])
     shown = capsys.readouterr().out
+    assert "APm is undefined: no object is medium" in shown and set(found["reasons"]) == {"APm", "APl"}
     assert "5.png: F1 0.00 -> 1.00" in shown and "6 images have other counts" in shown
     page = (runs / "page.html").read_text()
     assert page.count("data:image/jpeg;base64") == 12 and "5.png (image 5)" in page and "http" not in page

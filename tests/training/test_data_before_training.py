@@ -1,6 +1,7 @@
 """Validation data with faults stop a run before its first step, or are left out of the evaluation and counted."""
 
 import json
+import logging
 import shutil
 from argparse import Namespace
 
@@ -78,3 +79,19 @@ def test_a_best_metric_that_the_model_cannot_have_stops_the_run_before_its_first
     cfg = shapes_config(shapes, tmp_path, "TEST.BEST_METRIC", metric)
     with pytest.raises(ValueError, match=f"TEST.BEST_METRIC is '{metric}', but MODEL.{key} is False"):
         Trainer(cfg)
+
+
+@pytest.mark.parametrize("least, warns", [("0.8", True), ("0", False)])
+def test_anchors_that_fit_few_objects_are_a_warning_before_the_first_step(
+    shapes, tmp_path, caplog, monkeypatch, least, warns
+):
+    # Loggers may not pass records on to the root logger, which caplog listens to, depending on what ran before.
+    source = logging.getLogger("retinanet_ext.data.doctor.coverage_warning")
+    monkeypatch.setattr(source, "handlers", [caplog.handler])
+    words = ["MODEL.ANCHOR_GENERATOR.SIZES", "[[512.0]]", "DATASETS.MIN_ANCHOR_COVERAGE", least]
+    cfg = shapes_config(shapes, tmp_path / "run", *words)
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(cfg)
+    messages = {record.getMessage() for record in caplog.records if "Anchor coverage: 0.0 %" in record.getMessage()}
+    assert len(messages) == warns and all("doctor data --config-file" in message for message in messages)
+    assert trainer.data_loader.coverage_sample == []

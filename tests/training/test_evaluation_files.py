@@ -68,9 +68,10 @@ def register_dicts(folder):
     d2.MetadataCatalog.get(NAME).set(evaluator_type="coco", thing_classes=["cat", "dog"])
 
 
-def evaluate(output_dir, predictions):
+def evaluate(output_dir, predictions, **arguments):
     """Metrics of {image id: [(class, XYXY box, score)]}."""
-    evaluator = DefaultCOCOEvaluator(NAME, output_dir=str(output_dir), distributed=False, allow_cached_coco=False)
+    arguments = {"distributed": False, "allow_cached_coco": False, **arguments}
+    evaluator = DefaultCOCOEvaluator(NAME, output_dir=str(output_dir), **arguments)
     evaluator.reset()
     for image_id, found in predictions.items():
         instances = d2.Instances((48, 64))
@@ -122,6 +123,14 @@ def test_undefined_metrics_have_their_reasons(pets, caplog):
     record = json.loads((pets / "out" / "evaluation.json").read_text())
     assert record["reasons"]["bbox"].keys() == nothing.keys()
     assert all("nothing was predicted in 3 images" in text for text in record["reasons"]["bbox"].values())
+
+
+def test_more_objects_than_the_detections_kept_are_warned_about(pets, caplog):
+    register_file(pets)
+    evaluate(pets / "out", PREDICTIONS)
+    assert "have more than" not in caplog.text
+    evaluate(pets / "out", PREDICTIONS, max_dets_per_image=1)
+    assert "3 images have more than 1 objects" in caplog.text and "TEST.DETECTIONS_PER_IMAGE" in caplog.text
 
 
 def change(folder, **sections):
@@ -180,7 +189,7 @@ def test_malformed_predictions_are_named(pets, record, message):
 
 
 @pytest.mark.parametrize(("edit", "message"), [
-    ({"category_id": [3]}, r"annotations\[0\] has the category_id \[3\]; legal: a whole number"),
+    ({"category_id": [3]}, r"annotations\[0\] has the category_id \[3\]"),
     ({"image_id": {}}, r"annotations\[0\] has the image_id {}"),
     ({"bbox": [1, 2, 3, "x"]}, r"annotation 1 needs a bbox .*found \[1, 2, 3, 'x'\]"),
     ({"bbox": [1, 2, 3, 10**400]}, "annotation 1 needs a bbox"),

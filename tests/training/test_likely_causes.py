@@ -31,7 +31,8 @@ def test_the_rate_is_compared_with_that_of_the_batch():
     (cause,) = causes(small_config("SOLVER.IMS_PER_BATCH", "2"), lr=0.01)
     assert cause.cause == "the learning rate is too high"
     # 0.01 for 16 images is 0.00125 for 2.
-    assert "8 times the 0.00125 that 2 images suggest" in cause.evidence and cause.remedy.startswith("SOLVER.BASE_LR 0.00125")
+    assert "8 times the 0.00125 that 2 images suggest" in cause.evidence
+    assert cause.remedy.startswith("SOLVER.BASE_LR 0.00125")
     worse = causes(small_config("SOLVER.IMS_PER_BATCH", "2"), lr=10.0)[0]
     assert worse.weight > cause.weight
     assert causes(small_config("SOLVER.OPTIMIZER", "AdamW"), lr=10.0) == []  # the reference is SGD's

@@ -16,7 +16,7 @@ from retinanet_ext.training.run_lock import (
     RunLock,
     holder,
     lock_run_folder,
-    releasing_run_folders,
+    release_run_folders,
     warn_of_holder,
 )
 
@@ -118,7 +118,6 @@ def test_a_damaged_lock_is_taken_over(tmp_path, content):
 
 
 def test_the_holder_may_lock_again_and_all_locks_end_with_the_run(tmp_path):
-    @releasing_run_folders
     def run():
         (tmp_path / "model_0000001.pth.unfinished").write_bytes(b"half")  # of an earlier, killed run
         lock(tmp_path)
@@ -135,8 +134,11 @@ def test_the_holder_may_lock_again_and_all_locks_end_with_the_run(tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
         raise KeyError
 
-    with pytest.raises(KeyError):
-        run()
+    try:
+        with pytest.raises(KeyError):
+            run()
+    finally:
+        release_run_folders()
     assert not run_lock._held and os.listdir(tmp_path) == []
 
 
@@ -175,3 +177,13 @@ def test_training_is_refused_before_it_writes_and_evaluation_says_whose_results_
     monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)
     warn_of_holder(str(tmp_path))
     assert f"process {other.pid} on" in caplog.text and "replaces its results.json" in caplog.text
+    other.end()
+
+    def fail(*_):
+        assert os.listdir(tmp_path) == ["run.lock"]
+        raise KeyError
+
+    monkeypatch.setattr("retinanet_ext.training.launch.default_setup", fail)
+    with pytest.raises(KeyError):
+        main(Args())
+    assert os.listdir(tmp_path) == []  # released, whatever happened

@@ -103,4 +103,4 @@ def poor_groups(coverage: AnchorCoverage, least: float) -> list[str]:
 
 
 def _described(group: CoverageGroup, coverage: AnchorCoverage) -> str:
-    return f"{group.name} ({100 * coverage.share(group):.0f} % of {group.objects:,.0f} objects)"
+    return f"{group.name} ({100 * coverage.share(group):.0f} % of {group.objects:,.0f} objects have one)"
