@@ -16,6 +16,7 @@ from retinanet_ext.inspection.config_difference import config_difference
 from retinanet_ext.inspection.detection_sections import largest_confusions
 from retinanet_ext.inspection.run_folder import read_run_folder
 from retinanet_ext.inspection.run_report import write_run_report
+from tests.data.conftest import catalogs  # noqa: F401
 from tests.inspection.report_runs import STRANGE_CLASS, Page, training_row, write_detection_run
 
 
@@ -194,6 +195,34 @@ def test_the_config_is_compared_with_the_file_of_the_command(tmp_path):
     assert "1 key(s) differ from base.yaml" in page.text and "git 0123456789ab, with uncommitted changes" in page.text
     (tmp_path / "base.yaml").unlink()
     assert "cannot be read any more" in Page(write_run_report(run)).text
+
+
+def test_incidents_and_unreadable_images_are_listed(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({**training_row(19), "total_loss": None}))
+    incident = tmp_path / "incidents" / "iter_0000012"
+    incident.mkdir(parents=True)
+    causes = [{"weight": 0.9, "cause": "learning rate", "evidence": "the norm grew"}]
+    (incident / "incident.json").write_text(json.dumps({"iteration": 12, "causes": causes, "ranks": []}))
+    image = {"file_name": "/data/x.jpg", "image_id": 4, "reason": "it is truncated", "iterations": [3], "times": 3}
+    content = {"budget": 2, "different_images": 1, "times": 3, "images": [image]}
+    (tmp_path / "bad_images.json").write_text(json.dumps(content))
+    page = Page(write_run_report(tmp_path))
+    assert "iter_0000012: iteration 12, likely cause learning rate (the norm grew)" in page.text
+    assert "file_name /data/x.jpg, image_id 4, reason it is truncated" in page.text
+    assert "total_loss was not finite at iteration 19." in page.text
+    assert "1 image(s) could not be read during training." in page.text
+
+
+def test_training_data_are_counted_as_the_config_takes_them(folder, tmp_path, catalogs):  # noqa: F811
+    images = []
+    for name, part in (("cells_a", "[0, 0.6]"), ("cells_b", "[0.6, 1]")):
+        text = (folder / "config.yaml").read_text().replace("cells_val", name)
+        (tmp_path / "config.yaml").write_text(text.replace("FORMAT: coco", f"FORMAT: coco, PART: {part}"))
+        row = Page(write_run_report(tmp_path)).row(name)
+        images.append(int(row[2]))
+        objects = str(2 * images[-1])
+        assert row[3:8] == ["0", objects, "0", objects, "0"]
+    assert min(images) > 0 and sum(images) == 5
 
 
 def test_warnings_of_the_log_are_counted(tmp_path):
