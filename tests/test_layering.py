@@ -33,6 +33,7 @@ ENGINE_FREE = {
     "training.arguments",
     "training.step",
     "training.nonfinite_losses",
+    "training.state_before_step",
 }
 # What each part may import from the package, besides itself and the engine-free modules. Parts that are not listed
 # (the command line and what it runs) may import everything.
@@ -145,6 +146,7 @@ def test_both_engines_give_the_seam_the_same_names():
 # Not used by the package: users of Detectron2 call these in mappers, trainers and notebooks of their own.
 PROMISED_BY_LITE = {"gen_crop_transform_with_instance", "annotations_to_instances", "draw_dataset_dict"}
 PROMISED_BY_LITE |= {"DefaultPredictor", "CallbackHook", "inside_box", "get_centers"}
+PROMISED_BY_LITE |= {"BestCheckpointer"}
 PROMISED_BY_LITE |= {"draw_binary_mask", "draw_polygon", "draw_and_connect_keypoints", "from_polygon_masks"}
 PROMISED_BY_LITE |= {"RandomApply", "RandomRotation", "ColorTransform", "reduce_dict"}
 PROMISED_BY_LITE |= {"RandomBrightness", "RandomContrast", "RandomSaturation", "draw_box"}

@@ -17,6 +17,7 @@ import torch
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, MetadataCatalog, comm, default_setup, setup_logger
 from retinanet_ext.data.registration import register_custom_datasets
 from retinanet_ext.machine.devices import check_device
+from retinanet_ext.training.explained_results import INTERVALS, REASONS
 from retinanet_ext.training.trainer import Trainer
 
 # Loggers of the engines and of this package.
@@ -77,6 +78,8 @@ def _flat_metrics(results: dict, prefix: str = "") -> dict[str, float]:
     if _nothing_was_detected(results):
         results = {**results, **dict.fromkeys(_OVERALL_METRICS, 0.0)}
     for name, value in results.items():
+        if name in (REASONS, INTERVALS):
+            continue
         if isinstance(value, dict):
             metrics |= _flat_metrics(value, f"{prefix}{name}/")
         else:

@@ -7,6 +7,7 @@ arrays from checked parts.
 """
 
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from typing import Any, BinaryIO
@@ -23,7 +24,17 @@ def load_array_pickle(file: BinaryIO) -> Any:
     Raises:
         Exception: any type, if the file is damaged or asks for anything but arrays and plain containers.
     """
+    _refuse_large_memo(file)
     return _finish(_ArrayUnpickler(file, encoding="latin1").load())
+
+
+def _refuse_large_memo(file: BinaryIO) -> None:
+    """Refuse numbers of remembered objects beyond those in the file: Python makes room for all numbers below."""
+    start = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= max(count, 255):
+            raise pickle.UnpicklingError(f"the pickle numbers an object {argument}, more than it has objects")
+    file.seek(start)
 
 
 class _Dtype:

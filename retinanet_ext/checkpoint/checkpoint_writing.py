@@ -36,8 +36,8 @@ def write_checkpoint(path: str, content: dict[str, Any]) -> None:
     needed = _size(content)
     try:
         os.makedirs(folder, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < needed + _OVERHEAD:
+        free = _free(folder)
+        if free is not None and free < needed + _OVERHEAD:
             raise _no_space(path, needed, free, "not started")
         with _interrupt_later(), atomic_file(path) as file:
             writer = ChecksummedWriter(file)

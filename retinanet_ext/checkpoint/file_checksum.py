@@ -116,11 +116,15 @@ def sha256_of(file: BinaryIO, length: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def _damaged(path: str, found: str) -> ValueError:
-    return ValueError(
-        f"{path} is damaged: {found}. Copy or download it again, or use another checkpoint of the run (--resume takes "
-        "the newest good one by itself)"
-    )
+class DamagedFile(ValueError):
+    """A file that differs from what its writer wrote; ``found`` says in what."""
+
+    def __init__(self, path: str, found: str):
+        super().__init__(
+            f"{path} is damaged: {found}. Copy or download it again, or use another checkpoint of the run (--resume "
+            "takes the newest good one by itself)"
+        )
+        self.found = found
 
 
 def _verify_file_beside(path: str) -> bool:
@@ -137,7 +141,7 @@ def _verify_file_beside(path: str) -> bool:
     with open(path, "rb") as file:
         found = sha256_of(file)
     if found != words[0].lower():
-        raise _damaged(path, f"its SHA-256 is {found}, and {beside} says {words[0].lower()}")
+        raise DamagedFile(path, f"its SHA-256 is {found}, and {beside} says {words[0].lower()}")
     return True
 
 
@@ -149,7 +153,7 @@ def _verify_name(path: str) -> bool:
     with open(path, "rb") as file:
         found = sha256_of(file)
     if not found.startswith(match[1]):
-        raise _damaged(
+        raise DamagedFile(
             path,
             f"its SHA-256 begins with {found[: len(match[1])]}, and its name says {match[1]} (if that is no checksum, "
             "rename the file)",
@@ -174,10 +178,11 @@ def _verify_archive(path: str, file: BinaryIO) -> bool:
     if end.startswith(_END_SIGNATURE) and comment.startswith(_PREFIX):
         found, expected = sha256_of(file, size - _COMMENT_LENGTH), comment[len(_PREFIX) :].decode("latin1")
         if found != expected:
-            raise _damaged(path, f"the SHA-256 of its {size} bytes is {found}, and the file says {expected}")
+            where = f"the SHA-256 of its {size:,} bytes begins with {found[:12]}"
+            raise DamagedFile(path, f"{where}, and the file says {expected[:12]}")
         return True
     if not end[-_END_LENGTH:].startswith(_END_SIGNATURE) or end[-2:] != b"\0\0":
-        raise _damaged(path, f"its {size} bytes do not end as a checkpoint does, so it was cut, extended or changed")
+        raise DamagedFile(path, f"its {size} bytes do not end as a checkpoint does, so it was cut, extended or changed")
     _verify_members(path, file)
     return True
 
@@ -188,14 +193,14 @@ def _verify_members(path: str, file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if not members or min(member.header_offset for member in members) != 0:
-                raise _damaged(path, "bytes before its first member are not its own, or it has no member")
+                raise DamagedFile(path, "bytes before its first member are not its own, or it has no member")
             for member in members:
                 if member.compress_type != zipfile.ZIP_STORED:
-                    raise _damaged(path, f"its member {member.filename!r} is compressed, which torch.save never does")
+                    raise DamagedFile(path, f"its member {member.filename!r} is compressed, unlike those of torch.save")
                 with archive.open(member) as content:
                     while content.read(_BLOCK):
                         pass
     except (OSError, ValueError):
         raise
     except Exception as error:  # any type: it depends on where the file is damaged
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        raise DamagedFile(path, f"{type(error).__name__}: {error}") from error

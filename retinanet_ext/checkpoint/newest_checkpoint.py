@@ -114,7 +114,8 @@ class NewestCheckpoint:
         try:
             content = self._read(os.path.join(self._folder, name))
         except Exception as error:  # any type: it depends on the fault
-            fault = f"{type(error).__name__}: {error}"
+            found = getattr(error, "found", None)
+            fault = f"damaged: {found}" if found else f"{type(error).__name__}: {error}"
         for rank, message in enumerate(self._all_gather(fault)):
             if message is not None:
                 where = f" (on rank {rank})" if fault is None else ""

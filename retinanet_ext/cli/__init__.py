@@ -6,6 +6,8 @@ In reading order:
 - ``usage.py``: how a verb reports a mistake of the user; imports of a verb stand in its `run`, so that help is quick
 - ``train.py``: trains or evaluates, as `train_net.py` does
 - ``predict.py``: detections on images, folders and videos
+- ``thresholds.py``: the score threshold of each class
+- ``compare.py``: two runs or result files, paired on the same images
 - ``report_run.py``: the page that explains a run, the verb `report`
 - ``calibrate.py``: the threshold of a FaceNet for a false-accept rate
 - ``verify.py``: whether two images show the same face
@@ -16,6 +18,7 @@ In reading order:
 - ``cluster.py``: groups images of faces by person
 - ``embedder_arguments.py``: what the verbs that embed faces share
 - ``ablate.py``: lists, runs and reports studies, and draws their trend over the imbalance
+- ``replay.py``: computes a step again that was not finite
 - ``imbalance.py``: the loss of a trained model, foreground against background
 - ``curves.py``: the paper's loss curves
 - ``speed_accuracy.py``: AP against milliseconds

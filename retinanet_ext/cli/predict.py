@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score-threshold", type=float, metavar="S",
         help="0 to 1; default: the SCORE_THRESH_TEST of the model if given among the overrides, else 0.5",
     )  # fmt: skip
+    parser.add_argument(
+        "--thresholds", metavar="T",
+        help="a score threshold for each class: `model`, those that the run stored in the checkpoint (best F1), a JSON "
+        "file (operating_thresholds.json of an evaluation, or {name: score}), or one number; --score-threshold stays "
+        "the lower bound",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images per forward pass (default: 4)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"),
@@ -60,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     with usage_errors():
         predictor = load(
             args.config_file, args.weights, score_threshold=args.score_threshold, device=args.device,
-            batch_size=args.batch_size, overrides=args.opts,
+            batch_size=args.batch_size, overrides=args.opts, thresholds=_thresholds(args.thresholds),
         )  # fmt: skip
         if isinstance(predictor, Embedder):
             raise UsageError(f"{args.config_file} is a FaceNet, which detects nothing; it has the verb `verify`.")
@@ -92,6 +98,14 @@ def _identifier(predictor, args):
     if args.embeddings:
         check_has_embeddings(predictor)
     return Identifier.open(predictor, args.identify, args.identify_threshold) if args.identify else None
+
+
+def _thresholds(text):
+    """A number if the text is one, else the text: `model`, or the path of a file."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _check_arguments(args, output, sources):

@@ -25,6 +25,11 @@ def score_threshold_key(cfg: Any) -> str:
     return f"MODEL.{_section(cfg)}.SCORE_THRESH_TEST"
 
 
+def score_threshold(cfg: Any) -> float:
+    """The score below which the model that the config names leaves detections out."""
+    return cfg.MODEL[_section(cfg)].SCORE_THRESH_TEST
+
+
 def set_score_threshold(cfg: Any, threshold: float) -> None:
     """Set the key of :func:`score_threshold_key`."""
     cfg.MODEL[_section(cfg)].SCORE_THRESH_TEST = threshold

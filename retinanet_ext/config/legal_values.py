@@ -39,6 +39,7 @@ LEGAL_VALUES = {
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.NONFINITE.POLICY": ("stop", "skip", "rollback"),
     "SOLVER.OPTIMIZER": ("SGD", "AdaGrad", "AdamW"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -62,6 +63,7 @@ LEGAL_RANGES = (
             "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "MODEL.FPN.OUT_CHANNELS", "MODEL.RESNETS.NUM_GROUPS",
             "MODEL.RESNETS.WIDTH_PER_GROUP", "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TRAIN",
             "SOLVER.CHECKPOINT_PERIOD",
+            "TEST.BEST_KEPT",
         ),
     ),
     (
@@ -74,6 +76,8 @@ LEGAL_RANGES = (
             *(f"{head}.POOLER_SAMPLING_RATIO" for head in _HEADS), "MODEL.RETINANET.NUM_CONVS",
             "MODEL.BACKBONE.FREEZE_AT", "INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS", "SOLVER.MAX_ITER",
             "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD",
+            "SOLVER.CHECKPOINTS_KEPT",
+            "SOLVER.NONFINITE.BUDGET", "SOLVER.REFERENCE_IMS_PER_BATCH",
         ),
     ),
     (
@@ -98,6 +102,7 @@ LEGAL_RANGES = (
             "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "SOLVER.GAMMA",
         ),
     ),
+    ("a number above 0, up to 1", lambda value: 0 < value <= 1, ("SOLVER.NONFINITE.LR_FACTOR",)),
     (
         "a number from 0 to 1",
         lambda value: 0 <= value <= 1,
@@ -107,6 +112,7 @@ LEGAL_RANGES = (
             "MODEL.EMBEDDING.LOSS.COSINE_MARGIN", "MODEL.RETINANET.SCORE_THRESH_TEST",
             "MODEL.RETINANET.NMS_THRESH_TEST", "MODEL.RETINANET.IOU_THRESHOLDS", "SOLVER.MOMENTUM",
             "SOLVER.WARMUP_FACTOR", "MODEL.ANCHOR_GENERATOR.OFFSET",
+            "DATASETS.MIN_ANCHOR_COVERAGE",
         ),
     ),
 )  # fmt: skip

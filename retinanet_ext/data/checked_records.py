@@ -192,12 +192,13 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
         "decode" if cfg.DATASETS.CHECK_IMAGES == "auto" and name in cfg.DATASETS.TEST else cfg.DATASETS.CHECK_IMAGES,
         num_classes(cfg),
         tasks_of(cfg, name),
+        None if cfg.DATASETS.ALLOW_FILES_OUTSIDE else MetadataCatalog.get(name).get("image_root", None),
     )
     source = DatasetCatalog.data.get(name)
     known = _checked_datasets.get(name)
     if known is not None and known.source is source and known.settings == settings:
         return known
-    on_bad_annotation, on_bad_image, check_images, class_count, tasks = settings
+    on_bad_annotation, on_bad_image, check_images, class_count, tasks, image_root = settings
     dicts, report = check_dataset_dicts(
         _read(name, tasks),
         name,
@@ -208,6 +209,7 @@ def _checked_dataset(cfg: CfgNode, name: str) -> _CheckedDataset:
         num_classes=class_count,
         tasks=tasks,
         annotation_file=annotation_file(name),
+        image_root=image_root,
     )
     _checked_datasets[name] = _CheckedDataset(
         source,

@@ -1,6 +1,7 @@
 """Read a COCO annotation file and check what its readers rely on. Independent of the engine."""
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -44,6 +45,8 @@ def parse_coco_file(json_file: str | os.PathLike, required: Sequence[str]) -> di
     try:
         with open(json_file, encoding="utf-8") as file:
             content = json.load(file)
+    except RecursionError:
+        raise ValueError(f"{json_file} is not a COCO annotation file: it is nested too deeply") from None
     except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"{json_file} is not a COCO annotation file: it is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -119,6 +122,7 @@ def _check_entries(entries: Any, section: str, keys: Sequence[str], json_file: s
         if missing:
             name = f"{section}[{index}]" + (f" (id {entry['id']})" if "id" in entry else "")
             raise ValueError(f"{json_file}: {name} has no {', '.join(missing)}; each needs {', '.join(keys)}")
+    _check_values(entries, section, json_file)
     # The published 2014 minival files repeat annotation ids; in any other file that is an error.
     if section == "annotations" and "minival" in os.path.basename(json_file):
         return
@@ -128,6 +132,46 @@ def _check_entries(entries: Any, section: str, keys: Sequence[str], json_file: s
             f"{json_file}: {len(repeated)} ids of {section} occur more than once: {sample(repeated)}. Give every entry "
             "a unique id"
         )
+
+
+def _check_values(entries: list[dict], section: str, json_file: str | os.PathLike) -> None:
+    """Refuse values that code after the reader could not work with."""
+    found = []
+    for index, entry in enumerate(entries):
+        for key, (legal, is_legal) in _VALUES[section].items():
+            if not is_legal(entry[key]):
+                found.append(f"{section}[{index}] has the {key} {entry[key]!r:.80}; legal: {legal}")
+    if not found and len({isinstance(entry["id"], str) for entry in entries}) > 1:
+        found.append(f"some ids of {section} are texts and others numbers; legal: one kind")
+    if found:
+        more = f"\n... and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise ValueError(f"{json_file}: {len(found)} wrong values:\n" + "\n".join(found[:_SHOWN]) + more)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) or (_is_number(value) and math.isfinite(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_file_name(value: Any) -> bool:
+    # Some codes of text, such as half of a pair of surrogates, stand for no character and name no file.
+    return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+_ID, _SIDE = ("a number or a text", _is_id), ("an integer above 0", _is_side)
+# Section -> key -> what is legal, and a test for it.
+_VALUES = {
+    "images": {"id": _ID, "file_name": ("the path of a file", _is_file_name), "width": _SIDE, "height": _SIDE},
+    "annotations": {"id": _ID, "image_id": _ID, "category_id": _ID},
+    "categories": {"id": _ID, "name": ("a text", lambda value: isinstance(value, str) or _is_number(value))},
+}
 
 
 def sample(ids: Sequence) -> str:

@@ -1,5 +1,6 @@
 """Dataset records of a COCO annotation file that lose nothing of it, so that the checks see every fault."""
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,6 +9,8 @@ from retinanet_ext.d2 import BoxMode
 from retinanet_ext.ops.coco_rle import compress_rle
 
 from .doctor.run_lengths import checked_runs
+
+AREA = "area is not a number"
 
 
 def coco_records(
@@ -59,9 +62,16 @@ def _converted(annotation, contiguous, category_names):
         new["keypoints"] = _from_the_edge(annotation["keypoints"])
     if annotation.get("identity") is not None:
         new["identity"] = annotation["identity"]
+    if not _is_area(annotation.get("area")):
+        new["fault"] = (AREA, f"area {annotation['area']!r:.80}", "a number from 0, or no area: then that of the box")
     if annotation.get("ignore"):
         new["fault"] = ("flag that is not supported", f"ignore {annotation['ignore']!r}", "iscrowd, or no flag")
     return new
+
+
+def _is_area(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (is_number and 0 <= value < math.inf)
 
 
 def _compressed(segmentation):

@@ -1,5 +1,7 @@
 """The COCO file that an evaluator reads, without what the checks left out."""
 
+import math
+import numbers
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -74,15 +76,23 @@ def repaired_entry(annotation: dict, record: dict | None) -> dict | None:
     # Encoded masks are never repaired, and those of a record hold bytes, which JSON does not.
     if "segmentation" in new and not isinstance(record.get("segmentation"), dict):
         new["segmentation"] = record.get("segmentation", [])
-    if record.get("keypoints") and "keypoints" in new:
+    # Keypoints that are not trained were not examined, and may be anything.
+    if "keypoints" in new and _are_keypoints(record.get("keypoints")):
         new["keypoints"] = _as_in_the_file(record["keypoints"])
         new["num_keypoints"] = num_labelled(new["keypoints"])
     if record["bbox_mode"] == BoxMode.XYXY_ABS:  # the box was clipped; before, it was XYWH
         x0, y0, x1, y1 = record["bbox"]
         new["bbox"] = [x0, y0, x1 - x0, y1 - y0]
         if "area" in new:
-            new["area"] = min(new["area"], new["bbox"][2] * new["bbox"][3])
+            # An area that is null is that of the box.
+            new["area"] = min(new["area"] if new["area"] is not None else math.inf, new["bbox"][2] * new["bbox"][3])
     return new
+
+
+def _are_keypoints(value):
+    """Whether a value is a list of numbers, three for each keypoint."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0 and len(value) % 3 == 0
+    return is_list and all(isinstance(number, numbers.Real) for number in value)
 
 
 def _as_in_the_file(keypoints):

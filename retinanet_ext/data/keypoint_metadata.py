@@ -197,3 +197,17 @@ def _check_places(pairs, where):
     repeated = sorted({name for name in places if places.count(name) > 1})
     if repeated:
         raise ValueError(f"{where}: KEYPOINT_FLIP_MAP has {', '.join(repeated)} in more than one pair.")
+
+
+def check_keypoints_are_named(dataset_names: Sequence[str]) -> None:
+    """Refuse datasets whose keypoints have no names: mappers need them to mirror an image.
+
+    Raises:
+        ValueError: names the first such dataset.
+    """
+    for name in dataset_names:
+        if MetadataCatalog.get(name).get("keypoint_names", None) is None:
+            raise ValueError(
+                f"Dataset {name!r} has no names of keypoints, which MODEL.KEYPOINT_ON needs; add `keypoints: [...]` to "
+                "the category in its annotation file, or KEYPOINT_NAMES to its entry in DATASETS.CUSTOM"
+            )

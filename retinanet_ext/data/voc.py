@@ -3,7 +3,7 @@
 The folders may have other names, and the split may be any list of names, or all annotation files.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +20,7 @@ def load_voc(
     *,
     annotations: str = ANNOTATIONS,
     images: str = IMAGES,
-    on_error: Callable[[Exception], None] | None = None,
+    on_error: Callable[[str, Exception], None] | None = None,
 ) -> list[dict]:
     """Read one split as dataset records.
 
@@ -36,7 +36,8 @@ def load_voc(
             `root`, with the name of an image or of an annotation file in each line. None: all annotation files.
         class_names: the names that make category ids 0, 1, ...
         annotations, images: the two folders, relative to `root`.
-        on_error: gets the errors of single annotation files, which are then left out. None: they are raised.
+        on_error: gets the names (without suffix) of annotation files that cannot be read, and their errors; they are
+            left out. None: the first error is raised.
 
     Returns:
         Records with file_name, image_id (the file's stem), height, width, annotations. In the order of the split; all
@@ -49,11 +50,11 @@ def load_voc(
     folder, image_folder = Path(root) / annotations, Path(root) / images
     class_ids = {name: k for k, name in enumerate(class_names)}
     stems = _stems(Path(root), split, folder)
-    return list(_each(lambda stem: _read_record(folder, image_folder, stem, class_ids), stems, on_error))
+    return _each(lambda stem: _read_record(folder, image_folder, stem, class_ids), stems, on_error)
 
 
 def voc_class_names(
-    root: str | Path, annotations: str = ANNOTATIONS, *, on_error: Callable[[Exception], None] | None = None
+    root: str | Path, annotations: str = ANNOTATIONS, *, on_error: Callable[[str, Exception], None] | None = None
 ) -> list[str]:
     """Sorted class names in all annotation files. All splits are read, so that they agree on the ids.
 
@@ -61,10 +62,12 @@ def voc_class_names(
     """
     folder, names = Path(root) / annotations, set()
 
-    def read(path: Path) -> list[str]:
+    def read(stem: str) -> list[str]:
+        path = folder / f"{stem}.xml"
         return [_text(item, "name", path) for item in _parse(path).iter("object")]
 
-    names.update(name for found in _each(read, sorted(folder.glob("*.xml")), on_error) for name in found)
+    for found in _each(read, _stems(Path(root), None, folder), on_error):
+        names.update(found)
     if not names:
         raise ValueError(
             f"No objects in {folder}/*.xml; is this the root of VOC-format data? The key ANNOTATIONS names the folder "
@@ -73,14 +76,16 @@ def voc_class_names(
     return sorted(names)
 
 
-def _each(function: Callable, items: Iterable, on_error: Callable[[Exception], None] | None) -> Iterator:
-    for item in items:
+def _each(function, stems, on_error):
+    results = []
+    for stem in stems:
         try:
-            yield function(item)
+            results.append(function(stem))
         except Exception as error:
             if on_error is None:
                 raise
-            on_error(error)
+            on_error(stem, error)
+    return results
 
 
 def _stems(root, split, folder):

@@ -27,6 +27,7 @@ In reading order:
 - ``pairs.py``: pairs of images for verification: read, written, drawn, found in a dataset
 - ``pair_drawing.py``: draws pairs at random
 - ``verification.py``: same or different: accuracy over folds, VAL at a FAR, for anybody's distances
+- ``verification_reasons.py``: why a metric of verification is undefined
 - ``roc.py``: accepted pairs by threshold: ROC, AUC, EER
 - ``calibration.py``: the threshold for a false-accept rate that the user names
 - ``verification_evaluator.py``: the evaluator of a dataset's pairs

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from retinanet_ext.d2 import CfgNode, DatasetCatalog, DatasetEvaluator, comm
+from retinanet_ext.evaluation.evaluation_record import write_record
 from retinanet_ext.machine.atomic_file import write_atomically
 
 from .harmonic_verification import evaluate_harmonic
 from .pairs import Pairs, match_pairs, registered_pairs
 from .verification import FARS, VerificationResult, check_finite, check_kinds, embedding_rows, evaluate, pair_distances
 from .verification_page import PairTable, verification_page
+from .verification_reasons import undefined_reasons
 
 TASK = "verification"
 _ROC_POINTS = 500
@@ -115,9 +117,14 @@ class VerificationEvaluator(DatasetEvaluator):
         table = PairTable(first, second, matched.same, matched.fold, distances, thresholds)
         metrics = {**result.metrics(), "num_images": len(rows), "pairs_left_out": matched.num_missing}
         with_v1 = self._evaluate_with_v1(embeddings_v1, rows, matrix, matched)
+        tables = {TASK: metrics, **{name: other.metrics() for name, other in with_v1.items()}}
+        reasons = {name: undefined_reasons(one) for name, one in {TASK: result, **with_v1}.items()}
+        for name, reason in reasons[TASK].items():
+            logger.warning("Dataset %r: %s is NaN: %s.", self._name, name, reason)
         if self._output_dir:
             self._write(result, metrics, with_v1, table, files, matched.num_missing)
-        return OrderedDict({TASK: metrics, **{name: other.metrics() for name, other in with_v1.items()}})
+            write_record(self._output_dir, self._name, tables, reasons)
+        return OrderedDict(tables)
 
     def _evaluate_with_v1(self, embeddings_v1, rows, matrix, matched) -> dict[str, VerificationResult]:
         """The results with v1 by name of the table; empty without embeddings of v1."""

@@ -9,11 +9,14 @@ In reading order:
 - ``coco_metrics.py``: precision and recall, by faster-coco-eval or pycocotools
 - ``coco_columns.py``: ground truth and predictions as the numbered annotations that both libraries take
 - ``coco_report.py``: logs tables, and why a number is missing
+- ``metric_reasons.py``: why a metric is undefined
+- ``evaluation_record.py``: `evaluation.json`: the metrics of an evaluation, and these reasons
 
 What explains a result, from the files of an evaluation:
 
 - ``ground_truth_file.py``: which ground truth an evaluation used, beside the predictions
 - ``evaluated_dataset.py``: one dataset with its ground truth and the predictions for it
+- ``coco_content.py``: checks of a COCO file that a user names
 - ``result_files.py``: reads it from the folder of an evaluation, or from two COCO files
 - ``overlaps.py``: IoU of boxes and masks, OKS of keypoints
 - ``image_matches.py``: COCO's greedy matching, kept for all that follows
@@ -26,4 +29,6 @@ What explains a result, from the files of an evaluation:
 - ``error_kinds.py``: kinds of errors, and what AP50 each costs
 - ``score_calibration.py``: reliability diagram and expected calibration error
 - ``image_counts.py``: hits and errors of each image
+- ``paired_comparison.py``: two sets of predictions for the same images
+- ``paired_verification.py``: two verifications of the same pairs
 """

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
-from .coco_metrics import SIZES, Metrics
+from retinanet_ext.ops.coco_keypoints import num_labelled
+
+from .coco_metrics import KEYPOINT_MAX_DETS, Metrics
 from .coco_predictions import ImagePredictions
 from .ground_truth import GroundTruth
+from .metric_reasons import metric_reasons
 
 logger = logging.getLogger(__name__)
 
 CLASSES_PER_ROW = 3
 EXAMPLES = 10
+MAX_REASONS = 20  # that are logged
 TASK_NAMES = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint"}
 
 
@@ -41,6 +44,18 @@ def warn_about_object_counts(truth: GroundTruth, max_dets_per_image: int) -> Non
         )  # fmt: skip
 
 
+def warn_about_keypoint_counts(truth: GroundTruth) -> None:
+    """Warns of images with more objects than COCO's rule for keypoints keeps, which no setting changes."""
+    objects = Counter(a["image_id"] for a in truth.coco["annotations"] if num_labelled(a.get("keypoints") or []))
+    crowded = [image_id for image_id, count in objects.items() if count > KEYPOINT_MAX_DETS]
+    if crowded:
+        logger.warning(
+            "%d images have more than %d objects with keypoints (image %s has %d): COCO's rule keeps the best %d "
+            "predictions of an image, so recall is limited.",
+            len(crowded), KEYPOINT_MAX_DETS, *objects.most_common(1)[0], KEYPOINT_MAX_DETS,
+        )  # fmt: skip
+
+
 def warn_about_images(truth: GroundTruth, processed: Collection, wanted: Sequence | None) -> None:
     """Warns of images of the ground truth that the model has not seen: their objects count as missed."""
     expected = [image["id"] for image in truth.coco["images"]] if wanted is None else wanted
@@ -53,13 +68,18 @@ def warn_about_images(truth: GroundTruth, processed: Collection, wanted: Sequenc
 
 
 def log_report(
-    task: str, metrics: Metrics, truth: GroundTruth, predictions: Mapping[Any, ImagePredictions]
-) -> dict[str, float]:
+    task: str,
+    metrics: Metrics,
+    truth: GroundTruth,
+    predictions: Mapping[Any, ImagePredictions],
+    image_ids: Sequence | None = None,
+) -> tuple[dict[str, float], dict[str, str]]:
     """Logs the metrics, and why some are NaN or zero.
 
     Returns:
         The metrics: AP, AP50, AP75, APs (not of keypoints), APm, APl, then `AP-<class>` for each class, if there are
-        several. Without any prediction none of the classes', and the others NaN, as in Detectron2.
+        several. Without any prediction none of the classes', and the others NaN, as in Detectron2. Then the reason of
+        each metric that is NaN.
     """
     main = metrics.average_precisions()
     if not any(len(found) for found in predictions.values()):
@@ -68,7 +88,8 @@ def log_report(
             "score above its threshold (such as MODEL.RETINANET.SCORE_THRESH_TEST). The ground truth has %d objects.",
             len(truth.coco["annotations"]),
         )
-        return dict.fromkeys(main, float("nan"))
+        undefined = dict.fromkeys(main, float("nan"))
+        return undefined, metric_reasons(task, undefined, truth, predictions, image_ids)
     by_class = dict(zip(truth.class_names.values(), metrics.class_average_precisions(), strict=True))
     kind = TASK_NAMES[task]
     logger.info("%s AP:\n%s", kind, _table(main))
@@ -76,10 +97,12 @@ def log_report(
     logger.info("%s AR by number of detections per image: %s", kind, recalls)
     if len(by_class) > 1:
         logger.info("%s AP by class:\n%s", kind, _class_table(by_class))
-    _explain(main, by_class, truth, predictions)
-    if len(by_class) == 1:
-        return main
-    return {**main, **{f"AP-{name}": ap for name, ap in by_class.items()}}
+    found = main if len(by_class) == 1 else {**main, **{f"AP-{name}": ap for name, ap in by_class.items()}}
+    reasons = metric_reasons(task, found, truth, predictions, image_ids)
+    _log_reasons(kind, reasons)
+    if main["AP50"] == 0:
+        _explain_zero(truth, predictions)
+    return found, reasons
 
 
 def _table(metrics: dict[str, float]) -> str:
@@ -95,34 +118,26 @@ def _class_table(by_class: dict[str, float]) -> str:
     return tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", numalign="left")
 
 
-def _explain(
-    main: dict[str, float],
-    by_class: dict[str, float],
-    truth: GroundTruth,
-    predictions: Mapping[Any, ImagePredictions],
-) -> None:
-    objects = [a for a in truth.coco["annotations"] if not a.get("iscrowd", 0)]
-    if math.isnan(main["AP"]):
-        logger.warning(
-            "AP is NaN: no object in the evaluated images (%s has %d annotations, %d of single objects).",
-            truth.source, len(truth.coco["annotations"]), len(objects),
-        )  # fmt: skip
+def _log_reasons(kind: str, reasons: Mapping[str, str]) -> None:
+    if "AP" in reasons:
+        logger.warning("%s AP is NaN: %s.", kind, reasons["AP"])
         return
-    no_size = [name for size, name in SIZES.items() if math.isnan(main.get(f"AP{size}", 0))]
-    if no_size:
-        logger.info("NaN above: the ground truth has no object that is %s.", " or ".join(no_size))
-    no_class = [name for name, ap in by_class.items() if math.isnan(ap)]
-    if no_class:
-        logger.info("NaN above: the ground truth has no object of %d classes: %s", len(no_class), no_class)
-    if main["AP50"] == 0:
-        names = {truth.category_ids[class_id]: name for class_id, name in truth.class_names.items()}
-        logger.warning(
-            "AP50 is 0: no prediction overlaps an object of its class by half. Highest score %.3f. "
-            "Predictions by class: %s. Objects by class: %s.",
-            max(found.scores.max(initial=0) for found in predictions.values()),
-            _count((c for found in predictions.values() for c in found.classes.tolist()), truth.class_names),
-            _count((a["category_id"] for a in objects), names),
-        )  # fmt: skip
+    for name, reason in list(reasons.items())[:MAX_REASONS]:
+        logger.info("%s %s is NaN: %s.", kind, name, reason)
+    if len(reasons) > MAX_REASONS:
+        logger.info("%d more metrics are NaN; results.json has all reasons.", len(reasons) - MAX_REASONS)
+
+
+def _explain_zero(truth: GroundTruth, predictions: Mapping[Any, ImagePredictions]) -> None:
+    objects = [a for a in truth.coco["annotations"] if not a.get("iscrowd", 0)]
+    names = {truth.category_ids[class_id]: name for class_id, name in truth.class_names.items()}
+    logger.warning(
+        "AP50 is 0: no prediction overlaps an object of its class by half. Highest score %.3f. "
+        "Predictions by class: %s. Objects by class: %s.",
+        max(found.scores.max(initial=0) for found in predictions.values()),
+        _count((c for found in predictions.values() for c in found.classes.tolist()), truth.class_names),
+        _count((a["category_id"] for a in objects), names),
+    )  # fmt: skip
 
 
 def _count(ids: Iterable[int], names: dict[int, str]) -> str:

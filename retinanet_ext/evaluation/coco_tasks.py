@@ -6,12 +6,18 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .coco_metrics import compute_metrics
 from .coco_predictions import ImagePredictions, write_coco_results
-from .coco_report import log_report, warn_about_images
+from .coco_report import log_report, warn_about_images, warn_about_keypoint_counts
+from .evaluated_dataset import EvaluatedDataset
+from .evaluation_record import write_record
 from .ground_truth import GroundTruth
+from .ground_truth_file import write_reference
+from .image_matches import match_dataset
+from .operating_thresholds import OPERATING_IOU, THRESHOLDS_FILE, find_thresholds, write_thresholds
 from .protocol import Protocol
 
 logger = logging.getLogger(__name__)
@@ -40,7 +46,8 @@ def evaluate_predictions(
 
     Args:
         by_image: the predictions of all processes, by image id.
-        output_dir: where to write `coco_instances_results.json`; None: nowhere.
+        output_dir: where to write `coco_instances_results.json` and, if the dataset has annotations,
+            `ground_truth.json`, `operating_thresholds.json` and `evaluation.json`; None: nowhere.
         image_ids: evaluate only these images of the ground truth.
 
     Returns:
@@ -64,8 +71,10 @@ def evaluate_predictions(
         logger.info("%s has no annotations: predictions were written, but not evaluated.", truth.source)
         return OrderedDict()
     warn_about_images(truth, processed=by_image.keys(), wanted=image_ids)
-    results = OrderedDict()
-    for task in protocol.tasks_of(truth, predictions):
+    results, reasons, tasks = OrderedDict(), {}, protocol.tasks_of(truth, predictions)
+    if "keypoints" in tasks:
+        warn_about_keypoint_counts(truth)
+    for task in tasks:
         metrics = compute_metrics(
             task,
             truth.coco,
@@ -76,8 +85,24 @@ def evaluate_predictions(
             oks_sigmas=protocol.kpt_oks_sigmas,
             image_ids=image_ids,
         )
-        results[task] = log_report(task, metrics, truth, predictions)
+        results[task], reasons[task] = log_report(task, metrics, truth, predictions, image_ids)
+    if output_dir:
+        data = EvaluatedDataset.of(truth, predictions, replace(protocol, tasks=tasks), image_ids)
+        _write_explanations(output_dir, data, image_ids)
+        write_record(output_dir, data.name, results, reasons)
     return results
+
+
+def _write_explanations(output_dir: str, data: EvaluatedDataset, image_ids: Sequence | None) -> None:
+    """Write what the statistics of this evaluation start from, and the operating thresholds."""
+    write_reference(
+        output_dir, data.truth, tasks=data.tasks, max_dets_per_image=data.protocol.max_dets_per_image,
+        oks_sigmas=data.protocol.kpt_oks_sigmas, image_ids=image_ids,
+    )  # fmt: skip
+    task = "bbox" if "bbox" in data.tasks else data.tasks[0]
+    matches = match_dataset(data, task, iou_thresholds=[OPERATING_IOU], sizes=False)
+    thresholds = find_thresholds(matches, dataset=data.name, category_ids=data.truth.category_ids)
+    write_thresholds(os.path.join(output_dir, THRESHOLDS_FILE), thresholds)
 
 
 def _in_order(by_image: Mapping[Any, ImagePredictions], truth: GroundTruth) -> dict[Any, ImagePredictions]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +63,25 @@ class GroundTruth:
         """Whether `task` can be evaluated: some annotation has its field, or the ground truth has no annotation."""
         annotations = self.coco.get("annotations")
         return not annotations or any(a.get(FIELDS[task]) for a in annotations)
+
+    def wrong_values(self) -> list[str]:
+        """What an evaluation could not work with: boxes, areas and crowd flags of a wrong type, by annotation."""
+        found = []
+        for annotation in self.coco.get("annotations", ()):
+            box, area, crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd", 0)
+            where = f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
+            # An annotation without a box has its own message, where boxes are needed.
+            if box and not (isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_number, box))):
+                found.append(f"{where}: bbox {box!r:.80}; legal: [x, y, width, height], finite numbers")
+            if area is not None and not _is_number(area):
+                found.append(f"{where}: area {area!r:.80}; legal: a number, or no area: then that of the box")
+            if crowd not in (0, 1):
+                found.append(f"{where}: iscrowd {crowd!r:.80}; legal: 0 or 1, as numbers")
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def ascending_inverse(class_of_category: Mapping[int, int]) -> dict[int, int]:

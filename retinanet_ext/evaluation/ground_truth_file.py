@@ -47,7 +47,7 @@ def write_reference(
         "dataset": truth.name or truth.source,
         "file": _portable(Path(file), folder),
         "sha256": file_sha256(file),
-        "image_root": os.path.abspath(truth.image_root) if truth.image_root else "",
+        "image_root": _image_root(truth),
         "classes": [
             {"class_id": class_id, "category_id": category_id, "name": truth.class_names[class_id]}
             for class_id, category_id in truth.category_ids.items()
@@ -100,7 +100,7 @@ def read_reference(folder: str | os.PathLike) -> tuple[GroundTruth, dict[str, An
 def _content(path: Path) -> dict[str, Any]:
     try:
         reference = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}; evaluate again with --eval-only") from error
     missing = [key for key in _KEYS if not isinstance(reference, dict) or key not in reference]
     if missing or reference.get("version") != _VERSION:
@@ -109,6 +109,13 @@ def _content(path: Path) -> dict[str, Any]:
             f"{', no ' + ', '.join(missing) if missing else ''}); evaluate again with --eval-only"
         )
     return reference
+
+
+def _image_root(truth: GroundTruth) -> str:
+    """The folder, absolute. The images of a dataset without a COCO file have whole paths, from the current folder."""
+    name = next((image["file_name"] for image in truth.coco["images"] if image.get("file_name")), "")
+    exists_here = os.path.isfile(name) and not os.path.isfile(os.path.join(truth.image_root, name))
+    return os.path.abspath("" if exists_here else truth.image_root)
 
 
 def _portable(file: Path, folder: Path) -> str:

@@ -18,6 +18,7 @@ from .score_curves import ScoreCurve, score_curve
 
 THRESHOLDS_FILE = "operating_thresholds.json"
 ENTRY = "operating_thresholds"  # of a checkpoint
+OPERATING_IOU = 0.5
 _VERSION = 1
 
 
@@ -189,6 +190,6 @@ def read_thresholds(path: str | os.PathLike) -> OperatingThresholds:
         raise FileNotFoundError(f"{path} does not exist; `retinanet-ext thresholds RUN` makes it")
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     return OperatingThresholds.of_dict(content, str(path))

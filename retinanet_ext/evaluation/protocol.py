@@ -13,6 +13,7 @@ from .ground_truth import FIELDS, GroundTruth
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_DETS_PER_IMAGE = 100
+SHOWN = 10  # values that a message lists
 
 
 @dataclass
@@ -45,11 +46,18 @@ class Protocol:
             raise ValueError(f"max_dets_per_image must be a positive integer, found {self.max_dets_per_image!r}")
 
     def check_truth(self, truth: GroundTruth) -> None:
-        """Refuses tasks whose ground truth is missing.
+        """Refuses ground truth that an evaluation would stop at, before the model runs.
 
         Raises:
-            ValueError: no annotation has what a task needs.
+            ValueError: no annotation has what a task needs, or an annotation has a value of a wrong type.
         """
+        wrong = truth.wrong_values()
+        if wrong:
+            shown = "\n".join(f"  {text}" for text in wrong[:SHOWN])
+            raise ValueError(
+                f"{truth.source}: {len(wrong)} values of annotations cannot be evaluated; the first "
+                f"{min(SHOWN, len(wrong))}:\n{shown}\nCorrect them in the file"
+            )
         for task in self.tasks or ():
             if not truth.supports(task):
                 raise ValueError(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import numbers
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from retinanet_ext.data.coco_file import read_coco_file
-from retinanet_ext.data.doctor.run_lengths import checked_runs
 
+from .coco_content import are_keypoints, are_numbers, check_content, check_mask
 from .coco_predictions import ImagePredictions
 from .coco_tasks import RESULTS_FILE
 from .evaluated_dataset import EvaluatedDataset
@@ -29,6 +27,30 @@ def find_evaluations(run: str | os.PathLike) -> list[Path]:
     """The folders ``inference/<dataset>`` of a run that hold predictions and their ground truth, sorted by name."""
     folders = sorted(path for path in Path(run).glob("inference/*") if path.is_dir())
     return [path for path in folders if (path / RESULTS_FILE).is_file() and (path / REFERENCE_FILE).is_file()]
+
+
+def choose_evaluation(run: str | os.PathLike, dataset: str | None = None) -> Path:
+    """The folder of the evaluation of a run, or `run` itself if it is such a folder.
+
+    Raises:
+        FileNotFoundError: the run has no evaluation (of this dataset) with its files.
+        ValueError: it has several, and no dataset is named.
+    """
+    run = Path(run)
+    if (run / REFERENCE_FILE).is_file() and dataset is None:
+        return run
+    found = find_evaluations(run)
+    names = ", ".join(path.name for path in found)
+    if dataset is not None:
+        found = [path for path in found if path.name == dataset]
+    if not found:
+        raise FileNotFoundError(
+            f"{run} has no evaluation{f' of {dataset!r}' if dataset else ''} with {RESULTS_FILE} and {REFERENCE_FILE} "
+            f"in inference/<dataset>; found: {names or 'none'}. Evaluate it: retinanet-ext train --eval-only"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{run} has evaluations of several datasets: {names}; name one (--dataset)")
+    return found[0]
 
 
 def read_evaluation(folder: str | os.PathLike) -> EvaluatedDataset:
@@ -69,7 +91,7 @@ def read_result_files(
         FileNotFoundError, ValueError: a file is missing or malformed, or the two do not belong together.
     """
     coco = read_coco_file(ground_truth)
-    _check_objects(coco["annotations"], ground_truth)
+    check_content(coco, ground_truth)
     coco["categories"].sort(key=lambda category: category["id"])
     truth = GroundTruth.of(
         coco, str(ground_truth), {category["id"]: k for k, category in enumerate(coco["categories"])},
@@ -85,35 +107,6 @@ def _dataset(truth, predictions, protocol, image_ids):
     return EvaluatedDataset.of(truth, predictions, protocol, image_ids)
 
 
-def _check_objects(annotations, source):
-    for annotation in annotations:
-        where = f"{source}: annotation {annotation['id']}"
-        box = annotation.get("bbox")
-        if not _are_numbers(box, 4):
-            raise ValueError(f"{where} needs a bbox [x, y, width, height] of finite numbers; found {box!r}")
-        if annotation.get("iscrowd", 0) not in (0, 1):
-            raise ValueError(f"{where}: iscrowd is {annotation['iscrowd']!r}; legal: 0 or 1")
-        if annotation.get("area") is not None and not _are_numbers([annotation["area"]], 1):
-            raise ValueError(f"{where}: area is {annotation['area']!r}; legal: a number of pixels")
-        if isinstance(annotation.get("segmentation"), dict):
-            _check_mask(annotation["segmentation"], where)
-
-
-def _check_mask(rle, where):
-    try:
-        checked_runs(rle)
-    except ValueError as error:
-        raise ValueError(f"{where} has a mask that does not decode: {error}") from error
-
-
-def _are_numbers(values, count):
-    return (
-        isinstance(values, (list, tuple))
-        and len(values) == count
-        and all(isinstance(v, numbers.Real) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    )
-
-
 # ---- predictions
 
 
@@ -122,7 +115,7 @@ def _read_predictions(path: Path, truth: GroundTruth) -> dict[Any, ImagePredicti
         raise FileNotFoundError(f"{path} does not exist; evaluate again, or name a file in COCO's results format")
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(records, list):
         raise ValueError(f"{path} must be a list of predictions in COCO's results format, found {_type(records)}")
@@ -161,19 +154,15 @@ def _check_record(record, where, fields, images, class_of, source):
             f"{where} has the category_id {record['category_id']!r}, but the classes of {source} have the ids "
             f"{list(class_of)[:_SHOWN]}{' ...' if len(class_of) > _SHOWN else ''}; give each class its category id"
         )
-    if not _are_numbers([record["score"]], 1):
+    if not are_numbers([record["score"]], 1):
         raise ValueError(f"{where} has the score {record['score']!r}; legal: a finite number")
-    if "bbox" in fields and not _are_numbers(record["bbox"], 4):
+    if "bbox" in fields and not are_numbers(record["bbox"], 4):
         raise ValueError(f"{where} has the bbox {record['bbox']!r}; legal: 4 finite numbers, [x, y, width, height]")
     if "segmentation" in fields:
         if not isinstance(record["segmentation"], dict):
             raise ValueError(f"{where} has a segmentation that is {_type(record['segmentation'])}; legal: RLE")
-        _check_mask(record["segmentation"], where)
-    if "keypoints" in fields and not (
-        isinstance(record["keypoints"], list)
-        and len(record["keypoints"]) % 3 == 0
-        and _are_numbers(record["keypoints"], len(record["keypoints"]))
-    ):
+        check_mask(record["segmentation"], where)
+    if "keypoints" in fields and not are_keypoints(record["keypoints"]):
         raise ValueError(f"{where} has malformed keypoints; legal: 3 numbers for each, [x, y, score, ...]")
 
 

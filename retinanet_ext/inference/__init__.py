@@ -4,6 +4,7 @@ In reading order:
 
 - ``trained_model.py``: :func:`load`, from the folder of a run to a predictor
 - ``predictor.py``: detections for images, lists and streams, in batches
+- ``class_thresholds.py``: a score threshold for each class: given, of a file, or of the model
 - ``embedder.py``: embeddings of faces for images, lists and streams
 - ``calibration_pairs.py``: the pairs of images that `retinanet-ext calibrate` compares
 - ``result.py``: what a predictor returns for an image: Detectron2's Instances, pictures, records

@@ -10,10 +10,11 @@ from PIL import Image
 from torch import nn
 
 from retinanet_ext.checkpoint.weights import load_weights
-from retinanet_ext.config.class_count import num_classes, num_classes_key
+from retinanet_ext.config.class_count import num_classes, num_classes_key, score_threshold, score_threshold_key
 from retinanet_ext.d2 import CfgNode, MetadataCatalog, T, build_model, detection_utils
 from retinanet_ext.machine.cpu import keep_freed_memory
 
+from .class_thresholds import Thresholds, class_thresholds, warn_below
 from .fast_copy import inference_model
 from .fingerprint import fingerprint
 from .result import Result
@@ -42,22 +43,35 @@ class Predictor:
             or copied if TEST.DTYPE, COMPILE or CUDA_GRAPHS ask for it.
         batch_size: images per forward pass. Consecutive images share a batch and are padded to the largest of them.
         workers: threads that prepare images.
+        thresholds: detections with a score below that of their class are left out; see
+            :data:`retinanet_ext.inference.class_thresholds.Thresholds`. The model's own SCORE_THRESH_TEST holds too,
+            and is that of classes without threshold. None: only the model's own.
 
     Attributes:
         fingerprint: identifies the weights, for galleries of embeddings; None if MODEL.EMBEDDING_ON is False.
+        thresholds: ``(K,)`` float32, by class; None if none were given.
 
     Raises:
         ValueError: a batch size below 1, an INPUT.FORMAT other than BGR or RGB, names or ids that are not one for each
-            class, or weights that do not fit.
+            class, weights that do not fit, or thresholds that :func:`class_thresholds` refuses.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module | None = None, *, batch_size: int = 4, workers: int = 2) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module | None = None,
+        *,
+        batch_size: int = 4,
+        workers: int = 2,
+        thresholds: Thresholds | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
         if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; Predictor takes BGR or RGB.")
         self.class_names, self.category_ids = class_names(cfg), category_ids(cfg)
         self.keypoint_names, self.keypoint_lines = keypoint_names(cfg), keypoint_lines(cfg)
+        self.thresholds = None if thresholds is None else self._thresholds(cfg, thresholds)
         if model is None:
             model = build_model(cfg)
             load_weights(model, cfg.MODEL.WEIGHTS, strict=True)
@@ -74,6 +88,12 @@ class Predictor:
         self.input_format = cfg.INPUT.FORMAT
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+    def _thresholds(self, cfg, given):
+        floor = score_threshold(cfg)
+        found = class_thresholds(given, self.class_names, floor, cfg.MODEL.WEIGHTS)
+        warn_below(found, self.class_names, floor, score_threshold_key(cfg))
+        return torch.tensor(found, dtype=torch.float32)
 
     def __call__(self, images: Input | Sequence[Input] | np.ndarray) -> Result | list[Result]:
         """Detect objects in one image, or in several.
@@ -106,6 +126,8 @@ class Predictor:
                 outputs = self.model([prepared.model_input for prepared in batch])
             for prepared, output in zip(batch, outputs):
                 instances = output["instances"].to("cpu")
+                if self.thresholds is not None:
+                    instances = instances[instances.scores >= self.thresholds[instances.pred_classes]]
                 yield Result.of(
                     instances, prepared.image, self.class_names, self.category_ids, prepared.file_name,
                     self.keypoint_names, self.keypoint_lines,

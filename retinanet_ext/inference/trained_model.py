@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
+from retinanet_ext.config.class_count import score_threshold as read_score_threshold
 from retinanet_ext.config.class_count import score_threshold_key, set_score_threshold
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import CfgNode
 from retinanet_ext.data.identity_datasets import embeds_identities
 
+from .class_thresholds import Thresholds, class_thresholds
 from .embedder import Embedder
-from .predictor import Predictor
+from .predictor import Predictor, class_names
 
 WEIGHT_FILES = ("model_best.pth", "model_final.pth")
 DEFAULT_SCORE_THRESHOLD = 0.5
@@ -26,6 +28,7 @@ def load(
     weights: str | Path | None = None,
     *,
     score_threshold: float | None = None,
+    thresholds: Thresholds | None = None,
     device: str | None = None,
     batch_size: int | None = None,
     overrides: Sequence[str] = (),
@@ -45,8 +48,11 @@ def load(
         run: the output folder of a run, or a config file, ideally the ``config.yaml`` of a run.
         weights: the checkpoint. None: MODEL.WEIGHTS if it is among the overrides, else ``model_best.pth`` or
             ``model_final.pth`` beside the config or in its OUTPUT_DIR, else the config's MODEL.WEIGHTS.
-        score_threshold: detections below it are left out, 0 to 1. None: that of the overrides, else 0.5. Not for a
-            FaceNet.
+        score_threshold: detections below it are left out, 0 to 1. None: that of the overrides, else the lowest of
+            `thresholds`, else 0.5. Not for a FaceNet.
+        thresholds: one for each class: class name -> number, a JSON file with them, or ``"model"``, the operating
+            thresholds that the run stored in the checkpoint. Classes without one get `score_threshold`, by default
+            0.5. Not for a FaceNet.
         device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto`` for CUDA if there is a device. None: that of the
             overrides, else ``auto``.
         batch_size: images per forward pass. None: 4, for a FaceNet 32.
@@ -63,13 +69,10 @@ def load(
     _set_device(cfg, device, overrides)
     cfg.MODEL.WEIGHTS = find_weights(path, cfg, weights, overrides)
     if embeds_identities(cfg):
-        return _load_embedder(cfg, score_threshold, batch_size)
-    if score_threshold is not None:
-        set_score_threshold(cfg, score_threshold)
-    elif score_threshold_key(cfg) not in overrides[::2]:
-        set_score_threshold(cfg, DEFAULT_SCORE_THRESHOLD)
+        return _load_embedder(cfg, score_threshold if thresholds is None else thresholds, batch_size)
+    thresholds = _set_thresholds(cfg, score_threshold, thresholds, overrides)
     cfg.freeze()
-    predictor = Predictor(cfg, batch_size=4 if batch_size is None else batch_size)
+    predictor = Predictor(cfg, batch_size=4 if batch_size is None else batch_size, thresholds=thresholds)
     names = ", ".join(predictor.class_names)
     logger.info("Weights: %s; device: %s; classes: %s.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, names)
     return predictor
@@ -93,6 +96,24 @@ def load_embedder(
         found = cfg.MODEL.META_ARCHITECTURE
         raise ValueError(f"{run} is the run of a {found}, which gives no embeddings; name the run of a FaceNet")
     return load(run, weights, device=device, batch_size=batch_size, overrides=overrides)
+
+
+def _set_thresholds(
+    cfg: CfgNode, score_threshold: float | None, thresholds: Thresholds | None, overrides: Sequence[str]
+) -> dict[str, float] | None:
+    """Set the model's score threshold; return the thresholds by class name, if any are given."""
+    is_given = score_threshold is not None or score_threshold_key(cfg) in overrides[::2]
+    if score_threshold is not None:
+        set_score_threshold(cfg, score_threshold)
+    elif not is_given:
+        set_score_threshold(cfg, DEFAULT_SCORE_THRESHOLD)
+    if thresholds is None:
+        return None
+    names = class_names(cfg)
+    found = class_thresholds(thresholds, names, read_score_threshold(cfg), cfg.MODEL.WEIGHTS)
+    if not is_given:
+        set_score_threshold(cfg, min(found))
+    return dict(zip(names, found, strict=True))
 
 
 def _load_embedder(cfg: CfgNode, score_threshold: float | None, batch_size: int | None) -> Embedder:

@@ -31,6 +31,11 @@ In reading order:
 - ``doctor_parts.py``: the places of further parts
 - ``doctor_page.py``: the page, with pictures
 - ``statistics_section.py``: the statistics on the page
+- ``comparison_page.py``: the page of `compare`
 - ``repair_plan.py``: what a repaired copy changes in each record
 - ``data_repair.py``: a repaired copy of the data
+- ``coverage_page.py``: anchor coverage, with anchors that fit better
+- ``label_errors.py``: where a model and the ground truth contradict each other
+- ``label_error_part.py``: runs the model for that
+- ``identity_label_errors.py``: images that look like another identity than their own
 """

@@ -34,12 +34,13 @@ class CocoStructure:
     removed: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def read_structure(json_file: str, dataset: str) -> CocoStructure:
+def read_structure(json_file: str, dataset: str, image_root: str) -> CocoStructure:
     """Read a file. One that cannot be read has a finding, and no entries.
 
     Args:
         json_file: path of the file.
         dataset: name, for the findings.
+        image_root: folder of the images, for the findings.
     """
     try:
         content = parse_coco_file(json_file, ["images"])
@@ -48,7 +49,7 @@ def read_structure(json_file: str, dataset: str) -> CocoStructure:
         found = str(error) or type(error).__name__
         structure.findings.append(_finding(dataset, json_file, UNREADABLE, None, None, found, "write it again"))
         return structure
-    reader = _Reader(json_file, dataset, CocoStructure({**content}))
+    reader = _Reader(json_file, dataset, image_root, CocoStructure({**content}))
     for section in SECTIONS:
         reader.keep_well_formed(section)
     reader.check_categories()
@@ -58,13 +59,16 @@ def read_structure(json_file: str, dataset: str) -> CocoStructure:
 
 
 class _Reader:
-    def __init__(self, json_file: str, dataset: str, structure: CocoStructure) -> None:
-        self.json_file, self.dataset, self.structure = json_file, dataset, structure
+    def __init__(self, json_file: str, dataset: str, image_root: str, structure: CocoStructure) -> None:
+        self.json_file, self.dataset, self.image_root, self.structure = json_file, dataset, image_root, structure
         self.content = structure.content
 
     def report(self, kind, found, legal, *, image=None, annotation=None, severity=ERROR):
         image_id, file_name = (image.get("id"), image.get("file_name")) if image else (None, None)
-        file_name = file_name if isinstance(file_name, str) else self.json_file
+        if not isinstance(file_name, str):
+            file_name = self.json_file
+        elif kind != ELSEWHERE:  # nothing opens the files of these, for a picture or otherwise
+            file_name = os.path.join(self.image_root, file_name)
         self.structure.findings.append(
             _finding(self.dataset, file_name, kind, image_id, annotation, found, legal, severity)
         )

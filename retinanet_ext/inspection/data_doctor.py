@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 class Examination:
     """What was found.
 
-    ``datasets``: name -> split, format, annotation file, folder of the images, number of images. ``statistics``: name -> as of
-    :mod:`.data_statistics`. ``blocks``: sections of further parts, for the page. ``partners``: id() of a finding about
-    two images -> file of the other one.
+    ``datasets``: name -> split, format, annotation file, folder of the images, number of images. ``statistics``: name
+    -> as of :mod:`.data_statistics`. ``blocks``: sections of further parts, for the page. ``partners``: id() of a
+    finding about two images -> file of the other one.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -170,10 +170,11 @@ def _add(examination: Examination, cfg: CfgNode, checked: CheckedRecords, parts:
         names = dataset.class_names
         statistics = dataset_statistics(cfg, dataset.records, checked.sizes, names, checked.tested)
     examination.statistics[dataset.name] = statistics
-    if not parts or not statistics.get("objects"):
+    identities = dataset.identity_names or ()
+    if not parts or not (statistics.get("objects") or identities):
         return
     split = "test" if checked.tested else "train"
-    usable = UsableDataset(dataset.name, split, checked.usable(), dataset.class_names)
+    usable = UsableDataset(dataset.name, split, checked.usable(), dataset.class_names, statistics, identities)
     for part in parts:
         findings, blocks = part(cfg, usable)
         examination.findings += findings

@@ -20,7 +20,7 @@ from retinanet_ext.data.keypoint_metadata import KEYPOINT_KEYS
 from retinanet_ext.data.voc import ANNOTATIONS, IMAGES
 from retinanet_ext.machine.atomic_file import write_atomically
 
-from .coco_structure import DUPLICATE_ANNOTATION, DUPLICATE_NAME, EMPTY_NAME
+from .coco_structure import BAD_SIZE, DUPLICATE_ANNOTATION, DUPLICATE_NAME, EMPTY_NAME
 from .data_doctor import dataset_names
 from .record_findings import CheckedRecords
 from .repair_plan import RecordPlan, plan_record
@@ -62,7 +62,7 @@ class Repair:
         dataset = checked.dataset
         writer = _WRITERS.get(dataset.format)
         if writer is None or not dataset.records:
-            what = "it has no images that can be read" if writer else "it is registered in code, without files of its own"
+            what = "no record could be read" if writer else "it is registered in code, without files of its own"
             self.change(checked, None, None, "dataset not copied", what)
             return
         target = self.folder / _folder_name(dataset.name)
@@ -83,18 +83,19 @@ class Repair:
             "_BASE_": os.path.abspath(find_config(self.config_file)),
             "DATASETS": {
                 "CUSTOM": list(self.items.values()),
-                **{
-                    key: [self.items[name]["NAME"] for name in self.cfg.DATASETS[key] if name in self.items]
-                    for key in ("TRAIN", "TEST")
-                },
+                "TRAIN": self._copied(self.cfg.DATASETS.TRAIN),
+                "TEST": self._copied(self.cfg.DATASETS.TEST),
             },
         }
         write_atomically(self.folder / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         write_atomically(self.folder / CHANGES_FILE, json.dumps(self.changes, indent=1))
         return (
-            f"Repaired copy: {self.folder}, with {len(self.changes):,} changes, which {CHANGES_FILE} lists. Use it with "
-            f"--config-file {self.folder / CONFIG_FILE}"
+            f"Repaired copy: {self.folder}, with {len(self.changes):,} changes, which {CHANGES_FILE} lists. Use it "
+            f"with --config-file {self.folder / CONFIG_FILE}"
         )
+
+    def _copied(self, names):
+        return [self.items[name]["NAME"] for name in names if name in self.items]
 
     def change(self, checked, index, annotation, what, why, file_name=None):
         record = checked.dataset.records[index] if index is not None else {}
@@ -108,13 +109,14 @@ class Repair:
 
 _STRUCTURE_REPAIRS = {
     DUPLICATE_ANNOTATION: "annotation gets a new id", DUPLICATE_NAME: "categories put together",
-    EMPTY_NAME: "category gets a name", "image size is not two positive integers": "size taken from the image",
+    EMPTY_NAME: "category gets a name, or is left out if nothing uses it", BAD_SIZE: "size taken from the image",
 }  # fmt: skip
 
 
 def _write_coco(repair: Repair, checked: CheckedRecords, plans: list[RecordPlan], target: Path) -> dict:
     dataset, content = checked.dataset, checked.dataset.structure.content
-    categories, renamed = _categories(content["categories"])
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    categories, renamed = _categories(content["categories"], used)
     entries: dict = {}
     for entry in content["annotations"]:
         entries.setdefault(entry["image_id"], []).append(entry)
@@ -147,10 +149,13 @@ def _write_coco(repair: Repair, checked: CheckedRecords, plans: list[RecordPlan]
     return {**{key: str(path.absolute()) for key, path in paths.items()}, **_plain(kept)}
 
 
-def _categories(categories: list[dict]) -> tuple[list[dict], dict]:
-    """The categories with a name each, once; and {category id: the id that replaces it}."""
+def _categories(categories: list[dict], used: set) -> tuple[list[dict], dict]:
+    """The categories with a name each, once, and {category id: the id that replaces it}. Those without a name that no
+    annotation uses are left out."""
     first, kept, renamed = {}, [], {}
     for category in categories:
+        if not category["name"].strip() and category["id"] not in used:
+            continue
         name = category["name"] if category["name"].strip() else f"class_{category['id']}"
         if name in first:
             renamed[category["id"]] = first[name]

@@ -33,12 +33,13 @@ def dataset_statistics(
         tested: take the image sizes of the test.
     """
     classes, boxes, scales, per_image, crowds = [], [], [], [], 0
+    largest = np.finfo(np.float32).max  # a side beyond it is a fault, whose area would be infinite
     for record, size in zip(records, sizes, strict=True):
         count = 0
         scale = resize_scale(cfg, size, tested) if size else np.nan
         for annotation in record.get("annotations", ()):
             box = box_of(annotation) if isinstance(annotation, dict) else None
-            if box is None or box[2] <= box[0] or box[3] <= box[1]:
+            if box is None or not (0 < box[2] - box[0] < largest and 0 < box[3] - box[1] < largest):
                 continue
             if annotation.get("iscrowd", 0):
                 crowds += 1

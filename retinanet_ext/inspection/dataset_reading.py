@@ -70,7 +70,7 @@ def _read_coco(dataset: ReadDataset) -> None:
     item, metadata = dataset.item, MetadataCatalog.get(dataset.name)
     dataset.json_file = _existing(item, "JSON") if item else metadata.json_file
     dataset.image_root = _existing(item, "IMAGES") if item else metadata.image_root
-    structure = dataset.structure = read_structure(dataset.json_file, dataset.name)
+    structure = dataset.structure = read_structure(dataset.json_file, dataset.name, dataset.image_root)
     dataset.findings += structure.findings
     categories = {c["id"]: c["name"] for c in sorted(structure.content["categories"], key=lambda c: str(c["id"]))}
     if all(isinstance(key, int) for key in categories):
@@ -100,11 +100,11 @@ def _read_voc(dataset: ReadDataset) -> None:
     root, folder = _existing(item, "ROOT"), item.get("ANNOTATIONS", ANNOTATIONS)
     errors: dict[str, str] = {}
 
-    def keep(error: Exception) -> None:
-        text = str(error)
-        errors[text.partition(".xml")[0] + ".xml" if ".xml" in text else root] = text
+    def keep(stem: str, error: Exception) -> None:
+        errors[os.path.join(root, folder, f"{stem}.xml")] = str(error) or type(error).__name__
 
-    names = item.get("CLASSES") or voc_class_names(root, folder, on_error=lambda error: None)
+    # The errors of the files come again with the records.
+    names = item.get("CLASSES") or voc_class_names(root, folder, on_error=lambda stem, error: None)
     dataset.class_names = list(names)
     dataset.records = load_voc(
         root, item.get("SPLIT"), names, annotations=folder, images=item.get("IMAGES", IMAGES), on_error=keep

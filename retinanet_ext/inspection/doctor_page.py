@@ -143,8 +143,8 @@ def _row(finding, examination):
 def _without_folders(text, examination):
     """Paths relative to the folders of the data, which the first lines name."""
     for about in examination.datasets.values():
-        if about["folder"]:
-            text = text.replace(about["folder"] + os.sep, "")
+        for folder in (about["folder"], os.path.dirname(about["annotation file"] or "")):
+            text = text.replace(folder + os.sep, "") if folder else text
     return text
 
 
@@ -153,7 +153,7 @@ def _is_small(box, size):
 
 
 def _drawn(image, box, severity):
-    scale = min(1.0, _PICTURE_SIDE / max(image.size))
+    scale = _PICTURE_SIDE / max(image.size)
     small = image.resize([max(1, round(side * scale)) for side in image.size])
     if box is not None:
         _draw_box(small, [value * scale for value in box], severity)

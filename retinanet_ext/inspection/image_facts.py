@@ -45,7 +45,8 @@ class ImageFacts(NamedTuple):
 class ImageTable:
     """The facts of N images, in the order of their paths.
 
-    ``digests`` has an entry per image; ``hashes`` is uint64 ``(N,)``, ``thumbnails`` uint8 ``(N, 16, 16)``.
+    ``digests`` has an entry per image; ``hashes`` is uint64 ``(N,)``, ``thumbnails`` uint8 ``(N, 16, 16)``. ``flat``,
+    bool ``(N,)``: the image could not be read, or is of one colour.
     """
 
     infos: list[ImageInfo | Exception]
@@ -53,11 +54,7 @@ class ImageTable:
     digests: list[bytes]
     hashes: np.ndarray
     thumbnails: np.ndarray
-
-    @property
-    def flat(self) -> np.ndarray:
-        """bool ``(N,)``: the image could not be read, or is of one colour."""
-        return self.thumbnails.reshape(len(self.digests), -1).std(axis=1) < FLAT
+    flat: np.ndarray
 
 
 def examine_images(paths: Sequence[str], workers: int) -> ImageTable:
@@ -68,7 +65,8 @@ def examine_images(paths: Sequence[str], workers: int) -> ImageTable:
         workers: number of threads. Pillow decodes outside Python's lock.
     """
     count = len(paths)
-    table = ImageTable([], np.ones(count, np.uint8), [], np.zeros(count, np.uint64), _nothing(count))
+    hashes, flat = np.zeros(count, np.uint64), np.zeros(count, bool)
+    table = ImageTable([], np.ones(count, np.uint8), [], hashes, _nothing(count), flat)
     with ProgressReport(count, "image") as progress:
         for index, facts in enumerate(_in_order(paths, workers)):
             table.infos.append(facts.info)
@@ -76,6 +74,7 @@ def examine_images(paths: Sequence[str], workers: int) -> ImageTable:
             table.orientations[index] = facts.orientation
             table.hashes[index] = facts.hash
             table.thumbnails[index] = facts.thumbnail
+            table.flat[index] = facts.thumbnail.std() < FLAT
             progress.update()
     return table
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .image_facts import ImageTable
+from .image_facts import THUMBNAIL, ImageTable
 
 MAX_DISTANCE = 4  # bits
 MIN_CORRELATION = 0.98  # of two thumbnails
@@ -18,7 +18,7 @@ _PARTS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))  # first bit and numb
 # Of many images with the same hash in one dataset (frames of a camera that stands still), each image is compared with
 # the first ones only.
 _REFERENCES = 32
-_BLOCK = 1 << 20  # pairs of images that are compared at once
+_BLOCK = 1 << 16  # pairs of images that are compared at once
 _BITS_OF_16 = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)
 
 SAME_DATASET, LEAK, OTHER_DATASET = "one dataset", "training and test data", "two datasets"
@@ -164,7 +164,7 @@ def _first_of_each(group, datasets):
 
 def _normalized(thumbnails):
     """float32 ``(N, 256)`` with mean 0 and length 1; 0 for images of one colour."""
-    values = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    values = thumbnails.reshape(-1, THUMBNAIL * THUMBNAIL).astype(np.float32)
     values -= values.mean(axis=1, keepdims=True)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
 

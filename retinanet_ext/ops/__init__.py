@@ -6,6 +6,7 @@ Boxes are ``(x1, y1, x2, y2)`` in continuous pixel coordinates: a box from pixel
 In reading order:
 
 - ``box_math.py``: areas, overlaps, and boxes as offsets from anchors
+- ``grid_anchors.py``: the best overlap of boxes with the anchors of a feature map
 - ``nms.py``: non-maximum suppression: class-wise, and of many boxes in blocks
 - ``mask_pasting.py``: predicted masks put into the image: the method, and its fast forms
 - ``scaled_detections.py``: detections scaled to another image size

@@ -57,13 +57,16 @@ class CompactCOCOEvaluator(COCOEvaluator):
 
     def _ground_truth(self) -> GroundTruth:
         metadata = MetadataCatalog.get(self._name)
-        return GroundTruth.of(
+        file = metadata.get("json_file", None)
+        truth = GroundTruth.of(
             self._coco_api.dataset,
-            metadata.get("json_file", f"dataset {self._name!r}"),
+            file or f"dataset {self._name!r}",
             # Loading the dataset sets these, which may happen after this evaluator was made.
             metadata.get("thing_dataset_id_to_contiguous_id", None),
             metadata.get("thing_classes", None),
         )
+        truth.file, truth.name, truth.image_root = file, self._name, metadata.get("image_root", "")
+        return truth
 
     def reset(self) -> None:
         """Forget everything seen so far."""

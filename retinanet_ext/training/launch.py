@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.weights import load_weights
+from retinanet_ext.config.batch_scaling import say_scaled, scaled_to_batch
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.config.yaml_files import find_config
 from retinanet_ext.d2 import (
@@ -33,6 +34,8 @@ from retinanet_ext.d2 import (
 from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.machine.cpu import usable_cores
 
+from .explained_results import write_intervals
+from .run_lock import lock_run_folder, releasing_run_folders, warn_of_holder
 from .trainer import Trainer
 
 # How long a process waits for the others, at the start and in every exchange.
@@ -41,6 +44,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 logger = logging.getLogger(__name__)
 
 
+@releasing_run_folders
 def main(args: Namespace) -> None:
     """Train the config's model or, with ``--eval-only``, evaluate it.
 
@@ -55,17 +59,24 @@ def main(args: Namespace) -> None:
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
     if comm.is_main_process():
+        write_intervals(cfg)
         report_after_run(cfg)
 
 
 def _setup(args: Namespace) -> CfgNode:
-    cfg = load_config(args.config_file, args.opts)
+    cfg, scaling = scaled_to_batch(load_config(args.config_file, args.opts))
     cfg.freeze()
     if args.config_file:  # Detectron2 copies this file into its log, and knows no configs of this package by name
         args.config_file = find_config(args.config_file)
+    # First of all that writes to the folder.
+    if args.eval_only:
+        warn_of_holder(cfg.OUTPUT_DIR)
+    else:
+        lock_run_folder(cfg.OUTPUT_DIR, comm.is_main_process(), comm.all_gather)
     default_setup(cfg, args)
     # Detectron2's default_setup sets up Detectron2's log only.
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")
+    say_scaled(scaling)
     return cfg
 
 

@@ -1,41 +1,52 @@
 """The hooks of a run: the engine's, and what this package adds around them."""
 
 import weakref
+from functools import partial
 
-from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.d2 import DefaultTrainer, comm, hooks
+from retinanet_ext.data.doctor.coverage_warning import warn_of_poor_coverage
 
 from .bad_images import bad_images_hooks
+from .best_checkpoints import BestCheckpoints, UntaggedCheckpointer
+from .finite_weights import FiniteWeightsHook
+from .nonfinite_guard import NonFiniteGuard
 from .progress_line import FirstProgress
 from .running_statistics import AverageBuffersHook
-
-
-class _BestCheckpointer(CheckedCheckpointer):
-    """Saves checkpoints that a resumed run does not continue from."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass
+from .threshold_storage import StoreThresholds, threshold_entries
 
 
 def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
     """The hooks of a run in their order.
 
-    Averaged statistics come before each checkpoint, the best checkpoint after each evaluation, an evaluation with
-    TTA, if enabled, at the end. The engine's writers stay last, so that they see what the evaluation stored.
+    Averaged statistics, and the check that weights are finite, come before each checkpoint, the best checkpoint after
+    each evaluation, an evaluation with TTA, if enabled, at the end. The engine's writers stay last, so that they see
+    what the evaluation stored.
 
     Args:
-        trainer: has ``cfg``, ``model``, ``data_loader`` and ``test_with_tta``. The hooks keep no strong reference to
-            it, which would make a cycle.
+        trainer: has ``cfg``, ``model``, ``checkpointer``, ``data_loader`` and ``test_with_tta``. The hooks keep no
+            strong reference to it, which would make a cycle.
         engine_hooks: the engine's own, writers last on the main process.
     """
     hook_list = list(engine_hooks)
     hook_list[1:1] = bad_images_hooks(trainer)  # after the timer, before what may save a checkpoint
     _insert_average_buffers(trainer, hook_list)
     extra = [*_tta(trainer)]
+    extra.append(NonFiniteGuard(trainer.cfg))
     if not comm.is_main_process():
         return hook_list + extra
+    _look_at_anchors(trainer)
     extra += [*_best_checkpoint(trainer), _first_progress(trainer)]
+    extra.append(StoreThresholds(trainer.cfg))
     return hook_list[:-1] + extra + hook_list[-1:]
+
+
+def _look_at_anchors(trainer) -> None:
+    loader = trainer.data_loader
+    sample = getattr(loader, "coverage_sample", None)
+    if sample:
+        loader.coverage_sample = []  # frees memory
+        model = getattr(trainer.model, "module", trainer.model)
+        warn_of_poor_coverage(trainer.cfg, sample, loader.num_images, getattr(model, "backbone", None))
 
 
 def _insert_average_buffers(trainer, hook_list: list) -> None:
@@ -44,7 +55,8 @@ def _insert_average_buffers(trainer, hook_list: list) -> None:
     # Just before the checkpointer: hooks before that one may change the statistics (Detectron2's PreciseBN).
     savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
     place = next(index for index, hook in enumerate(hook_list) if isinstance(hook, savers))
-    hook_list.insert(place, AverageBuffersHook(trainer.cfg.SOLVER.CHECKPOINT_PERIOD))
+    period = trainer.cfg.SOLVER.CHECKPOINT_PERIOD
+    hook_list[place:place] = [AverageBuffersHook(period), FiniteWeightsHook(period)]
 
 
 def _tta(trainer) -> list:
@@ -61,8 +73,10 @@ def _best_checkpoint(trainer) -> list:
         return []
     if len(names) > 1:  # then the engines prefix metrics with the dataset's name
         metric = f"{names[0]}/{metric}"
-    best = _BestCheckpointer(trainer.model, cfg.OUTPUT_DIR)
-    return [hooks.BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, metric)]
+    best = UntaggedCheckpointer(trainer.model, cfg.OUTPUT_DIR)
+    best.entries = trainer.checkpointer.entries  # the same object: the trainer fills it in later
+    best.more_entries = partial(threshold_entries, cfg)
+    return [BestCheckpoints(best, metric, period=cfg.TEST.EVAL_PERIOD, keep=cfg.TEST.BEST_KEPT)]
 
 
 def _first_progress(trainer) -> FirstProgress:

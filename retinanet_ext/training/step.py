@@ -5,6 +5,7 @@ This file imports no engine: `lite`'s own trainer runs this step, and so does th
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -17,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from retinanet_ext.machine.cpu import computes_in_bfloat16
 from retinanet_ext.machine.processes import bare_model
 
-from .nonfinite_losses import nonfinite_error
+from .nonfinite_losses import NonFiniteStep, raise_nonfinite
+from .state_before_step import StateBeforeStep
 
 
 def mixed_precision(cfg: Any) -> torch.dtype | None:
@@ -49,8 +51,15 @@ class TrainStep:
 
     It replaces the object that runs the steps in Detectron2's ``DefaultTrainer``. Its state has the same keys, so the
     checkpoints of either can be resumed. On CUDA this class makes the host wait for the device once per step: for the
-    losses, after the backward pass was launched (with float16 once more, for the gradient scaler). The model may wait
+    losses and the norms of the gradients, at the end of the backward pass (with float16 once more, for the gradient
+    scaler). The model may wait
     too: RetinaNet waits for the numbers of foreground anchors, and some of its parts wait more often.
+
+    Attributes:
+        on_nonfinite: called with a :class:`NonFiniteStep` in place of the update, in all processes together, if a loss
+            or a gradient is not finite. It raises; or it returns, and this step leaves the weights as they are.
+        history: iteration, total loss (mean over the processes), norm of all gradients and learning rate of the last
+            steps, oldest first.
     """
 
     def __init__(
@@ -90,6 +99,8 @@ class TrainStep:
         self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
         # Small gradients vanish in float16, so the loss is scaled; bfloat16 has the range of float32.
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
+        self.on_nonfinite: Callable[[NonFiniteStep], None] = raise_nonfinite
+        self.history: deque[tuple[int, float, float, float]] = deque(maxlen=50)
 
     @property
     def model(self) -> nn.Module:
@@ -105,6 +116,7 @@ class TrainStep:
         self._model = model
         self._device = next(model.parameters()).device
         self._as_one_batch = bare.as_one_batch if self._accumulate > 1 else None
+        self._before = StateBeforeStep(bare, self._device)
 
     @property
     def data_loader(self) -> Iterable[list[dict]]:
@@ -126,7 +138,8 @@ class TrainStep:
         """One step on the loader's next batch.
 
         Raises:
-            FloatingPointError: a loss of any process is not finite. All processes raise, before the weights change.
+            FloatingPointError: a loss of any process or a gradient is not finite, and `on_nonfinite` is the default.
+                All processes raise, before the weights change.
             RuntimeError: the loader ended, or the model is in evaluation mode.
         """
         if not self.model.training:
@@ -136,16 +149,39 @@ class TrainStep:
         data_time = time.perf_counter() - start
         # Clear the gradients before the forward pass, so that they do not take memory beside its activations.
         self.optimizer.zero_grad()
-        losses = self._backward(self._split(batch), data_time)
+        self._before.record()
+        micro_batches = self._split(batch)
+        losses = self._backward(micro_batches, data_time)
         # Hooks, and gradient clipping inside the step of a fused optimizer, must see unscaled gradients.
         self.grad_scaler.unscale_(self.optimizer)
         self._after_backward()
+        # The one wait for the device: behind the norms, the losses have arrived too.
+        norms = _GradientNorms(self.optimizer).read()
         losses_by_rank, data_times = losses.read()
-        if not all(math.isfinite(loss) for losses in losses_by_rank for loss in losses.values()):
-            raise nonfinite_error(losses_by_rank, batch)
-        self._write_metrics(losses_by_rank, data_times)
-        self.grad_scaler.step(self.optimizer)
+        all_finite = all(math.isfinite(loss) for losses in losses_by_rank for loss in losses.values())
+        if all_finite and (math.isfinite(sum(norms)) or not self._has_nonfinite_gradient()):
+            # The device gets its next work before the host writes.
+            self.grad_scaler.step(self.optimizer)
+        else:
+            self.on_nonfinite(NonFiniteStep(self, batch, micro_batches, losses_by_rank, norms, self._before))
+            self.optimizer.zero_grad()
         self.grad_scaler.update()
+        if all_finite:
+            self._remember(losses_by_rank, norms)
+            self._write_metrics(losses_by_rank, data_times)
+
+    def _has_nonfinite_gradient(self) -> bool:
+        """Whether a norm that is not finite is a fault. All processes agree, because they have exchanged gradients."""
+        if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() > 1:
+            return False  # normal in float16: the scaler leaves the step out and lowers its scale
+        # The norm of finite numbers can be infinite.
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return not all(gradient.isfinite().all() for gradient in gradients)
+
+    def _remember(self, losses_by_rank: list[dict[str, float]], norms: list[float]) -> None:
+        total = sum(sum(losses.values()) for losses in losses_by_rank) / len(losses_by_rank)
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self.history.append((self.iter, total, math.hypot(*norms), lr))
 
     def _next_batch(self) -> list[dict]:
         if self._iterator is None:
@@ -254,3 +290,25 @@ class _AsyncLosses:
             self._arrived.synchronize()
         rows = self._rows.tolist()
         return [dict(zip(self._names, losses)) for *losses, _ in rows], [data_time for *_, data_time in rows]
+
+
+class _GradientNorms:
+    """L2 norm of each gradient of an optimizer, copied from the device to the host without waiting for the device.
+
+    After the exchange of ``DistributedDataParallel`` gradients are equal in all processes, so these are too.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(0)
+        self._has_gradient = [parameter.grad is not None for parameter in parameters]
+        self._norms = norms.float().to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.current_stream(norms.device).record_event() if norms.is_cuda else None
+
+    def read(self) -> list[float]:
+        """Wait for the copy. Returns the norms in the order of the optimizer's parameters; 0 without a gradient."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        norms = iter(self._norms.tolist())
+        return [next(norms) if has else 0.0 for has in self._has_gradient]

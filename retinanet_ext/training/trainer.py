@@ -11,6 +11,7 @@ import torch
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.load_report import refuse_incomplete
+from retinanet_ext.config.batch_scaling import say_scaled, scaled_to_batch
 from retinanet_ext.d2 import (
     BACKBONE_REGISTRY,
     ENGINE,
@@ -33,7 +34,9 @@ from retinanet_ext.data.checked_records import (
     load_checked_dicts,
     load_training_dicts,
 )
+from retinanet_ext.data.doctor.coverage_warning import quick_sample
 from retinanet_ext.data.identity_datasets import embeds_identities
+from retinanet_ext.data.keypoint_metadata import check_keypoints_are_named
 from retinanet_ext.data.record_store import RecordStore
 from retinanet_ext.data.replacing_mapper import ReplacingMapper
 from retinanet_ext.embedding.verification_evaluator import VerificationEvaluator
@@ -47,6 +50,7 @@ from retinanet_ext.registry import check_registered
 
 from .bad_images import ReportingLoader
 from .compact_evaluator import DefaultCOCOEvaluator
+from .explained_results import with_reasons
 from .first_model import attach_v1, load_start_weights
 from .frozen_parts import refuse_unfilled_frozen_parts
 from .identity_loaders import check_pairs, identity_test_loader, identity_train_loader
@@ -54,6 +58,7 @@ from .optimizers import with_optimizer
 from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
 from .progress_line import ProgressWriter
+from .provenance import provenance
 from .run_hooks import with_run_hooks
 from .run_record import write_results, write_run_record
 from .running_statistics import average_buffers
@@ -71,6 +76,8 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates the meta-architectures of this package, on either engine."""
 
     def __init__(self, cfg):
+        cfg, scaling = scaled_to_batch(cfg)  # nothing is left to do if `launch` has made the config
+        say_scaled(scaling)
         check_device(cfg.MODEL.DEVICE)
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             keep_freed_memory()
@@ -88,7 +95,9 @@ class Trainer(DefaultTrainer):
         check_inference_model(cfg, self.model)
         if cfg.TEST.AUG.ENABLED:
             check_has_boxes_only(cfg)
+        self.checkpointer.keep = cfg.SOLVER.CHECKPOINTS_KEPT
         if comm.is_main_process():
+            self.checkpointer.entries["provenance"] = provenance(cfg)
             write_run_record(cfg, comm.get_world_size())
             self._announce_single_checkpoint()
 
@@ -115,7 +124,10 @@ class Trainer(DefaultTrainer):
 
     @checkpointer.setter
     def checkpointer(self, checkpointer) -> None:
+        earlier = getattr(self, "_checkpointer", None)
         self._checkpointer = CheckedCheckpointer.like(checkpointer)
+        if earlier is not None:
+            self._checkpointer.keep, self._checkpointer.entries = earlier.keep, earlier.entries
 
     def resume_or_load(self, resume: bool = True) -> None:
         """With `resume`, continue from the output folder's last checkpoint, if any; else load ``MODEL.WEIGHTS``."""
@@ -198,6 +210,8 @@ class Trainer(DefaultTrainer):
         if embeds_identities(cfg):
             return identity_train_loader(cfg)
         dicts = load_training_dicts(cfg)
+        if cfg.MODEL.KEYPOINT_ON:
+            check_keypoints_are_named(cfg.DATASETS.TRAIN)
         mapper = DatasetMapper(cfg, is_train=True)
         if cfg.MODEL.EMBEDDING_ON:
             mapper = ObjectIdentityMapper(mapper, identity_numbers(dicts, cfg.DATASETS.TRAIN))
@@ -205,6 +219,7 @@ class Trainer(DefaultTrainer):
         loader = build_detection_train_loader(cfg, mapper=ReplacingMapper(mapper, records), dataset=records)
         # The progress line needs this for the epoch; the engines' loaders do not know it.
         loader.num_images = len(records)
+        loader.coverage_sample = quick_sample(cfg, dicts) if comm.is_main_process() else []
         return ReportingLoader(loader)
 
     @classmethod
@@ -245,7 +260,7 @@ class Trainer(DefaultTrainer):
         """Evaluate on all of ``DATASETS.TEST`` and keep the metrics in ``results.json``.
 
         Under ``data`` that file has the number of images that were evaluated, and how many images and annotations the
-        policies of the config left out.
+        policies of the config left out; under ``reasons`` why metrics are undefined.
         In a job of several processes the model's running statistics are averaged over them first, in place.
         """
         average_buffers(model)
@@ -253,7 +268,7 @@ class Trainer(DefaultTrainer):
         with encoded_masks(model):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, results))
+            write_results(cfg.OUTPUT_DIR, cls._with_data_counts(cfg, with_reasons(cfg, results)))
         return results
 
     @classmethod
@@ -274,10 +289,9 @@ class Trainer(DefaultTrainer):
         ]
         average_buffers(model)
         results = super().test(cfg, DenseDetectorWithTTA(cfg, inference_model(cfg, model)), evaluators)
-        results = {f"{entry}_TTA": metrics for entry, metrics in results.items()}
         if comm.is_main_process():
-            write_results(cfg.OUTPUT_DIR, results, add=True)
-        return results
+            write_results(cfg.OUTPUT_DIR, with_reasons(cfg, results, "inference_TTA", "_TTA"), add=True)
+        return {f"{entry}_TTA": metrics for entry, metrics in results.items()}
 
     def build_hooks(self):
         """The engine's hooks, and what this package adds; see :func:`with_run_hooks`."""

@@ -108,3 +108,9 @@ def test_a_forged_type_does_not_change_the_array():
     forged = _Calls(np.dtype, "i8", state=_FORGED_STATE)
     array = _Calls(_RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), forged, False, b"\1" + b"\0" * 7))
     assert _load(pickle.dumps(array)).tolist() == [1]
+
+
+def test_a_large_number_of_a_remembered_object_is_refused_before_memory_is_taken():
+    # Two billion slots would take 16 GB.
+    with pytest.raises(pickle.UnpicklingError, match="numbers an object 2147483646"):
+        _load(b"\x80\x02]r" + (2**31 - 2).to_bytes(4, "little") + b".")

@@ -63,7 +63,7 @@ def test_damaged_files_are_passed_over_with_one_warning(run, log):
     assert resumed(run) == 4
     (warning,) = [record.getMessage() for record in log.records if record.levelno >= logging.WARNING]
     assert "resuming from model_0000004.pth" in warning
-    assert "model_0000014.pth: ValueError: " in warning and "model_0000009.pth: ValueError: " in warning
+    assert "model_0000014.pth: damaged: " in warning and "model_0000009.pth: damaged: " in warning
 
 
 @pytest.mark.parametrize(

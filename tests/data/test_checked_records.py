@@ -10,6 +10,7 @@ from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import Boxes, BoxMode, COCOEvaluator, DatasetCatalog, Instances, MetadataCatalog
 from retinanet_ext.data import checked_records as loading
 from retinanet_ext.data.checked_records import dataset_for_evaluation, load_checked_dicts, load_training_dicts
+from retinanet_ext.data.doctor import image_probe
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -172,3 +173,31 @@ def test_missing_built_in_data_say_where_they_are_looked_for(tmp_path):
     MetadataCatalog.get("coco_like").set(thing_classes=["cat"])
     with pytest.raises(FileNotFoundError, match="Dataset 'coco_like': .*gone.json.*DETECTRON2_DATASETS names"):
         load_checked_dicts(config(), ["coco_like"], filter_empty=False)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png", "ABSOLUTE"])
+def test_file_names_that_leave_the_folder_of_the_images_are_refused_and_not_opened(tmp_path, monkeypatch, name):
+    secret = tmp_path / "secret.png"
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(secret)
+    inside = tmp_path / "images"
+    inside.mkdir()
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(inside / "a.png")
+    names = ["a.png", str(secret) if name == "ABSOLUTE" else name]
+    (inside / "sub").mkdir()
+    content = {
+        "images": [{"id": i, "file_name": file, "width": 40, "height": 30} for i, file in enumerate(names)],
+        "annotations": [], "categories": [{"id": 1, "name": "a"}],
+    }  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    custom = [{"NAME": f"paths_{name}", "FORMAT": "coco", "JSON": str(tmp_path / "data.json"), "IMAGES": str(inside)}]
+    words = ["DATASETS.CUSTOM", repr(custom), "DATASETS.TRAIN", f"('paths_{name}',)", "DATASETS.TEST", "()"]
+    cfg = load_config("quick/retinanet.yaml", words)
+    opened, probe = [], image_probe._probe
+    monkeypatch.setattr(image_probe, "_probe", lambda path, decode: opened.append(path) or probe(path, decode))
+    with pytest.raises(ValueError, match="1 x image file outside of the image folder(?s:.*)ALLOW_FILES_OUTSIDE True"):
+        load_checked_dicts(cfg, cfg.DATASETS.TRAIN, filter_empty=False)
+    assert opened == [str(inside / "a.png")]
+    cfg.DATASETS.ON_BAD_IMAGE = "drop"
+    assert len(load_checked_dicts(cfg, cfg.DATASETS.TRAIN, filter_empty=False)) == 1
+    cfg.DATASETS.ALLOW_FILES_OUTSIDE = True
+    assert len(load_checked_dicts(cfg, cfg.DATASETS.TRAIN, filter_empty=False)) == 2

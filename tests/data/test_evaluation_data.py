@@ -11,6 +11,8 @@ from PIL import Image
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import Boxes, COCOEvaluator, DatasetCatalog, Instances, MetadataCatalog
 from retinanet_ext.data.checked_records import data_counts, dataset_for_evaluation, load_checked_dicts
+from retinanet_ext.evaluation.ground_truth import GroundTruth
+from retinanet_ext.evaluation.protocol import Protocol
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -141,3 +143,14 @@ def test_a_test_set_without_annotations(tmp_path):
     name = dataset_for_evaluation(load_config(None, [*words, "DATASETS.ON_BAD_IMAGE", "drop"]), "cats")
     content = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
     assert [i["id"] for i in content["images"]] == [1] and "annotations" not in content
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "legal"),
+    [("area", "x", "a number, or no area"), ("area", [3], "a number"), ("iscrowd", "1", "0 or 1, as numbers")],
+)
+def test_values_that_an_evaluation_would_stop_at_are_refused_before_it(field, value, legal):
+    annotations = [{"id": 7, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "area": 25, field: value}]
+    coco = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": annotations}
+    with pytest.raises(ValueError, match=rf"(?s)data.json: 1 values.*annotation 7 of .*: {field} .*legal: {legal}"):
+        Protocol(("bbox",)).check_truth(GroundTruth.of(coco, "data.json"))

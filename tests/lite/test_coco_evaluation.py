@@ -164,7 +164,8 @@ def test_category_ids_of_a_file_are_mapped_and_written(register, tmp_path):
     assert json.loads((out / "coco_instances_results.json").read_text()) == [
         {"image_id": 2, "category_id": 8, "bbox": [10.0, 20.0, 100.0, 100.0], "score": 0.5}
     ]
-    assert [path.name for path in out.iterdir()] == ["coco_instances_results.json"]
+    written = {"coco_instances_results.json", "ground_truth.json", "operating_thresholds.json", "evaluation.json"}
+    assert {path.name for path in out.iterdir()} == written  # and no copy of the ground truth
 
 
 def test_class_mapping_is_there_although_the_dataset_was_not_loaded_yet(register, tmp_path):
@@ -307,15 +308,15 @@ def test_log_says_why_a_number_is_missing(register, caplog):
     bbox = _evaluate(evaluator, {1: _predict((1, BIG, 0.25))})["bbox"]
     assert bbox["AP50"] == 0
     assert "1 of 2 images" in caplog.text and "Ids: [2]" in caplog.text
-    assert "no object that is small" in caplog.text
-    assert "no object of 1 classes: ['never']" in caplog.text
+    assert "APs is NaN: no object is small" in caplog.text
+    assert "AP-never is NaN: the ground truth has no object of the class 'never'" in caplog.text
     assert "Highest score 0.250. Predictions by class: never 1. Objects by class: thing 1." in caplog.text
 
 
 def test_a_dataset_without_objects(register, caplog):
     evaluator = COCOEvaluator(register([_record(1, (0, BIG, "crowd"))], thing_classes=["thing"]))
     assert math.isnan(_evaluate(evaluator, {1: _predict((0, BIG, 0.5))})["bbox"]["AP"])
-    assert "1 annotations, 0 of single objects" in caplog.text
+    assert "AP is NaN: no single object: all 1 are crowds" in caplog.text
 
 
 def test_a_file_without_annotations(register, tmp_path, caplog):

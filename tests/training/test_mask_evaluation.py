@@ -63,7 +63,9 @@ def test_masks_and_keypoints_are_evaluated_and_recorded(shapes, tmp_path, caplog
     Trainer.test(cfg, model)
     assert all(model.asked) and not model.encode_masks
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {"bbox", "segm", "keypoints", "data"} == set(results)
+    assert {"bbox", "segm", "keypoints", "data", "reasons"} == set(results)
+    for task in ("bbox", "segm", "keypoints"):
+        assert {name for name, value in results[task].items() if value is None} == set(results["reasons"][task])
     for task in ("bbox", "segm", "keypoints"):
         assert results[task]["AP"] == pytest.approx(100), task
         assert ("APs" in results[task]) == (task != "keypoints")

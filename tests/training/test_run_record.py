@@ -26,16 +26,37 @@ def test_every_start_is_kept(tmp_path):
     assert record["versions"]["torch"] and record["machine"]["device"].startswith("CPU")
 
 
-@pytest.mark.parametrize("text", ['{"seed": 1, "engi', "", "[1]"])
-def test_a_damaged_record_is_named(tmp_path, text):
+@pytest.mark.parametrize("text", ['{"seed": 1, "engi', "", "[1]", "[" * 100_000, "\0\0\0"])
+def test_damaged_records_are_moved_aside(tmp_path, text):
     cfg = d2.get_cfg()
     cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = str(tmp_path), "cpu"
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match="run.json cannot be read: .*move it away"):
-        write_run_record(cfg, num_processes=1)
-    (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match="results.json cannot be read"):
-        write_results(str(tmp_path), {}, add=True)
+    for name in ("run.json", "results.json"):
+        (tmp_path / name).write_text(text)
+    write_run_record(cfg, num_processes=1)
+    write_results(str(tmp_path), {"bbox_TTA": {"AP": 1.0}}, add=True)
+    assert json.loads((tmp_path / "run.json").read_text())["earlier_starts"] == []
+    assert json.loads((tmp_path / "results.json").read_text()) == {"bbox_TTA": {"AP": 1.0}}
+    for name in ("run.json", "results.json"):
+        assert (tmp_path / f"{name}.damaged").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("end", "kept", "cut"),
+    [
+        ('{"iteration": 2}\n', '{"iteration": 2}\n', None),
+        ('{"iteration": 2}', '{"iteration": 2}\n', None),
+        ('{"iteration": 2, "lo', "", '{"iteration": 2, "lo'),
+        ('{"iteration": 2}\n{"itera\n\0\0\0', '{"iteration": 2}\n', '{"itera\n\0\0\0'),
+    ],
+)
+def test_an_unfinished_row_of_metrics_is_cut_off(tmp_path, end, kept, cut):
+    cfg = d2.get_cfg()
+    cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = str(tmp_path), "cpu"
+    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n' + end)
+    write_run_record(cfg, num_processes=1)
+    assert (tmp_path / "metrics.json").read_text() == '{"iteration": 1}\n' + kept
+    damaged = tmp_path / "metrics.json.damaged"
+    assert (damaged.read_text() if damaged.exists() else None) == cut
 
 
 def test_a_full_disk_leaves_the_last_record(tmp_path, monkeypatch):

@@ -24,7 +24,9 @@ def read_losses(folder) -> dict[int, float]:
 
 
 def test_a_run_leaves_its_record(shapes, tmp_path):
-    cfg = shapes_config(shapes, tmp_path / "run", "TEST.EVAL_PERIOD", "2")
+    # With this probability the untrained model finds something, so that there is a best checkpoint.
+    opts = ["TEST.EVAL_PERIOD", "2", "TEST.BEST_METRIC", "bbox/AP", "MODEL.RETINANET.PRIOR_PROB", "0.6"]
+    cfg = shapes_config(shapes, tmp_path / "run", *opts)
     d2.default_setup(cfg, Namespace(eval_only=False, config_file=""))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
@@ -41,6 +43,12 @@ def test_a_run_leaves_its_record(shapes, tmp_path):
     assert any(name.startswith("events.out") for name in names)
     # A resumed run continues from the last checkpoint, whichever is the best.
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_final.pth"
+    (folder,) = (tmp_path / "run" / "inference").iterdir()
+    thresholds = json.loads((folder / "operating_thresholds.json").read_text())
+    for name in ("model_final.pth", "model_best.pth"):
+        stored = torch.load(tmp_path / "run" / name, weights_only=True)["operating_thresholds"]
+        assert [one["name"] for one in stored["classes"]] == cfg.MODEL.CLASS_NAMES and stored["dataset"] == folder.name
+    assert torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["operating_thresholds"] == thresholds
 
 
 def test_a_saved_config_builds_the_same_model(shapes, tmp_path):

@@ -11,4 +11,9 @@ In reading order:
 - ``image_probe.py``: checks whether image files exist and open, and reads their sizes
 - ``class_ids.py``: reads the class names, and derives the number of classes
 - ``keypoint_numbers.py``: derives the number of keypoints
+- ``anchor_layout.py``: where the model of a config places its anchors
+- ``resized_boxes.py``: boxes after the config's crop and resize
+- ``anchor_coverage.py``: which share of the objects has an anchor that fits, by size, ratio and class
+- ``anchor_proposal.py``: anchors that fit a dataset better, as an override
+- ``coverage_warning.py``: the quick look at anchor coverage when training starts
 """

@@ -31,20 +31,37 @@ class ImageInfo(NamedTuple):
         return self.mode.split(";")[0] in ("I", "F")
 
 
-def probe_images(paths: Sequence[str], decode: bool = False, what: str = "images") -> list[ImageInfo | Exception]:
+class OutsideFolderError(ValueError):
+    """An image file that a dataset names, and that does not lie in the folder of its images."""
+
+
+def outside_error(path: str, root: str | None) -> OutsideFolderError | None:
+    """The error for a path that leads out of ``root``; None if it does not, or if there is no such folder.
+
+    Links are not followed: they are the user's own.
+    """
+    if root is None or os.path.abspath(path).startswith(os.path.abspath(root).rstrip(os.sep) + os.sep):
+        return None
+    return OutsideFolderError(f"a file in {root}; DATASETS.ALLOW_FILES_OUTSIDE True allows others")
+
+
+def probe_images(
+    paths: Sequence[str], decode: bool = False, what: str = "images", *, root: str | None = None
+) -> list[ImageInfo | Exception]:
     """Open each file, in parallel. The log shows the progress every few seconds.
 
     Args:
         paths: any number of files.
         decode: read all pixels; otherwise only the header, which misses later damage.
         what: names the files in the log.
+        root: files outside of this folder are not opened, and get an :class:`OutsideFolderError`.
 
     Returns:
         For each path, in order: its size and mode, or the error.
     """
 
     def probe(path: str) -> ImageInfo | Exception:
-        return _probe(path, decode)
+        return outside_error(path, root) or _probe(path, decode)
 
     found: list[ImageInfo | Exception] = []
     last = time.perf_counter()

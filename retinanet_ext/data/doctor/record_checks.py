@@ -18,13 +18,14 @@ from .annotation_faults import (
     annotation_fault,
     repaired_annotation,
 )
-from .image_probe import ImageInfo, probe_images
+from .image_probe import ImageInfo, OutsideFolderError, outside_error, probe_images
 from .keypoint_faults import KEYPOINT_FAULTS, with_keypoints
 from .tasks import BOXES, Tasks, refuse_tasks_without_data, task_summary
 
 ANNOTATION_KEY = "DATASETS.ON_BAD_ANNOTATION"
 IMAGE_KEY = "DATASETS.ON_BAD_IMAGE"
 CHECK_KEY = "DATASETS.CHECK_IMAGES"
+OUTSIDE_FOLDER = "image file outside of the image folder"
 ANNOTATION_POLICIES = ("error", "drop", "clip")
 IMAGE_POLICIES = ("error", "drop")
 IMAGE_CHECKS = ("auto", "header", "decode", "none")
@@ -97,6 +98,7 @@ def check_dataset_dicts(
     num_classes: int | None = None,
     tasks: Tasks = BOXES,
     annotation_file: str | None = None,
+    image_root: str | None = None,
 ) -> tuple[list[dict], Report]:
     """Check all records of a dataset.
 
@@ -123,6 +125,7 @@ def check_dataset_dicts(
         num_classes: K.
         tasks: whether masks, keypoints and identities are trained, and so examined.
         annotation_file: for messages.
+        image_root: an image file outside of this folder is a bad image, and is not opened; None: anywhere.
 
     Returns:
         The remaining records and the report. Records without problems are the same objects as in `dicts`. If keypoints
@@ -146,7 +149,7 @@ def check_dataset_dicts(
     if check_images == "auto":
         check_images = "decode" if len(dicts) <= MAX_DECODED else "header"
     refuse_tasks_without_data(dicts, dataset_name, tasks)
-    bad_images, sizes = _find_bad_images(dicts, check_images, dataset_name)
+    bad_images, sizes = _find_bad_images(dicts, check_images, dataset_name, image_root)
     num_annotations = sum(len(d.get("annotations", ())) for d in dicts)
     report = Report(dataset_name, len(dicts), num_annotations, check_images, annotation_file)
     bad_annotations = {}
@@ -179,13 +182,15 @@ def _check_choice(name, value, legal):
         raise ValueError(f"{name} is {value!r}; legal: {', '.join(legal)}.")
 
 
-def _find_bad_images(dicts, check_images, dataset_name):
+def _find_bad_images(dicts, check_images, dataset_name, image_root):
     """Return ({index of the record: Problem}, [(width, height) or None per record])."""
     sizes = [(d["width"], d["height"]) if "width" in d and "height" in d else None for d in dicts]
     bad, first_with_id = {}, {}
-    found = [None] * len(dicts)
-    if check_images != "none":
-        found = probe_images([d["file_name"] for d in dicts], check_images == "decode", f"Dataset {dataset_name!r}")
+    paths, what = [d["file_name"] for d in dicts], f"Dataset {dataset_name!r}"
+    if check_images == "none":
+        found = [outside_error(path, image_root) for path in paths]
+    else:
+        found = probe_images(paths, check_images == "decode", what, root=image_root)
     for index, (record, actual) in enumerate(zip(dicts, found, strict=True)):
         problem = image_problem(record, sizes[index], actual)
         image_id = record.get("image_id")
@@ -213,6 +218,8 @@ def image_problem(
     """
     if isinstance(actual, FileNotFoundError):
         return _problem(record, "missing image file", "no such file", "an image file")
+    if isinstance(actual, OutsideFolderError):
+        return _problem(record, OUTSIDE_FOLDER, record["file_name"], str(actual))
     if isinstance(actual, Exception):
         return _problem(record, "unreadable image", f"{type(actual).__name__}: {actual}", "an image file")
     if actual is None:

@@ -217,7 +217,7 @@ class LRScheduler(HookBase):
     ):
         """Both default to the trainer's."""
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._main_group: dict[str, Any] = {}
+        self._main_group = 0
 
     @property
     def scheduler(self) -> "torch.optim.lr_scheduler.LRScheduler":
@@ -232,10 +232,12 @@ class LRScheduler(HookBase):
                 "trainer.scheduler = trainer.build_lr_scheduler(cfg, trainer.optimizer) too"
             )
         groups = optimizer.param_groups
-        self._main_group = max(groups, key=lambda group: len(group["params"]))
+        # Its index, because an optimizer that loads a state makes its groups anew.
+        self._main_group = max(range(len(groups)), key=lambda index: len(groups[index]["params"]))
 
     def after_step(self) -> None:
-        self.trainer.storage.put_scalar("lr", self._main_group["lr"], smoothing_hint=False)
+        optimizer = self._optimizer or self.trainer.optimizer
+        self.trainer.storage.put_scalar("lr", optimizer.param_groups[self._main_group]["lr"], smoothing_hint=False)
         self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:

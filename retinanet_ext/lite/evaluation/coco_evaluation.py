@@ -50,8 +50,9 @@ class COCOEvaluator(DatasetEvaluator):
                 and annotated. A config, which older code passes here, has no effect.
             distributed: collect the predictions of all processes in the main process; only it has results.
                 False: each process evaluates the images that it processed.
-            output_dir: where to write `coco_instances_results.json` (predictions) and, for a dataset without
-                a COCO file, `<dataset_name>_coco_format.json` (ground truth). None: nowhere.
+            output_dir: where to write `coco_instances_results.json` (predictions), what explains them (see
+                `evaluate_predictions`) and, for a dataset without a COCO file, `<dataset_name>_coco_format.json`
+                (ground truth). None: nowhere.
             max_dets_per_image: number of predictions that count per image and class, highest scores first;
                 default 100. For crowded images set it to `cfg.TEST.DETECTIONS_PER_IMAGE`. For keypoints always 20.
             use_fast_impl: match by faster-coco-eval; otherwise by pycocotools, which gives the same numbers.
@@ -121,4 +122,5 @@ class COCOEvaluator(DatasetEvaluator):
         path = os.path.join(self._output_dir, f"{self._dataset_name}_coco_format.json")
         with open(path, "w") as f:
             f.write(json.dumps(self._ground_truth.coco))
+        self._ground_truth.file = path
         logger.info("Wrote %s", path)

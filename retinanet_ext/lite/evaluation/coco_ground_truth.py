@@ -34,7 +34,9 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
         DatasetCatalog.get(dataset_name)
     coco = parse_coco_file(json_file, required=["images", "categories"])
     mapping = metadata.get("thing_dataset_id_to_contiguous_id")
-    return GroundTruth.of(coco, str(json_file), mapping, metadata.get("thing_classes"))
+    truth = GroundTruth.of(coco, str(json_file), mapping, metadata.get("thing_classes"))
+    truth.file, truth.name, truth.image_root = str(json_file), dataset_name, metadata.get("image_root") or ""
+    return truth
 
 
 def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
@@ -53,7 +55,8 @@ def _from_dicts(dataset_name: str, metadata: Any) -> GroundTruth:
         "Converted %r to COCO format: %d images, %d annotations",
         dataset_name, len(coco["images"]), len(coco["annotations"]),
     )  # fmt: skip
-    return GroundTruth(coco, f"dataset {dataset_name!r}", category_ids, class_names, converted=True)
+    source = f"dataset {dataset_name!r}"
+    return GroundTruth(coco, source, category_ids, class_names, converted=True, name=dataset_name)
 
 
 def dicts_to_coco(dicts: list[dict], category_ids: dict[int, int], class_names: dict[int, str]) -> dict[str, Any]:
