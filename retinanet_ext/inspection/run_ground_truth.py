@@ -1,10 +1,12 @@
 """Finds the predictions of a run and the ground truth that belongs to them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
+from retinanet_ext.data.checked_records import CHECKED_SUFFIX
 from retinanet_ext.data.registration import annotation_file, load_metadata, register_custom_datasets
 from retinanet_ext.evaluation.coco_tasks import RESULTS_FILE
 from retinanet_ext.evaluation.evaluated_dataset import EvaluatedDataset
@@ -19,9 +21,12 @@ def find_datasets(run: RunFolder) -> tuple[list[EvaluatedDataset], list[str]]:
     folders = find_evaluations(run.path)
     for folder in folders:
         try:
-            datasets.append(read_evaluation(folder))
+            data = read_evaluation(folder)
         except (OSError, ValueError) as error:
             problems.append(str(error))
+            continue
+        # The config and results.json know data by this name, also if the policies have left something out.
+        datasets.append(replace(data, name=data.name.removesuffix(CHECKED_SUFFIX)))
     known = {folder.resolve() for folder in folders}
     for path in sorted((run.path / "inference").glob(f"**/{RESULTS_FILE}")):
         if path.parent.resolve() in known:

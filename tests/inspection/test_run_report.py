@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from retinanet_ext.cli.main import main
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
+from retinanet_ext.evaluation.ground_truth_file import write_reference
+from retinanet_ext.evaluation.result_files import read_result_files
 from retinanet_ext.inspection import run_report
 from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.inspection.config_difference import config_difference
@@ -86,8 +89,6 @@ def test_names_are_escaped_and_nothing_is_loaded_from_outside(folder, page):
 
 
 def test_intervals_and_reasons_of_results_json_are_shown(folder, tmp_path):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     (run / "results.json").write_text(
@@ -113,6 +114,22 @@ def test_a_folder_with_results_only(tmp_path):
     page = Page(write_run_report(tmp_path))
     assert "With averaged weights (EMA) AP of boxes is 1.3 points higher." in page.text
     assert page.row("score")[1] == "1.50" and "this run evaluated only" in page.text
+
+
+def test_checked_data_are_the_dataset_of_the_config(folder, tmp_path):
+    run = tmp_path / "run"
+    predictions = run / "inference" / "cells_val" / "coco_instances_results.json"
+    predictions.parent.mkdir(parents=True)
+    shutil.copy(folder / "inference" / "coco_instances_results.json", predictions)
+    shutil.copy(folder / "config.yaml", run)
+    truth = read_result_files(folder.parent / "cells.json", predictions).truth
+    truth.name = "cells_val+checked"  # as an evaluation names data of which the policies have left something out
+    write_reference(predictions.parent, truth, tasks=["bbox"], max_dets_per_image=100, oks_sigmas=(), image_ids=None)
+    results = {"bbox": {"AP": 12.3}, "data": {"images": 5, "images_left_out": 0, "annotations_left_out": 1}}
+    (run / "results.json").write_text(json.dumps(results))
+    page = Page(write_run_report(run))
+    assert sum(row[:1] == ["boxes"] for row in page.rows) == 1 and page.row("boxes")[1].startswith("12.3 [")
+    assert "cells_val+checked" not in page.text
 
 
 def test_without_time_the_page_says_what_it_lacks(folder, tmp_path):
