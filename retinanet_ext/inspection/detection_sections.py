@@ -43,6 +43,8 @@ _CALIBRATION = (
     "(Guo et al., 2017)."
 )
 
+_NOT_FOUND = "Not found: no detection of any score has the class of the object and an IoU of at least 0.5 with it."
+
 
 def detection_sections(statistics: DetectionStatistics, suffix: str) -> list[Block]:
     """`suffix`: ends each heading; names the dataset if there are several."""
@@ -134,7 +136,7 @@ def _confusion(statistics, suffix):
     text = "Detections above the score thresholds of their classes, at IoU 0.5: what was there, and what was predicted."
     blocks: list[Block] = [Heading(f"Confusion{suffix}"), Paragraph(text)]
     rows = largest_confusions(matrix, names)
-    header = ("true", "predicted", "times", "share of the true class (%)")
+    header = ("true", "predicted", "times", "of the true class (%)")
     tables: list[Block] = [Table(header, rows, numbers=(2, 3))] if rows else []
     if len(names) > _MATRIX_CLASSES:
         blocks += [Paragraph(f"The {len(rows)} largest confusions between classes:"), *tables] if rows else []
@@ -210,14 +212,14 @@ def _sizes(statistics, suffix):
         rows.append((label, f"{objects[letter]:,}", _number(value), _interval(interval), share))
         if not np.isnan(value):
             drawn.append((label, value, interval))
-    header = ("size", "objects", "AP", "95 % interval", "not found at any score (%)")
+    header = ("size", "objects", "AP", "95 % interval", "not found (%)")
     blocks: list[Block] = [Heading(f"AP by size{suffix}")]
     if drawn:
         labels, values, intervals = zip(*drawn)
         caption = f"AP of {TASK_NAMES[task.task]} by the area of the object, with 95 % intervals"
         figure = Figure(f"sizes{suffix}.svg", caption, draw_intervals(labels, values, intervals, "AP"))
-        return [*blocks, Beside([figure, Table(header, rows)])]
-    return [*blocks, Table(header, rows)]
+        return [*blocks, Beside([figure, Table(header, rows)]), Paragraph(_NOT_FOUND)]
+    return [*blocks, Table(header, rows), Paragraph(_NOT_FOUND)]
 
 
 def objects_by_size(statistics: DetectionStatistics) -> tuple[dict[str, int], dict[str, int]]:

@@ -131,9 +131,12 @@ def _about_detections(statistics: DetectionStatistics) -> Iterator[Finding]:
     if task.metrics.get("AP50", np.nan) < _HARDLY:
         objects, missed = objects_by_size(statistics)
         share = sum(missed.values()) / max(1, sum(objects.values()))
-        yield 0.97, (
-            f"AP50 of {TASK_NAMES[task.task]} is {task.metrics['AP50']:.1f}: the model has hardly learned to detect. "
-            f"{share:.0%} of the objects are found by no detection of any score."
+        yield (
+            0.97,
+            (
+                f"AP50 of {TASK_NAMES[task.task]} is {task.metrics['AP50']:.1f}: the model has hardly learned to "
+                f"detect. {share:.0%} of the objects are found by no detection of any score."
+            ),
         )
         return
     interval = task.intervals.get("AP")

@@ -1,9 +1,12 @@
 """Finds the predictions of a run and the ground truth that belongs to them."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
+from retinanet_ext.data.checked_records import CHECKED_SUFFIX
 from retinanet_ext.data.registration import annotation_file, load_metadata, register_custom_datasets
 from retinanet_ext.evaluation.coco_tasks import RESULTS_FILE
 from retinanet_ext.evaluation.evaluated_dataset import EvaluatedDataset
@@ -18,9 +21,12 @@ def find_datasets(run: RunFolder) -> tuple[list[EvaluatedDataset], list[str]]:
     folders = find_evaluations(run.path)
     for folder in folders:
         try:
-            datasets.append(read_evaluation(folder))
+            data = read_evaluation(folder)
         except (OSError, ValueError) as error:
             problems.append(str(error))
+            continue
+        # The config and results.json know data by this name, also if the policies have left something out.
+        datasets.append(replace(data, name=data.name.removesuffix(CHECKED_SUFFIX)))
     known = {folder.resolve() for folder in folders}
     for path in sorted((run.path / "inference").glob(f"**/{RESULTS_FILE}")):
         if path.parent.resolve() in known:
@@ -53,12 +59,22 @@ def registered_files(run: RunFolder, name: str) -> tuple[str, str]:
     Raises:
         FileNotFoundError, ValueError, KeyError: it is not registered, or its files are not on this machine.
     """
-    if name not in DatasetCatalog.list() and (run.path / "config.yaml").is_file():
-        register_custom_datasets(load_config(str(run.path / "config.yaml"), datasets=False))
-    if name not in DatasetCatalog.list():
-        raise ValueError(f"the dataset {name!r} is neither built in nor one of DATASETS.CUSTOM")
+    registered_source(run, name)
     file = annotation_file(name)
     if file is None:
         raise ValueError(f"the dataset {name!r} has no COCO file on this machine")
     load_metadata(name)
     return file, MetadataCatalog.get(name).get("image_root", None) or ""
+
+
+def registered_source(run: RunFolder, name: str) -> dict[str, Any] | None:
+    """The item of DATASETS.CUSTOM that a dataset comes from, by the config of the run; None for another dataset.
+
+    Raises:
+        ValueError, KeyError: it is not registered, and the config does not describe it.
+    """
+    if name not in DatasetCatalog.list() and (run.path / "config.yaml").is_file():
+        register_custom_datasets(load_config(str(run.path / "config.yaml"), datasets=False))
+    if name not in DatasetCatalog.list():
+        raise ValueError(f"the dataset {name!r} is neither built in nor one of DATASETS.CUSTOM")
+    return MetadataCatalog.get(name).get("custom_source", None)

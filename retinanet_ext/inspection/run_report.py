@@ -128,7 +128,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     config = run.config or {}
     weights = config.get("MODEL.WEIGHTS")
     facts = [
-        ("Model", str(config.get("MODEL.META_ARCHITECTURE", "unknown, because config.yaml is missing"))),
+        ("Model", str(config.get("MODEL.META_ARCHITECTURE", "unknown"))),
         ("Started from", "random weights" if weights == "" else str(weights) if weights else "unknown"),
         ("Trained on", ", ".join(map(str, config.get("DATASETS.TRAIN") or ())) or NOTHING),
         ("Evaluated on", ", ".join(map(str, config.get("DATASETS.TEST") or ())) or NOTHING),

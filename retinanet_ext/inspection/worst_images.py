@@ -19,11 +19,11 @@ NUMBER = 6
 _SIDE = 480  # pixels of the longer side of a picture
 _JPEG_QUALITY = 82
 _FONT_SCALE = 1.5  # the page shows the pictures at about half their size
-_MAX_OBJECTS = 60  # drawn in one picture
+_MAX_OBJECTS = 30  # drawn in one picture
 _RIGHT, _WRONG = (0.1, 0.6, 1.0), (1.0, 0.45, 0.0)  # RGB
 _HOW_TO_READ = (
     "Lowest F1 first. Left the ground truth, right the detections above the score thresholds of their classes; blue is "
-    "found or right, orange is missed or wrong, at IoU 0.5."
+    f"found or right, orange is missed or wrong, at IoU 0.5. At most {_MAX_OBJECTS} objects are drawn."
 )
 
 

@@ -76,7 +76,8 @@ def _draw_panel(axes, panel: Panel, resumes: Sequence[int]) -> None:
         return
     axes.yaxis.set_major_locator(MaxNLocator(4))
     if panel.floor is not None:
-        axes.set_ylim(bottom=panel.floor)
+        # Set with the upper end, because the margin of the data is too small once the axis starts at the floor.
+        axes.set_ylim(panel.floor, panel.floor + 1.08 * max(float(np.max(ys)) - panel.floor, 1e-12))
 
 
 def _thinned(points):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 from retinanet_ext.cli.main import main
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
+from retinanet_ext.evaluation.ground_truth_file import write_reference
+from retinanet_ext.evaluation.result_files import read_result_files
 from retinanet_ext.inspection import run_report
 from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.inspection.config_difference import config_difference
 from retinanet_ext.inspection.detection_sections import largest_confusions
 from retinanet_ext.inspection.run_folder import read_run_folder
 from retinanet_ext.inspection.run_report import write_run_report
+from tests.data.conftest import catalogs  # noqa: F401
 from tests.inspection.report_runs import STRANGE_CLASS, Page, training_row, write_detection_run
 
 
@@ -85,8 +89,6 @@ def test_names_are_escaped_and_nothing_is_loaded_from_outside(folder, page):
 
 
 def test_intervals_and_reasons_of_results_json_are_shown(folder, tmp_path):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     (run / "results.json").write_text(
@@ -112,6 +114,22 @@ def test_a_folder_with_results_only(tmp_path):
     page = Page(write_run_report(tmp_path))
     assert "With averaged weights (EMA) AP of boxes is 1.3 points higher." in page.text
     assert page.row("score")[1] == "1.50" and "this run evaluated only" in page.text
+
+
+def test_checked_data_are_the_dataset_of_the_config(folder, tmp_path):
+    run = tmp_path / "run"
+    predictions = run / "inference" / "cells_val" / "coco_instances_results.json"
+    predictions.parent.mkdir(parents=True)
+    shutil.copy(folder / "inference" / "coco_instances_results.json", predictions)
+    shutil.copy(folder / "config.yaml", run)
+    truth = read_result_files(folder.parent / "cells.json", predictions).truth
+    truth.name = "cells_val+checked"  # as an evaluation names data of which the policies have left something out
+    write_reference(predictions.parent, truth, tasks=["bbox"], max_dets_per_image=100, oks_sigmas=(), image_ids=None)
+    results = {"bbox": {"AP": 12.3}, "data": {"images": 5, "images_left_out": 0, "annotations_left_out": 1}}
+    (run / "results.json").write_text(json.dumps(results))
+    page = Page(write_run_report(run))
+    assert sum(row[:1] == ["boxes"] for row in page.rows) == 1 and page.row("boxes")[1].startswith("12.3 [")
+    assert "cells_val+checked" not in page.text
 
 
 def test_without_time_the_page_says_what_it_lacks(folder, tmp_path):
@@ -194,6 +212,34 @@ def test_the_config_is_compared_with_the_file_of_the_command(tmp_path):
     assert "1 key(s) differ from base.yaml" in page.text and "git 0123456789ab, with uncommitted changes" in page.text
     (tmp_path / "base.yaml").unlink()
     assert "cannot be read any more" in Page(write_run_report(run)).text
+
+
+def test_incidents_and_unreadable_images_are_listed(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({**training_row(19), "total_loss": None}))
+    incident = tmp_path / "incidents" / "iter_0000012"
+    incident.mkdir(parents=True)
+    causes = [{"weight": 0.9, "cause": "learning rate", "evidence": "the norm grew"}]
+    (incident / "incident.json").write_text(json.dumps({"iteration": 12, "causes": causes, "ranks": []}))
+    image = {"file_name": "/data/x.jpg", "image_id": 4, "reason": "it is truncated", "iterations": [3], "times": 3}
+    content = {"budget": 2, "different_images": 1, "times": 3, "images": [image]}
+    (tmp_path / "bad_images.json").write_text(json.dumps(content))
+    page = Page(write_run_report(tmp_path))
+    assert "iter_0000012: iteration 12, likely cause learning rate (the norm grew)" in page.text
+    assert "file_name /data/x.jpg, image_id 4, reason it is truncated" in page.text
+    assert "total_loss was not finite at iteration 19." in page.text
+    assert "1 image(s) could not be read during training." in page.text
+
+
+def test_training_data_are_counted_as_the_config_takes_them(folder, tmp_path, catalogs):  # noqa: F811
+    images = []
+    for name, part in (("cells_a", "[0, 0.6]"), ("cells_b", "[0.6, 1]")):
+        text = (folder / "config.yaml").read_text().replace("cells_val", name)
+        (tmp_path / "config.yaml").write_text(text.replace("FORMAT: coco", f"FORMAT: coco, PART: {part}"))
+        row = Page(write_run_report(tmp_path)).row(name)
+        images.append(int(row[2]))
+        objects = str(2 * images[-1])
+        assert row[3:8] == ["0", objects, "0", objects, "0"]
+    assert min(images) > 0 and sum(images) == 5
 
 
 def test_warnings_of_the_log_are_counted(tmp_path):
