@@ -28,6 +28,7 @@ ENGINE_FREE = {
     "training.arguments",
     "training.step",
     "training.nonfinite_losses",
+    "training.stops",
 }
 # What each part may import from the package, besides itself and the engine-free modules. Parts that are not listed
 # (the command line and what it runs) may import everything.
