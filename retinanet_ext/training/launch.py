@@ -154,7 +154,13 @@ def launch(main: Callable[[Namespace], None], args: Namespace, *, handle_stops: 
                 f"{group.world_size}; leave the flag out"
             )
         _set_address()
-        _run_in_group(main, args, group, "env://")
+        try:
+            _run_in_group(main, args, group, "env://")
+        except Exception as error:
+            if hasattr(error, "for_user") and not getattr(error, "by_other_rank", False):
+                text, code = error.for_user
+                error.for_user = (f"rank {group.rank}: {text}", code)
+            raise
         return
     _check_flags(args)
     if args.num_machines * args.num_gpus <= 1:

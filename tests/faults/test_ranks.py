@@ -58,7 +58,7 @@ class Job:
         script.write_text(START.format(module="fault_work"))
         start = [sys.executable, str(script), "--num-gpus", "2"]
         if launcher == "torchrun":
-            start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+            start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
             start += [str(script)]
         paths = os.pathsep.join([str(folder), str(REPO_ROOT)])
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -143,4 +143,4 @@ def test_a_stop_reaches_all_ranks(tmp_path, times, target):
 
 def test_torchrun_names_a_rank_that_raises(tmp_path):
     code, err = Job(tmp_path, "raises", "torchrun").wait().end()
-    assert code == 1 and err.count("error: the file x.json has no images") == 1, err
+    assert code == 1 and err.count("error: rank 1: the file x.json has no images") == 1, err
