@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a model of this package; the flags are those of Detectron2's training script.
+"""Train or evaluate a model of this package; the flags are those of Detectron2's training script, and --time-limit.
 
 python train_net.py --config-file configs/quick/retinanet.yaml
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
@@ -8,8 +8,13 @@ torchrun --nproc-per-node 8 train_net.py --config-file ...
 Where only the package is installed, `retinanet-ext train` does the same.
 """
 
-from retinanet_ext.d2 import default_argument_parser
-from retinanet_ext.training.launch import launch, main
+import argparse
+import sys
+
+from retinanet_ext.training.arguments import add_train_arguments
+from retinanet_ext.training.command import run_command
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_train_arguments(parser)
+    sys.exit(run_command(parser.parse_args()))

@@ -89,7 +89,6 @@ if ENGINE == "detectron2":
             from detectron2.utils.events import (
                 EventStorage,
                 EventWriter,
-                JSONWriter,
                 TensorboardXWriter,
                 get_event_storage,
                 has_event_storage,
@@ -139,7 +138,6 @@ else:
     from retinanet_ext.lite.events import (
         EventStorage,
         EventWriter,
-        JSONWriter,
         TensorboardXWriter,
         get_event_storage,
         has_event_storage,

@@ -34,6 +34,7 @@ ENGINE_FREE = {
     "training.step",
     "training.nonfinite_losses",
     "training.state_before_step",
+    "training.stops",
 }
 # What each part may import from the package, besides itself and the engine-free modules. Parts that are not listed
 # (the command line and what it runs) may import everything.

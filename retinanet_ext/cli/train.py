@@ -3,8 +3,9 @@
 import argparse
 
 from retinanet_ext.training.arguments import add_train_arguments
+from retinanet_ext.training.command import run_command
 
-from .usage import UsageError, usage_errors
+from .usage import UsageError
 
 HELP = "Train a model, or evaluate one with --eval-only; the flags are those of Detectron2's train_net.py."
 
@@ -14,12 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from retinanet_ext.config.loading import load_config
-    from retinanet_ext.training.launch import launch, main
-
     if not args.config_file:
         raise UsageError("--config-file is missing; configs/ and README.md list those that come with the package.")
-    with usage_errors():  # mistakes in the config are said without a traceback
-        load_config(args.config_file, args.opts, datasets=False)
-    launch(main, args)
-    return 0
+    return run_command(args)

@@ -169,6 +169,8 @@ def with_known_identities(foreground: Sequence[Instances], rois_per_object: int)
         rank = torch.arange(len(objects), device=objects.device) - torch.searchsorted(objects, objects)
         is_drawn = torch.zeros_like(objects, dtype=torch.bool)
         is_drawn[drawn[order]] = rank < rois_per_object
+        if not image.has("gt_identities"):  # an image without objects need not have the field, so `image` is empty
+            image.gt_identities = torch.zeros_like(image.gt_index)
         is_kept.append(is_drawn & (image.gt_identities >= 0))
     return _rows_without_masks(foreground, is_kept)
 

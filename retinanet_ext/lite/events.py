@@ -104,6 +104,10 @@ class EventStorage:
         """All values of all scalars, by name."""
         return self._history
 
+    def smoothing_hints(self) -> dict[str, bool]:
+        """Whether each scalar is noisy, as :meth:`put_scalar` was told."""
+        return self._smoothing_hints
+
     def latest(self) -> dict[str, tuple[float, int]]:
         """The last value of every scalar, with the iteration it belongs to."""
         return self._latest

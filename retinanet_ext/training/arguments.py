@@ -1,6 +1,9 @@
 """The flags of a training run. Independent of the engine, and of torch."""
 
 import argparse
+import re
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,5 +20,38 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="tcp://ADDRESS:PORT of machine 0; auto: a free port of this machine",
     )
     parser.add_argument(
+        "--time-limit",
+        type=seconds_of,
+        metavar="TIME",
+        help="save and exit with code 75 within this time: 2h30m, 90m, seconds, or D-HH:MM:SS as SLURM writes it",
+    )
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="pairs that override keys of the config"
     )
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time such as ``5400``, ``90m``, ``1h30m``, ``1:30:00`` (or ``90:00``) and ``1-12:00:00``.
+
+    Raises:
+        argparse.ArgumentTypeError: ``text`` is no such time, or not above zero.
+    """
+    seconds = _seconds(text.strip().lower())
+    if not seconds:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time above zero; legal: seconds (5400), units (1h30m, 90m), D-HH:MM:SS, HH:MM:SS, MM:SS"
+        )
+    return seconds
+
+
+def _seconds(text: str) -> float | None:
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text):
+        return float(sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([dhms])", text)))
+    # SLURM writes days only before hours, and hours only before minutes.
+    clock = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text)
+    if clock is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+    return float(days * 86400 + hours * 3600 + minutes * 60 + seconds)

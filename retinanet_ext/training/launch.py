@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from retinanet_ext.checkpoint.checked_checkpointer import CheckedCheckpointer
 from retinanet_ext.checkpoint.weights import load_weights
@@ -34,11 +33,14 @@ from retinanet_ext.d2 import (
 from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.machine.cpu import usable_cores
 
+from . import meeting, run_errors, stops
 from .explained_results import write_intervals
+from .rank_channel import RankChannel
+from .ranks import run_ranks
 from .run_lock import lock_run_folder, release_run_folders, warn_of_holder
 from .trainer import Trainer
 
-# How long a process waits for the others, at the start and in every exchange.
+# How long a process waits for the others in every exchange.
 TIMEOUT = datetime.timedelta(minutes=30)
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def _train_or_evaluate(args: Namespace) -> None:
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        run_errors.begin_work()
         trainer.train()
     if comm.is_main_process():
         write_intervals(cfg)
@@ -82,6 +85,7 @@ def _setup(args: Namespace) -> CfgNode:
     default_setup(cfg, args)
     # Detectron2's default_setup sets up Detectron2's log only.
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")
+    run_errors.begin_log(cfg.OUTPUT_DIR, comm.get_rank())
     say_scaled(scaling)
     return cfg
 
@@ -96,6 +100,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
     resume = resume and any(comm.all_gather(checkpointer.has_checkpoint()))
     weights = checkpointer.newest_good() if resume else cfg.MODEL.WEIGHTS
     load_weights(model, weights, strict=True)
+    run_errors.begin_work()
     results = Trainer.test(cfg, model)
     return {**results, **Trainer.test_with_tta(cfg, model)} if cfg.TEST.AUG.ENABLED else results
 
@@ -134,18 +139,33 @@ def process_group_from_environment(environment: Mapping[str, str]) -> ProcessGro
     return None
 
 
-def launch(main: Callable[[Namespace], None], args: Namespace) -> None:
+class OtherRankFailed(RuntimeError):
+    """This process ended because another one failed first. ``silent``: that one tells the user."""
+
+    by_other_rank = True
+
+    def __init__(self, text: str, code: int, silent: bool) -> None:
+        super().__init__(text)
+        self.for_user, self.silent = (text, code), silent
+
+
+def launch(main: Callable[[Namespace], None], args: Namespace, *, handle_stops: bool = False) -> None:
     """Run ``main(args)`` in every process of the run.
 
     Args:
         main: called once in each process. If several processes are started here, it must be importable by name.
         args: Detectron2's command-line arguments. Unless torchrun or srun has started this process, ``num_gpus``
             processes are started here, for machine ``machine_rank`` of ``num_machines``; they meet at ``dist_url``.
+        handle_stops: as a command does, handle signals and ``args.deadline`` in the processes started here; see
+            :mod:`retinanet_ext.training.stops`. For this process, the caller has done so.
 
     Raises:
         ValueError: flags or variables that contradict each other or the launcher.
         torch.multiprocessing.ProcessRaisedException: a process that was started here failed; the error holds its
             traceback. The other processes are stopped.
+        torch.multiprocessing.ProcessExitedException: a process that was started here was killed.
+        OtherRankFailed: under torchrun or srun, another process failed first.
+        StopRequested: the run stopped early.
     """
     group = process_group_from_environment(os.environ)
     if group is not None:
@@ -155,14 +175,20 @@ def launch(main: Callable[[Namespace], None], args: Namespace) -> None:
                 f"{group.world_size}; leave the flag out"
             )
         _set_address()
-        _run_in_group(main, args, group, "env://")
+        try:
+            _run_in_group(main, args, group, "env://")
+        except Exception as error:
+            if hasattr(error, "for_user") and not getattr(error, "by_other_rank", False):
+                text, code = error.for_user
+                error.for_user = (f"rank {group.rank}: {text}", code)
+            raise
         return
     _check_flags(args)
     if args.num_machines * args.num_gpus <= 1:
         main(args)
     else:
         address = _meeting_point(args)
-        mp.start_processes(_run_process, args=(main, args, address), nprocs=args.num_gpus, start_method="spawn")
+        run_ranks(_run_process, (main, args, address, handle_stops), args.num_gpus, args.machine_rank * args.num_gpus)
 
 
 def _check_flags(args: Namespace) -> None:
@@ -190,20 +216,54 @@ def _meeting_point(args: Namespace) -> str:
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def _run_process(local_rank: int, main: Callable, args: Namespace, address: str) -> None:
+def _run_process(local_rank: int, main: Callable, args: Namespace, address: str, handle_stops: bool) -> None:
     rank, world_size = args.machine_rank * args.num_gpus + local_rank, args.num_machines * args.num_gpus
-    _run_in_group(main, args, ProcessGroup(rank, world_size, local_rank, args.num_gpus), address)
+    group = ProcessGroup(rank, world_size, local_rank, args.num_gpus)
+    if not handle_stops:
+        stops.unblock_signals()
+        _run_in_group(main, args, group, address)
+        return
+    run_errors.on_command_line()
+    with stops.handled_signals(args.deadline, parent=os.getppid()):
+        _run_in_group(main, args, group, address)
 
 
 def _run_in_group(main: Callable, args: Namespace, group: ProcessGroup, address: str) -> None:
-    _join(group, address)
-    main(args)
+    channel = _join(group, address)
+    try:
+        main(args)
+    except stops.StopRequested as stop:
+        stop.silent = group.rank > 0
+        if stop.message:  # all processes stop together
+            channel.leave()
+            _leave()
+        else:
+            stop.silent = channel.fail(stops.STOPPED_EARLY, stop.reason).rank != group.rank
+        raise
+    except BaseException as error:
+        _fail(channel, error)
+        raise
+    channel.leave()
     # Leave only after success: after an error, closed connections would make the other processes fail first and hide
     # the cause.
     _leave()
 
 
-def _join(group: ProcessGroup, address: str) -> None:
+def _fail(channel: RankChannel, error: BaseException) -> None:
+    """Tell the other processes, or raise what another one has told before."""
+    text, code = run_errors.describe(error)
+    first = channel.fail(code, f"rank {channel.rank}: {text}")
+    if first.rank == channel.rank:
+        error.for_user = (text, code)
+    elif first.code == stops.STOPPED_EARLY:
+        stop = stops.StopRequested(first.text)
+        stop.silent = True
+        raise stop from error
+    else:
+        raise OtherRankFailed(first.text, first.code, not channel.reports()) from error
+
+
+def _join(group: ProcessGroup, address: str) -> RankChannel:
     backend = "gloo"
     if torch.cuda.is_available():
         # Both backends, because the model's device is not known yet: it may be the CPU even on a machine with GPUs.
@@ -214,7 +274,10 @@ def _join(group: ProcessGroup, address: str) -> None:
         # Each process would otherwise start a thread for every core of the machine.
         torch.set_num_threads(max(1, usable_cores() // group.local_size))
     try:
-        dist.init_process_group(backend, address, TIMEOUT, world_size=group.world_size, rank=group.rank)
+        store, host = meeting.meet(address, group.rank, group.world_size)
+        channel = RankChannel(group.rank, group.world_size, store, host)
+        joint = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, None, TIMEOUT, world_size=group.world_size, rank=group.rank, store=joint)
     except Exception:
         logger.error(
             "process %d of %d could not join the others at %s: is the address reachable, is the port free, were all "
@@ -223,7 +286,8 @@ def _join(group: ProcessGroup, address: str) -> None:
         raise
     comm.create_local_process_group(_local_group_size(group))
     # A machine that cannot reach the others fails here, not in the middle of the first iteration.
-    comm.synchronize()
+    meeting.check_exchange(torch.device("cpu"))
+    return channel
 
 
 def _local_group_size(group: ProcessGroup) -> int:
@@ -244,6 +308,7 @@ def _leave() -> None:
             setattr(comm, name, None)
         elif hasattr(value, "cache_clear"):
             value.cache_clear()
+    meeting.forget()
     gc.collect()
     dist.destroy_process_group()
 

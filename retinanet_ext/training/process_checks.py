@@ -10,6 +10,8 @@ import torch
 from retinanet_ext.d2 import ENGINE, CfgNode, comm
 from retinanet_ext.machine.processes import images_per_process
 
+from .meeting import check_exchange
+
 
 def check_processes(cfg: CfgNode) -> None:
     """Refuse a job that cannot work. All processes call this together, and all raise.
@@ -28,6 +30,7 @@ def check_processes(cfg: CfgNode) -> None:
             "set the environment variable RETINANET_EXT_ENGINE=lite"
         )
     _check_one_gpu_each(cfg.MODEL.DEVICE)
+    check_exchange(torch.device(cfg.MODEL.DEVICE))
 
 
 def _check_batch(cfg: CfgNode) -> None:

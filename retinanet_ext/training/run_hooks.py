@@ -14,6 +14,7 @@ from .finite_weights import FiniteWeightsHook
 from .nonfinite_guard import NonFiniteGuard
 from .progress_line import FirstProgress
 from .running_statistics import AverageBuffersHook
+from .stop_hook import SaveTimer, StopHook
 from .threshold_storage import StoreThresholds, threshold_entries
 
 
@@ -36,11 +37,23 @@ def with_run_hooks(trainer: DefaultTrainer, engine_hooks: list) -> list:
     extra, early_stop = [*_average(trainer), *_tta(trainer)], early_stop_hooks(trainer)
     extra.append(NonFiniteGuard(trainer.cfg))
     if not comm.is_main_process():
-        return hook_list + extra + early_stop
+        return _with_stops(trainer, hook_list + extra + early_stop)
     _look_at_anchors(trainer)
     extra += [*_best_checkpoint(trainer), _first_progress(trainer)]
     extra += [StoreThresholds(trainer.cfg), *early_stop]
-    return hook_list[:-1] + extra + hook_list[-1:]
+    return _with_stops(trainer, hook_list[:-1] + extra + hook_list[-1:])
+
+
+def _with_stops(trainer, hook_list: list) -> list:
+    """Add the hooks of a stop: one before the checkpointer, and one between it and the evaluation."""
+    hook_list = [hook for hook in hook_list if hook is not None]
+    savers = [index for index, hook in enumerate(hook_list) if isinstance(hook, hooks.PeriodicCheckpointer)]
+    evaluations = [index for index, hook in enumerate(hook_list) if isinstance(hook, hooks.EvalHook)]
+    first, last = (savers or evaluations)[0], (evaluations or savers)[0]
+    timer, later = SaveTimer(), hook_list[last:]
+    # A subclass of the trainer may have other writers; processes but the main one have none.
+    stop = StopHook(timer, trainer.cfg.TEST.EVAL_PERIOD, later, getattr(trainer, "metrics_file", None))
+    return [*hook_list[:first], timer, *hook_list[first:last], stop, *later]
 
 
 def _look_at_anchors(trainer) -> None:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from retinanet_ext.machine.cpu import computes_in_bfloat16
 from retinanet_ext.machine.processes import bare_model
 
+from . import stops
 from .nonfinite_losses import NonFiniteStep, raise_nonfinite
 from .state_before_step import StateBeforeStep
 
@@ -94,6 +95,8 @@ class TrainStep:
             ValueError: ``accumulate`` is above 1, and the model has no ``as_one_batch``.
         """
         self.iter = 0
+        # Why to stop after this step: the same in all processes, because it travels with the losses.
+        self.stop_reason: str | None = None
         self._storage, self._after_backward = storage, after_backward
         self._precision, self._accumulate = precision, accumulate
         self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
@@ -157,7 +160,7 @@ class TrainStep:
         self._after_backward()
         # The one wait for the device: behind the norms, the losses have arrived too.
         norms = _GradientNorms(self.optimizer).read()
-        losses_by_rank, data_times = losses.read()
+        losses_by_rank, data_times, self.stop_reason = losses.read()
         all_finite = all(math.isfinite(loss) for losses in losses_by_rank for loss in losses.values())
         if all_finite and (math.isfinite(sum(norms)) or not self._has_nonfinite_gradient()):
             # The device gets its next work before the host writes.
@@ -276,7 +279,8 @@ class _AsyncLosses:
         self._names = list(losses)
         # `new_full` launches a kernel; making a tensor from a Python number would copy and wait for the device.
         first = next(iter(losses.values()))
-        values = torch.stack([*losses.values(), first.new_full((), data_time)])
+        extra = (data_time, stops.code_of(stops.stop_wanted()))
+        values = torch.stack([*losses.values(), *(first.new_full((), number) for number in extra)])
         rows = [values]
         if dist.is_available() and dist.is_initialized():
             rows = [torch.empty_like(values) for _ in range(dist.get_world_size())]
@@ -284,12 +288,14 @@ class _AsyncLosses:
         self._rows = torch.stack(rows).to("cpu", non_blocking=True)
         self._arrived = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
-    def read(self) -> tuple[list[dict[str, float]], list[float]]:
-        """Wait for the copy. Returns the losses by name and the data time in seconds, both by rank."""
+    def read(self) -> tuple[list[dict[str, float]], list[float], str | None]:
+        """Wait for the copy. Returns losses by name and data time in seconds, both by rank, and a reason to stop."""
         if self._arrived is not None:
             self._arrived.synchronize()
         rows = self._rows.tolist()
-        return [dict(zip(self._names, losses)) for *losses, _ in rows], [data_time for *_, data_time in rows]
+        losses_by_rank = [dict(zip(self._names, losses)) for *losses, _, _ in rows]
+        # With several reasons at once, all processes take the one with the highest number.
+        return losses_by_rank, [row[-2] for row in rows], stops.reason_of(max(row[-1] for row in rows))
 
 
 class _GradientNorms:

@@ -18,7 +18,6 @@ from retinanet_ext.d2 import (
     META_ARCH_REGISTRY,
     DatasetMapper,
     DefaultTrainer,
-    JSONWriter,
     MetadataCatalog,
     TensorboardXWriter,
     build_detection_test_loader,
@@ -56,6 +55,7 @@ from .explained_results import with_reasons
 from .first_model import attach_v1, load_start_weights
 from .frozen_parts import refuse_unfilled_frozen_parts
 from .identity_loaders import check_pairs, identity_test_loader, identity_train_loader
+from .metrics_file import MetricsFile
 from .optimizers import with_optimizer
 from .overlapped_evaluation import OverlappedEvaluator
 from .process_checks import check_processes
@@ -65,6 +65,7 @@ from .run_hooks import with_run_hooks
 from .run_record import write_results, write_run_record
 from .running_statistics import average_buffers
 from .step import TrainStep, mixed_precision
+from .stop_hook import StoppableLoader, StoppableTraining
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ logger = logging.getLogger(__name__)
 EVALUATORS = {"coco": DefaultCOCOEvaluator, "verification": VerificationEvaluator}
 
 
-class Trainer(DefaultTrainer):
+class Trainer(StoppableTraining, DefaultTrainer):
     """Trains and evaluates the meta-architectures of this package, on either engine."""
 
     def __init__(self, cfg):
@@ -227,11 +228,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
         if embeds_identities(cfg):
-            return identity_test_loader(cfg, dataset_name)
+            return StoppableLoader(identity_test_loader(cfg, dataset_name))
         dicts = load_checked_dicts(cfg, [dataset_name], filter_empty=False)
         # Here no other image may replace an unreadable one, because it would be evaluated twice.
         mapper = CheckedMapper(mapper_for_test(cfg))
-        return build_detection_test_loader(dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        loader = build_detection_test_loader(dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        return StoppableLoader(loader)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None):
@@ -318,7 +320,8 @@ class Trainer(DefaultTrainer):
             images_per_batch=self.cfg.SOLVER.IMS_PER_BATCH,
             num_images=getattr(self.data_loader, "num_images", None),
         )
-        return [progress, JSONWriter(os.path.join(output_dir, "metrics.json")), TensorboardXWriter(output_dir)]
+        self.metrics_file = MetricsFile(os.path.join(output_dir, "metrics.json"))
+        return [progress, self.metrics_file, TensorboardXWriter(output_dir)]
 
 
 def _check_best_metric(cfg) -> None:

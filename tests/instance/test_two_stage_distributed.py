@@ -1,5 +1,7 @@
 """Two processes compute the step of one with the joint batch, in one stage and in two; micro-batches give a mean."""
 
+import math
+
 import pytest
 import torch
 
@@ -26,6 +28,15 @@ def test_two_processes_equal_one_with_the_joint_batch(case, tmp_path):
     largest = max(gradient.abs().max().item() for gradient in expected["gradients"].values())
     for name, gradient in expected["gradients"].items():
         assert (actual["gradients"][name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6 * largest, name
+
+
+@pytest.mark.parametrize("case", ["embeddings_empty", "embeddings_nothing"])
+def test_a_rank_without_objects_or_images_is_normal_for_embeddings(case, tmp_path):
+    result = step_of_two(case, tmp_path)
+    for losses in result["losses"]:
+        assert "loss_embedding" in losses and all(map(math.isfinite, losses.values()))
+    head = [gradient for name, gradient in result["gradients"].items() if "embedding_head" in name]
+    assert head and all(gradient.isfinite().all() for gradient in head)
 
 
 @pytest.mark.parametrize("case", ["accumulated", "accumulated_nothing", "one_stage_accumulated_nothing"])

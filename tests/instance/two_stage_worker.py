@@ -18,18 +18,23 @@ STEPS = 2
 OPTS = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "10000", "MODEL.RPN.POSITIVE_FRACTION", "1.0"]
 OPTS += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1000", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0"]
 BRANCHES = ["MODEL.MASK_ON", "True", "MODEL.KEYPOINT_ON", "True"]
+EMBEDDING = ["MODEL.EMBEDDING_ON", "True", "MODEL.EMBEDDING.DIM", "6", "MODEL.ROI_EMBEDDING_HEAD.CONV_DIM", "8"]
 
 
 def images(case: str) -> list[list[dict]]:
     """The images of both ranks: with 1 and 4 objects; or the second rank has no objects, or no images."""
     first = two_stage_batch((96, 96), num_objects=1) + two_stage_batch((96, 96), num_objects=3, seed=1)
+    for inputs in first:  # no objects have none
+        inputs["instances"].gt_identities = torch.arange(len(inputs["instances"]))
     if "nothing" in case:
         return [first, []]
     return [first, two_stage_batch((96, 96), (96, 96), num_objects=0 if "empty" in case else 4, seed=2)]
 
 
 def build(case: str):
-    """The model of a case: one stage, or two stages on C4 or FPN."""
+    """The model of a case: one stage, with or without embeddings, or two stages on C4 or FPN."""
+    if case.startswith("embeddings"):
+        return d2.build_model(one_stage_config(*OPTS, *BRANCHES, *EMBEDDING))
     if case.startswith("one_stage"):
         return d2.build_model(one_stage_config(*OPTS, *BRANCHES))
     form = "C4" if case.startswith("c4") else "FPN"
