@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Train or evaluate a model of this package; the flags are those of Detectron2's training script, and --time-limit.
+"""Train or evaluate a model of this package.
+
+The flags are those of Detectron2's training script, --time-limit and --strict.
 
 python train_net.py --config-file configs/quick/retinanet.yaml
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth

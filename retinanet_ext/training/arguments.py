@@ -26,6 +26,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="save and exit with code 75 within this time: 2h30m, 90m, seconds, or D-HH:MM:SS as SLURM writes it",
     )
     parser.add_argument(
+        "--strict", action="store_true", help="refuse keys of the config that nothing in the run reads, not only warn"
+    )
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="pairs that override keys of the config"
     )
 

@@ -34,6 +34,7 @@ from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.machine.cpu import usable_cores
 
 from . import meeting, run_errors, stops
+from .config_linter import check_keys_are_read
 from .explained_results import write_intervals
 from .rank_channel import RankChannel
 from .ranks import run_ranks
@@ -87,6 +88,9 @@ def _setup(args: Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="retinanet_ext")
     run_errors.begin_log(cfg.OUTPUT_DIR, comm.get_rank())
     say_scaled(scaling)
+    strict = getattr(args, "strict", False)  # Detectron2's parser has no such flag
+    if comm.is_main_process() or strict:
+        check_keys_are_read(cfg, args.config_file, args.opts, strict=strict)
     return cfg
 
 
