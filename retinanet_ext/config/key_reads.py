@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from retinanet_ext.d2 import CfgNode, build_model
 
@@ -11,6 +12,8 @@ _READ_ELSEWHERE = (
     "MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CLASS_NAMES", "MODEL.CLASS_IDS", "MODEL.KEYPOINT_NAMES",
     "MODEL.KEYPOINT_LINES", "MODEL.EMBEDDING.HARMONIC.V1",
 )  # fmt: skip
+
+_DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_, torch.Tensor.erfinv_}
 
 
 class _RecordingNode(CfgNode):
@@ -45,10 +48,20 @@ class _RecordingNode(CfgNode):
         self.__dict__["_read"].add(self.__dict__["_prefix"] + key)
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out the initial values of parameters: to draw them on ``meta``, torch imports its compiler for seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def keys_read_by_model(cfg: CfgNode) -> set[str]:
     """Full names of the values and sections that are read while the model is built. No weights are loaded."""
     try:
-        with torch.device("meta"):  # no memory is allocated and no random number drawn
+        with torch.device("meta"), _NoInitialValues():  # no memory is allocated and no random number drawn
             return _keys_read_on("meta", cfg)
     except Exception:  # any exception: a module that inspects tensor values fails, because there are none
         return _keys_read_on("cpu", cfg)

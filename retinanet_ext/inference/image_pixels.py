@@ -34,6 +34,10 @@ def count_pixels(given: str | PathLike | np.ndarray | Image.Image) -> int:
 def refuse_large(given: str | PathLike | np.ndarray | Image.Image, max_pixels: int) -> None:
     """Refuse an image before it is decoded.
 
+    Args:
+        given: a path, an array ``(H, W, ...)`` or a Pillow image.
+        max_pixels: INPUT.MAX_PIXELS.
+
     Raises:
         TooManyPixelsError: it has more than ``max_pixels`` pixels.
     """
