@@ -22,8 +22,8 @@ _FONT_SCALE = 1.5  # the page shows the pictures at about half their size
 _MAX_OBJECTS = 30  # drawn in one picture
 _RIGHT, _WRONG = (0.1, 0.6, 1.0), (1.0, 0.45, 0.0)  # RGB
 _HOW_TO_READ = (
-    "Lowest F1 first. Left the ground truth, right the detections above the score thresholds of their classes; blue is "
-    f"found or right, orange is missed or wrong, at IoU 0.5. At most {_MAX_OBJECTS} objects are drawn."
+    "Lowest F1 first. Of each image first the ground truth, then the detections above the score thresholds of their "
+    f"classes; blue is found or right, orange is missed or wrong, at IoU 0.5. At most {_MAX_OBJECTS} objects are drawn."
 )
 
 

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from .svg_plots import INK, OURS, PAPER, QUIET, STYLE, to_svg
 
@@ -95,6 +95,9 @@ def draw_reliability(edges: np.ndarray, mean_scores: np.ndarray, precisions: np.
         below.set(xlabel="score", ylabel="detections")
         if counts.max(initial=0) > 50 * max(1, np.median(counts)):
             below.set_yscale("log")
+            below.set_ylim(bottom=0.8)
+            below.yaxis.set_major_locator(LogLocator(numticks=4))
+            below.yaxis.set_minor_formatter(NullFormatter())
         else:
             below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         return to_svg(figure)

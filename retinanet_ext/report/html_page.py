@@ -49,7 +49,7 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 td { min-width: 4em; }
 td.text { min-width: 11em; max-width: 24em; } td.text:last-child { min-width: 15em; }
-td.number, th.number { text-align: right; }
+td.number, th.number { text-align: right; } .beside th.number { min-width: 5.5em; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--ground); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem;
   align-items: start; margin: 1rem 0; }
