@@ -69,6 +69,7 @@ def keys_read_by_model(cfg: CfgNode) -> set[str]:
 
 def _keys_read_on(device: str, cfg: CfgNode) -> set[str]:
     cfg = cfg.clone()
+    cfg.defrost()
     cfg.MODEL.DEVICE = device
     # The data would fill it in, but they are not read here.
     cfg.MODEL.EMBEDDING.NUM_IDENTITIES = cfg.MODEL.EMBEDDING.NUM_IDENTITIES or 1

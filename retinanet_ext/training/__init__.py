@@ -7,10 +7,6 @@ In reading order:
 - ``stops.py``: SIGTERM, SIGINT, the time limit
 - ``launch.py``: what each process of a run does, and how the processes are started
 - ``config_linter.py``: finds keys that nothing in a run reads
-- ``trainer.py``: the engine's trainer with checked data, reports and records
-- ``run_hooks.py``: what runs around its iterations
-- ``best_checkpoints.py``: keeps the checkpoints with the best values of a metric
-- ``finite_weights.py``: stops all processes before a checkpoint with weights that are not finite
 - ``ranks.py``: the processes that one command starts, and their end
 - ``meeting.py``: the processes of a job find each other, and exchange a first number
 - ``rank_channel.py``: a line between them: who stops, who failed, who is gone
@@ -19,6 +15,8 @@ In reading order:
 - ``run_hooks.py``: what runs around its iterations
 - ``stop_hook.py``: stops after a step or in an evaluation; goes on where a checkpoint was written
 - ``metrics_file.py``: `metrics.json`, the same after a resume
+- ``best_checkpoints.py``: keeps the checkpoints with the best values of a metric
+- ``finite_weights.py``: stops all processes before a checkpoint with weights that are not finite
 - ``identity_loaders.py``: its loaders for data of identities
 - ``bad_images.py``: counts images that cannot be read, and stops at a budget
 - ``average_weights.py``: a moving average of the weights, saved and evaluated beside them
