@@ -32,8 +32,8 @@ ENGINE_FREE = {
     "data.record_list",
     "training.arguments",
     "training.step",
-    "training.nonfinite_losses",
-    "training.state_before_step",
+    "training.incidents.nonfinite_losses",
+    "training.incidents.state_before_step",
     "training.stops",
 }
 # What each part may import from the package, besides itself and the engine-free modules. Parts that are not listed

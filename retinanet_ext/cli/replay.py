@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from retinanet_ext.training.incident_replay import replay_incident
+    from retinanet_ext.training.incidents.incident_replay import replay_incident
 
     with usage_errors():
         same, report = replay_incident(args.folder, args.device)

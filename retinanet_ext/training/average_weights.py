@@ -18,8 +18,8 @@ from retinanet_ext.inference.fast_copy import inference_model
 from retinanet_ext.machine.processes import bare_model
 
 from .explained_results import with_reasons
+from .processes.running_statistics import average_over_processes
 from .run_record import write_results
-from .running_statistics import average_over_processes
 
 ENTRY, SUFFIX, FINAL_FILE = "ema", "_EMA", "model_final_ema"
 

@@ -46,6 +46,10 @@ class ReportingLoader:
     def __iter__(self) -> Iterator[list[dict]]:
         return map(self._take_out, self._loader)
 
+    def has_news(self) -> bool:
+        """Whether there are unreadable images since the last :meth:`found`. A training step tells it all processes."""
+        return bool(self._found)
+
     def found(self) -> list[dict]:
         """The unreadable images of the batches since the last call."""
         found = list(self._found)
@@ -90,6 +94,9 @@ class BadImagesHook(hooks.HookBase):
             self._write()
 
     def after_step(self) -> None:
+        # Exchanging lists takes milliseconds, so the processes do it only if one of them has something to say.
+        if not self.trainer._trainer.loader_has_news:
+            return
         news = [image for found in comm.all_gather(self._found()) for image in found]
         if not news:
             return

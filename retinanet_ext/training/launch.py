@@ -33,11 +33,12 @@ from retinanet_ext.d2 import (
 from retinanet_ext.inspection.after_run import report_after_run
 from retinanet_ext.machine.cpu import usable_cores
 
-from . import meeting, run_errors, stops
+from . import run_errors, stops
 from .config_linter import check_keys_are_read
 from .explained_results import write_intervals
-from .rank_channel import RankChannel
-from .ranks import run_ranks
+from .processes import meeting
+from .processes.rank_channel import RankChannel
+from .processes.ranks import run_ranks
 from .run_lock import lock_run_folder, release_run_folders, warn_of_holder
 from .trainer import Trainer
 

@@ -11,9 +11,9 @@ from .bad_images import bad_images_hooks
 from .best_checkpoints import BestCheckpoints, UntaggedCheckpointer
 from .early_stop import early_stop_hooks
 from .finite_weights import FiniteWeightsHook
-from .nonfinite_guard import NonFiniteGuard
+from .incidents.nonfinite_guard import NonFiniteGuard
+from .processes.running_statistics import AverageBuffersHook
 from .progress_line import FirstProgress
-from .running_statistics import AverageBuffersHook
 from .stop_hook import SaveTimer, StopHook
 from .threshold_storage import StoreThresholds, threshold_entries
 

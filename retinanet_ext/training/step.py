@@ -19,8 +19,8 @@ from retinanet_ext.machine.cpu import computes_in_bfloat16
 from retinanet_ext.machine.processes import bare_model
 
 from . import stops
-from .nonfinite_losses import NonFiniteStep, raise_nonfinite
-from .state_before_step import StateBeforeStep
+from .incidents.nonfinite_losses import NonFiniteStep, raise_nonfinite
+from .incidents.state_before_step import StateBeforeStep
 
 
 def mixed_precision(cfg: Any) -> torch.dtype | None:
@@ -97,6 +97,8 @@ class TrainStep:
         self.iter = 0
         # Why to stop after this step: the same in all processes, because it travels with the losses.
         self.stop_reason: str | None = None
+        # Whether the loader of any process has news (`has_news`), which travels with the losses too.
+        self.loader_has_news = False
         self._storage, self._after_backward = storage, after_backward
         self._precision, self._accumulate = precision, accumulate
         self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
@@ -160,7 +162,8 @@ class TrainStep:
         self._after_backward()
         # The one wait for the device: behind the norms, the losses have arrived too.
         norms = _GradientNorms(self.optimizer).read()
-        losses_by_rank, data_times, self.stop_reason = losses.read()
+        losses_by_rank, data_times = losses.read()
+        self.stop_reason, self.loader_has_news = losses.stop_reason, losses.loader_has_news
         all_finite = all(math.isfinite(loss) for losses in losses_by_rank for loss in losses.values())
         if all_finite and (math.isfinite(sum(norms)) or not self._has_nonfinite_gradient()):
             # The device gets its next work before the host writes.
@@ -216,7 +219,8 @@ class TrainStep:
                     self.grad_scaler.scale(self._forward(micro_batch, totals)).backward()
             loss = self._forward(micro_batches[-1], totals)
         # The copy to the host starts before the backward pass, so that reading the losses does not wait for its end.
-        losses = _AsyncLosses(totals, data_time)
+        has_news = getattr(self.data_loader, "has_news", bool)()
+        losses = _AsyncLosses(totals, (data_time, stops.code_of(stops.stop_wanted()), float(has_news)))
         self.grad_scaler.scale(loss).backward()
         return losses
 
@@ -274,13 +278,20 @@ def _no_micro_batches(model: nn.Module, accumulate: int) -> str:
 class _AsyncLosses:
     """Losses of all processes, copied from the device to the host without waiting for the device."""
 
-    def __init__(self, losses: Mapping[str, torch.Tensor], data_time: float):
-        """Start the copy. All processes pass the same names of losses; each loss is a scalar."""
+    stop_reason: str | None = None
+    loader_has_news = False
+
+    def __init__(self, losses: Mapping[str, torch.Tensor], others: tuple[float, float, float]):
+        """Start the copy. All processes pass the same names of losses; each loss is a scalar.
+
+        Args:
+            losses: by name.
+            others: data time in seconds, code of a reason to stop, whether the loader has news.
+        """
         self._names = list(losses)
         # `new_full` launches a kernel; making a tensor from a Python number would copy and wait for the device.
         first = next(iter(losses.values()))
-        extra = (data_time, stops.code_of(stops.stop_wanted()))
-        values = torch.stack([*losses.values(), *(first.new_full((), number) for number in extra)])
+        values = torch.stack([*losses.values(), *(first.new_full((), number) for number in others)])
         rows = [values]
         if dist.is_available() and dist.is_initialized():
             rows = [torch.empty_like(values) for _ in range(dist.get_world_size())]
@@ -288,14 +299,15 @@ class _AsyncLosses:
         self._rows = torch.stack(rows).to("cpu", non_blocking=True)
         self._arrived = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
-    def read(self) -> tuple[list[dict[str, float]], list[float], str | None]:
-        """Wait for the copy. Returns losses by name and data time in seconds, both by rank, and a reason to stop."""
+    def read(self) -> tuple[list[dict[str, float]], list[float]]:
+        """Wait for the copy. Returns losses by name and data time in seconds, both by rank, and sets the attributes."""
         if self._arrived is not None:
             self._arrived.synchronize()
         rows = self._rows.tolist()
-        losses_by_rank = [dict(zip(self._names, losses)) for *losses, _, _ in rows]
         # With several reasons at once, all processes take the one with the highest number.
-        return losses_by_rank, [row[-2] for row in rows], stops.reason_of(max(row[-1] for row in rows))
+        self.stop_reason = stops.reason_of(max(row[-2] for row in rows))
+        self.loader_has_news = any(row[-1] for row in rows)
+        return [dict(zip(self._names, losses)) for *losses, _, _, _ in rows], [row[-3] for row in rows]
 
 
 class _GradientNorms:

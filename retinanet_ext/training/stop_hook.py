@@ -16,7 +16,7 @@ from retinanet_ext.machine.processes import bare_model
 
 from . import stops
 from .metrics_file import MetricsFile, recent_scalars, restore_scalars
-from .running_statistics import average_buffers
+from .processes.running_statistics import average_buffers
 
 # Bytes per second of a slow disk, to estimate the time of a checkpoint until one has been written.
 _SLOW_DISK = 50e6

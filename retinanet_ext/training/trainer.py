@@ -58,12 +58,12 @@ from .identity_loaders import check_pairs, identity_test_loader, identity_train_
 from .metrics_file import MetricsFile
 from .optimizers import with_optimizer
 from .overlapped_evaluation import OverlappedEvaluator
-from .process_checks import check_processes
+from .processes.process_checks import check_processes
+from .processes.running_statistics import average_buffers
 from .progress_line import ProgressWriter
 from .provenance import provenance
 from .run_hooks import with_run_hooks
 from .run_record import write_results, write_run_record
-from .running_statistics import average_buffers
 from .step import TrainStep, mixed_precision
 from .stop_hook import StoppableLoader, StoppableTraining
 

@@ -4,8 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from retinanet_ext.d2 import EventStorage
 from retinanet_ext.training.bad_images import BadImagesHook, ReportingLoader, budget_in_images
+from retinanet_ext.training.step import TrainStep
 from tests.builders import free_port, small_config
 from tests.two_processes import run_two
 
@@ -28,6 +31,7 @@ def trained(folder, batches, start=0):
     samples = [[{"bad_images": [bad(name) for name in names]}] for names in batches]
     trainer = SimpleNamespace(start_iter=start, iter=start, max_iter=start + len(samples))
     trainer.data_loader = ReportingLoader(samples)
+    trainer._trainer = SimpleNamespace(loader_has_news=True)
     hook = BadImagesHook(str(folder), 10)
     hook.trainer = trainer
     hook.before_train()
@@ -69,3 +73,24 @@ def test_processes_count_together_and_stop_together(tmp_path):
     for rank in range(2):
         iteration, message = json.loads((tmp_path / f"stopped{rank}.json").read_text())
         assert iteration == 1 and "1.png" in message
+
+
+class OneLoss(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, batch):
+        return {"loss": self.weight.sum()}
+
+
+def test_a_training_step_says_whether_there_is_news():
+    model = OneLoss()
+    loader = ReportingLoader([[{"bad_images": []}], [{"bad_images": [bad("a")]}], [{}]])
+    step = TrainStep(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), storage=EventStorage)
+    said = []
+    for _ in range(3):
+        step.run_step()
+        said.append(step.loader_has_news)
+        loader.found()
+    assert said == [False, True, False]

@@ -88,7 +88,7 @@ def test_a_variable_shows_the_traceback(monkeypatch, capsys):
 
 
 def test_an_exchange_that_hangs_names_the_ranks(monkeypatch):
-    from retinanet_ext.training import meeting
+    from retinanet_ext.training.processes import meeting
 
     class Hangs:
         def is_completed(self):
@@ -106,7 +106,7 @@ def test_an_exchange_that_hangs_names_the_ranks(monkeypatch):
 
 
 def test_ranks_that_do_not_start_are_named(monkeypatch):
-    from retinanet_ext.training import meeting
+    from retinanet_ext.training.processes import meeting
 
     monkeypatch.setattr(meeting, "JOIN_TIMEOUT", meeting.timedelta(seconds=2))
     with pytest.raises(RuntimeError, match="rank 0: of 3 ranks, ranks 1, 2 have not started within 0:00:02"):

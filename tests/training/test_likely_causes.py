@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from retinanet_ext.training.likely_causes import Circumstances, image_facts, rank_causes
+from retinanet_ext.training.incidents.likely_causes import Circumstances, image_facts, rank_causes
 from tests.builders import ground_truth, small_config
 
 FINE = {"nonfinite_tensors": 0, "nonfinite_numbers": 0, "first_nonfinite": None, "largest": 1.0, "largest_name": "w"}

@@ -9,8 +9,8 @@ from torch import nn
 
 from retinanet_ext import d2
 from retinanet_ext.cli.main import main
-from retinanet_ext.training import rollback
-from retinanet_ext.training.diagnosis import StepAgain
+from retinanet_ext.training.incidents import rollback
+from retinanet_ext.training.incidents.diagnosis import StepAgain
 from retinanet_ext.training.step import TrainStep
 from retinanet_ext.training.trainer import Trainer
 from tests.builders import batch, free_port, shapes_config, small_config

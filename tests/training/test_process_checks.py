@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retinanet_ext import d2
-from retinanet_ext.training.process_checks import check_processes
+from retinanet_ext.training.processes.process_checks import check_processes
 from tests.builders import small_config
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retinanet_ext.training.running_statistics import average_buffers
+from retinanet_ext.training.processes.running_statistics import average_buffers
 from tests.builders import free_port
 from tests.two_processes import run_two
 

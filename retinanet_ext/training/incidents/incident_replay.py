@@ -10,9 +10,9 @@ from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import EventStorage, build_model
 from retinanet_ext.machine.devices import check_device
 
+from ..first_model import attach_v1
 from . import incident_files
 from .diagnosis import StepAgain
-from .first_model import attach_v1
 from .incident_text import finding_lines
 from .state_before_step import RandomState
 

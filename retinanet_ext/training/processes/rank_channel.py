@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import Any, NamedTuple
 
-from . import stops
+from .. import stops
 
 # How long a process may take to end by itself after another one has failed.
 GRACE_SECONDS = 5.0

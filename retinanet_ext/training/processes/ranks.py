@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch.multiprocessing as mp
 
-from . import stops
-from .run_errors import killed_text
+from .. import stops
+from ..run_errors import killed_text
 
 # How long the other processes have to end by themselves once one has failed.
 GRACE_SECONDS = 3.0
