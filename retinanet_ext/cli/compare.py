@@ -47,7 +47,7 @@ def _detection(args) -> dict:
     from tabulate import tabulate
 
     from retinanet_ext.evaluation.paired_comparison import compare
-    from retinanet_ext.inspection.comparison_page import HEADER, difference_row, write_comparison_page
+    from retinanet_ext.inspection.runs.comparison_page import HEADER, difference_row, write_comparison_page
 
     first, second = (_read(path, args) for path in (args.first, args.second))
     for path, data in ((args.first, first), (args.second, second)):

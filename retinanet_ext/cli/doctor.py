@@ -56,8 +56,8 @@ def _add_env_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_data(args: argparse.Namespace) -> int:
-    from retinanet_ext.inspection.data_doctor import examine, load_unadapted, text_summary
-    from retinanet_ext.inspection.data_repair import Repair
+    from retinanet_ext.inspection.datasets.data_doctor import examine, load_unadapted, text_summary
+    from retinanet_ext.inspection.datasets.data_repair import Repair
 
     if args.workers < 1:
         raise UsageError(f"--workers is {args.workers}; legal: 1 or more.")
@@ -81,8 +81,8 @@ def _run_data(args: argparse.Namespace) -> int:
 
 
 def _write(examination, config_file, output):
-    from retinanet_ext.inspection.data_doctor import JSON_FILE, PAGE_FILE, write_json
-    from retinanet_ext.inspection.doctor_page import write_page
+    from retinanet_ext.inspection.datasets.data_doctor import JSON_FILE, PAGE_FILE, write_json
+    from retinanet_ext.inspection.datasets.doctor_page import write_page
 
     write_json(examination, output / JSON_FILE)
     write_page(examination, config_file, output / PAGE_FILE)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from retinanet_ext.inspection.run_report import write_run_report
+    from retinanet_ext.inspection.runs.run_report import write_run_report
 
     with usage_errors():
         path = write_run_report(args.run, args.output, seconds=args.seconds)

@@ -30,7 +30,7 @@ from retinanet_ext.d2 import (
     default_setup,
     setup_logger,
 )
-from retinanet_ext.inspection.after_run import report_after_run
+from retinanet_ext.inspection.runs.after_run import report_after_run
 from retinanet_ext.machine.cpu import usable_cores
 
 from . import run_errors, stops

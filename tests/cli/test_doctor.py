@@ -15,7 +15,7 @@ from PIL import Image
 
 from retinanet_ext.cli.main import main
 from retinanet_ext.d2 import ENGINE
-from retinanet_ext.inspection import image_facts
+from retinanet_ext.inspection.datasets import image_facts
 from tests.faults.bad_dataset import picture, save, write_bad_coco, write_coco_twin
 from tests.faults.test_bad_dataset import BOXES, config_words
 

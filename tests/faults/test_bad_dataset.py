@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
-from retinanet_ext.inspection.data_doctor import examine, load_unadapted
-from retinanet_ext.inspection.data_repair import Repair
-from retinanet_ext.inspection.findings import as_json
+from retinanet_ext.inspection.datasets.data_doctor import examine, load_unadapted
+from retinanet_ext.inspection.datasets.data_repair import Repair
+from retinanet_ext.inspection.datasets.findings import as_json
 
 from .bad_dataset import (
     coco_items,

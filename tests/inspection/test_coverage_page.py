@@ -9,9 +9,9 @@ import torch
 
 from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import BoxMode, DatasetCatalog, build_model
-from retinanet_ext.inspection.coverage_page import NOT_COMPUTED, POOR, UNFIT, coverage_part
-from retinanet_ext.inspection.doctor_parts import UsableDataset, parts_for
-from retinanet_ext.inspection.label_error_part import NO_MODEL, label_error_part
+from retinanet_ext.inspection.datasets.coverage_page import NOT_COMPUTED, POOR, UNFIT, coverage_part
+from retinanet_ext.inspection.datasets.doctor_parts import UsableDataset, parts_for
+from retinanet_ext.inspection.datasets.label_error_part import NO_MODEL, label_error_part
 from retinanet_ext.report.document import Command, Figure, Table, to_markdown
 from retinanet_ext.report.html_page import to_html
 from tests.builders import shapes_config, small_config

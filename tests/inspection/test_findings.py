@@ -3,7 +3,7 @@
 import json
 
 from retinanet_ext.data.doctor.record_checks import Problem
-from retinanet_ext.inspection.findings import Finding, as_json, counts_by_kind, finding_of, worst_first
+from retinanet_ext.inspection.datasets.findings import Finding, as_json, counts_by_kind, finding_of, worst_first
 
 
 def finding(kind, severity, image_id=1):

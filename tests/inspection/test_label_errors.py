@@ -9,8 +9,8 @@ import torch
 
 from retinanet_ext.d2 import BoxMode
 from retinanet_ext.data.shape_drawing import CLASS_NAMES
-from retinanet_ext.inspection.identity_label_errors import WRONG_IDENTITY, identity_label_errors
-from retinanet_ext.inspection.label_errors import (
+from retinanet_ext.inspection.datasets.identity_label_errors import WRONG_IDENTITY, identity_label_errors
+from retinanet_ext.inspection.datasets.label_errors import (
     MISPLACED,
     MISSING,
     OTHER_CLASS,

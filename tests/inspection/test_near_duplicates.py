@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from retinanet_ext.inspection.image_facts import ImageTable, difference_hash, examine_images, image_facts
-from retinanet_ext.inspection.near_duplicates import LEAK, OTHER_DATASET, SAME_DATASET, Twin, find_twins, similar_pairs
+from retinanet_ext.inspection.datasets.image_facts import ImageTable, difference_hash, examine_images, image_facts
+from retinanet_ext.inspection.datasets.near_duplicates import (
+    LEAK,
+    OTHER_DATASET,
+    SAME_DATASET,
+    Twin,
+    find_twins,
+    similar_pairs,
+)
 from tests.faults.bad_dataset import picture, save
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet_ext.inspection.image_facts import _TURNS
-from retinanet_ext.inspection.repair_plan import turned_point
+from retinanet_ext.inspection.datasets.image_facts import _TURNS
+from retinanet_ext.inspection.datasets.repair_plan import turned_point
 from tests.faults.bad_dataset import write_bad_coco, write_bad_voc, write_bad_yolo
 from tests.faults.test_bad_dataset import BOXES, config_words, doctor
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 
-from retinanet_ext.inspection.run_report import write_run_report
+from retinanet_ext.inspection.runs.run_report import write_run_report
 from retinanet_ext.training.launch import main
 from retinanet_ext.training.trainer import Trainer
 from tests.builders import INSTANCE_RUNS, shapes_config
@@ -55,7 +55,7 @@ def test_a_page_that_fails_leaves_the_run_as_it_is(shapes, tmp_path, monkeypatch
     def fail(*_, **__):
         raise RuntimeError("no page\ntoday")
 
-    monkeypatch.setattr("retinanet_ext.inspection.run_report.write_run_report", fail)
+    monkeypatch.setattr("retinanet_ext.inspection.runs.run_report.write_run_report", fail)
     monkeypatch.setattr(Trainer, "train", lambda self: None)
     monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)
     run(shapes_config(shapes, tmp_path / "run", "DATASETS.TEST", "()"), tmp_path)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
-from retinanet_ext.inspection.run_report import write_run_report
+from retinanet_ext.inspection.runs.run_report import write_run_report
 from tests.inspection.report_runs import write_detection_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -13,12 +13,12 @@ from retinanet_ext.config.loading import load_config
 from retinanet_ext.d2 import DatasetCatalog, MetadataCatalog
 from retinanet_ext.evaluation.ground_truth_file import write_reference
 from retinanet_ext.evaluation.result_files import read_result_files
-from retinanet_ext.inspection import run_report
-from retinanet_ext.inspection.after_run import report_after_run
-from retinanet_ext.inspection.config_difference import config_difference
-from retinanet_ext.inspection.detection_sections import largest_confusions
-from retinanet_ext.inspection.run_folder import read_run_folder
-from retinanet_ext.inspection.run_report import write_run_report
+from retinanet_ext.inspection.runs import run_report
+from retinanet_ext.inspection.runs.after_run import report_after_run
+from retinanet_ext.inspection.runs.config_difference import config_difference
+from retinanet_ext.inspection.runs.detection_sections import largest_confusions
+from retinanet_ext.inspection.runs.run_folder import read_run_folder
+from retinanet_ext.inspection.runs.run_report import write_run_report
 from tests.data.conftest import catalogs  # noqa: F401
 from tests.inspection.report_runs import STRANGE_CLASS, Page, training_row, write_detection_run
 
