@@ -71,7 +71,8 @@ def _intervals(folder: Path) -> dict[str, dict[str, list[float]]]:
     found = {}
     for task in data.tasks:
         matches = match_dataset(data, task)
-        if not is_cheap(matches) or len(data.image_ids) < 2:
+        # Without any prediction AP is undefined, and so is its interval.
+        if not is_cheap(matches) or len(data.image_ids) < 2 or not any(map(len, data.predictions.values())):
             continue
         intervals = {name: one for name, one in bootstrap(matches).items() if not math.isnan(one.low)}
         found[task] = {name: [one.low, one.high] for name, one in intervals.items()}

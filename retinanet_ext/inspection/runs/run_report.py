@@ -1,5 +1,7 @@
 """``report.html``: one page that explains a run."""
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,7 @@ def headline(run: RunFolder, statistics: Sequence[DetectionStatistics]) -> list[
         if metrics is None:
             continue
         for metric in ("AP", "AP50") if task == "bbox" else ("AP",):
-            ends = intervals.get(metric)
+            ends = intervals.get(metric) if _is_defined(metrics.get(metric)) else None
             note = "" if ends is None else f"95 % interval {ends[0]:.1f} to {ends[1]:.1f}"
             items.append((f"{metric} of {name}", _value(metrics.get(metric)), note))
     verification = entries.get("verification")
@@ -165,13 +167,26 @@ def _metric_rows(entries, statistics) -> tuple[list[Sequence[str]], list[str]]:
         metrics, intervals = _metrics_of(task, entries, statistics)
         if metrics is None or not set(_METRICS) & set(metrics):
             continue
-        cells = [f"{_value(metrics.get(name))} {_range(intervals.get(name))}".strip() for name in _METRICS]
+        ranges = {name: _range(intervals.get(name)) for name in _METRICS if _is_defined(metrics.get(name))}
+        cells = [f"{_value(metrics.get(name))} {ranges.get(name, '')}".strip() for name in _METRICS]
         rows.append((_entry_name(task), *cells))
         known = (entries.get("reasons") or {}).get(task) or {}
-        reasons += [
-            f"{name} of {_entry_name(task)} is undefined: {text}" for name, text in known.items() if name in _METRICS
-        ]
+        reasons += _undefined(_entry_name(task), known)
     return rows, reasons
+
+
+def _undefined(entry: str, reasons: Mapping[str, str]) -> list[str]:
+    """A sentence for each reason, with all metrics that are undefined for it."""
+    by_reason = defaultdict(list)
+    for name, text in reasons.items():
+        if name in _METRICS:
+            by_reason[text].append(name)
+    verb = {text: "is" if len(names) == 1 else "are" for text, names in by_reason.items()}
+    return [f"{', '.join(names)} of {entry} {verb[text]} undefined: {text}" for text, names in by_reason.items()]
+
+
+def _is_defined(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _entry_name(task: str) -> str:
