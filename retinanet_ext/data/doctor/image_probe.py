@@ -65,7 +65,8 @@ def probe_images(
 
     found: list[ImageInfo | Exception] = []
     last = time.perf_counter()
-    with ThreadPoolExecutor(_THREADS) as pool:
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
         for info in pool.map(probe, paths):
             found.append(info)
             now = time.perf_counter()
@@ -73,6 +74,9 @@ def probe_images(
                 last = now
                 verb = "decoded" if decode else "opened"
                 logger.info("%s: %d of %d image files %s", what, len(found), len(paths), verb)
+    finally:
+        # A run that is stopped meanwhile must not wait for images that nobody will look at.
+        pool.shutdown(cancel_futures=True)
     return found
 
 
