@@ -21,7 +21,8 @@ class FakeEmbedder:
     compatible_with: tuple[str, ...] = ()
 
     def __init__(self):
-        self.cfg = SimpleNamespace(MODEL=SimpleNamespace(WEIGHTS="colours.pth"))
+        given = SimpleNamespace(MAX_PIXELS=10**6)
+        self.cfg = SimpleNamespace(MODEL=SimpleNamespace(WEIGHTS="colours.pth"), INPUT=given)
 
     def stream(self, images):
         for image in images:
