@@ -1,5 +1,6 @@
 """`retinanet-ext doctor data`: exit codes, what is written, what is refused."""
 
+import functools
 import importlib
 import json
 import os
@@ -167,14 +168,22 @@ def test_coco_files_that_others_registered_are_repaired_as_coco_files(tmp_path):
 def test_ctrl_c_while_images_are_read_ends_the_process(tmp_path):
     root = tmp_path / "cli_signal"
     items = write_coco_twin(root)
-    os.unlink(root / "train" / "good_0.jpg")
-    os.mkfifo(root / "train" / "good_0.jpg")  # reading it waits until someone writes
+    Image.new("RGB", (9000, 9000)).save(tmp_path / "slow.png")  # a second or two to decode
+    for number in range(8):
+        os.unlink(root / "train" / f"good_{number}.jpg")
+        os.link(tmp_path / "slow.png", root / "train" / f"good_{number}.jpg")
     command = [sys.executable, "-m", "retinanet_ext.cli.main", "doctor", "data", "--config-file", BOXES]
     command += ["--output", str(tmp_path / "out"), *config_words(items)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    pipe = os.open(root / "train" / "good_0.jpg", os.O_WRONLY)  # opens once the doctor reads
+    # Where the tests run in the background, SIGINT may be ignored, and children inherit that.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    os.close(pipe)
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Interrupted" in error and "Traceback" not in error

@@ -71,6 +71,8 @@ def picture_of(finding: Finding, partner: str | None = None) -> list[bytes]:
 
 
 def _opened(path):
+    if not os.path.isfile(path):  # also a pipe, which nobody may write to
+        return None
     try:
         with Image.open(path) as file:
             return ImageOps.exif_transpose(file).convert("RGB")

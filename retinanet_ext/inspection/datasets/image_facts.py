@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ def image_facts(path: str, root: str | None = None) -> ImageFacts:
     outside = outside_error(path, root)
     if outside is not None:
         return ImageFacts(outside, 1, b"", 0, _nothing(1)[0])
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe or a device may never end
+        return ImageFacts(OSError("a folder, a pipe or a device"), 1, b"", 0, _nothing(1)[0])
     try:
         content = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
