@@ -3,6 +3,7 @@
 The folders may have other names, and the split may be any list of names, or all annotation files.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -185,6 +186,9 @@ def _flag(item, key, path):
 def _number(item, key, path):
     text = _text(item, key, path)
     try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: <{key}> of <{item.tag}> is {text!r}; a number is needed.") from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{path}: <{key}> of <{item.tag}> is {text!r:.80}; a number is needed.")
+    return number

@@ -95,7 +95,9 @@ def _probe(code: str) -> _Outcome:
 
 def _python() -> list[Check]:
     version = sys.version.split()[0]
-    wanted = importlib.metadata.metadata("retinanet_ext").get("Requires-Python", ">=3.10")
+    wanted = ">=3.10"
+    if _is_installed("retinanet_ext"):
+        wanted = importlib.metadata.metadata("retinanet_ext").get("Requires-Python", wanted)
     least = tuple(map(int, re.findall(r"\d+", wanted)[:2]))
     if sys.version_info[:2] >= least:
         return [Check("Python", OK, f"{version}, {sys.executable}")]
@@ -106,6 +108,8 @@ def _requirements() -> list[Check]:
     """The packages that setup.py asks for, by what is installed; they are not imported."""
     from packaging.requirements import Requirement
 
+    if not _is_installed("retinanet_ext"):
+        return [Check("required packages", NOTE, "not known: retinanet_ext runs from a folder", f"{_PIP} -e .")]
     checks = []
     for text in importlib.metadata.requires("retinanet_ext") or []:
         wanted = Requirement(text)

@@ -7,6 +7,20 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a training run: ``--time-limit``, ``--strict`` and those of Detectron2."""
+    parser.add_argument(
+        "--time-limit",
+        type=seconds_of,
+        metavar="TIME",
+        help="save and exit with code 75 within this time: 2h30m, 90m, seconds, or D-HH:MM:SS as SLURM writes it",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse keys of the config that nothing in the run reads, not only warn"
+    )
+    add_engine_arguments(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of Detectron2's ``train_net.py``, followed by ``KEY VALUE`` overrides, in ``opts``."""
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
@@ -18,15 +32,6 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--dist-url",
         default="auto",
         help="tcp://ADDRESS:PORT of machine 0; auto: a free port of this machine",
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=seconds_of,
-        metavar="TIME",
-        help="save and exit with code 75 within this time: 2h30m, 90m, seconds, or D-HH:MM:SS as SLURM writes it",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="refuse keys of the config that nothing in the run reads, not only warn"
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="pairs that override keys of the config"

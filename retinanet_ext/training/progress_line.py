@@ -51,7 +51,10 @@ class FirstProgress(hooks.HookBase):
 
     def report(self) -> None:
         """Log how far the training is, and look again later."""
-        done, seconds = self.trainer.iter - self.trainer.start_iter, time.perf_counter() - self._start
+        try:
+            done, seconds = self.trainer.iter - self.trainer.start_iter, time.perf_counter() - self._start
+        except ReferenceError:  # the trainer is gone without an end of its training
+            return
         if done >= self.UNTIL_ITERATION:
             return
         # The first iteration sets up memory and kernels, and takes a multiple of the others.

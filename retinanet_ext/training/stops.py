@@ -248,21 +248,28 @@ def _reset_forked_workers() -> None:
     if _fork_hooks_installed or not hasattr(os, "register_at_fork"):  # Windows does not fork
         return
     _fork_hooks_installed = True
-    os.register_at_fork(before=_before_fork, after_in_child=_in_forked_worker)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_forked_worker)
 
 
 def _before_fork() -> None:
     _state.forked_by_main_thread = threading.current_thread() is threading.main_thread()
     _state.forking_pid = os.getpid()
+    # Before the fork, so that no signal finds the worker without this. Blocked, not ignored: torch's loaders install a
+    # handler of their own for SIGTERM. A signal to the whole process group would otherwise end the workers, and the
+    # step that should still be finished would fail.
+    if _state.handles_signals:
+        block_signals()
+
+
+def _after_fork() -> None:
+    if _state.handles_signals:
+        unblock_signals()
 
 
 def _in_forked_worker() -> None:
     if not _state.handles_signals:
         return
     signal.set_wakeup_fd(-1)
-    # Blocked, not ignored: torch's loaders install a handler of their own for SIGTERM. A signal to the whole process
-    # group would otherwise end the workers, and the step that should still be finished would fail.
-    block_signals()
     _state.handles_signals = False
     if _state.forked_by_main_thread:  # the system sends the signal when the thread that forked ends
         end_with(_state.forking_pid)

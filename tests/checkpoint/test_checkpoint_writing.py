@@ -70,6 +70,7 @@ def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch, left):
 
 def test_an_interrupt_comes_after_the_file_is_whole(tmp_path, monkeypatch):
     save = torch.save
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 
     def interrupted(content, file):
         os.kill(os.getpid(), signal.SIGINT)
@@ -80,7 +81,7 @@ def test_an_interrupt_comes_after_the_file_is_whole(tmp_path, monkeypatch):
         CheckedCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).save("model_0000001")
     assert files(tmp_path) == ["model_0000001.pth"]  # the tag comes next
     assert "weight" in read_checkpoint(str(tmp_path / "model_0000001.pth"))["model"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -31,6 +31,7 @@ def test_an_unknown_flag_shows_the_usage_of_its_verb(verb, capsys):
     required["identities"] = ["--output", "o"]
     required |= {"cluster": ["--config-file", "c", "--input", "i", "--output", "o"]}
     action = {"ablate": ["run", "table_1b"], "gallery": ["list"], "doctor": ["env"]}.get(verb, [])
+    required |= {"thresholds": ["r"], "compare": ["a", "b"], "replay": ["f"]}
     required["calibrate"] = ["--config-file", "c", "--images", "i", "--far", "0.1"]
     required["report"] = ["run"]
     required["verify"] = ["--config-file", "c", "a", "b"]

@@ -86,6 +86,7 @@ def test_a_driver_that_torch_cannot_use_is_a_failure(monkeypatch):
 
 
 def test_a_package_that_is_too_old_or_missing_is_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(environment, "_is_installed", lambda name: True)
     wanted = ["numpy>=99", "no-such-package>=2", "x; extra == 'dev'"]
     monkeypatch.setattr(environment.importlib.metadata, "requires", lambda name: wanted)
     old, missing = environment._requirements()

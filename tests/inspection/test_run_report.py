@@ -174,7 +174,8 @@ def test_a_report_that_fails_does_not_fail_the_run(tmp_path, monkeypatch, caplog
     cfg = SimpleNamespace(OUTPUT_DIR=str(tmp_path), TEST=SimpleNamespace(REPORT=True))
     monkeypatch.setattr(logging.getLogger("retinanet_ext"), "propagate", True)
     report_after_run(cfg)
-    assert "No report of this run: ValueError" in caplog.text and caplog.text.count("\n") == 1
+    (message,) = set(caplog.messages)  # a logger above may pass it on too
+    assert message.startswith("No report of this run: ValueError") and "\n" not in message
     cfg.TEST.REPORT = False
     monkeypatch.setattr(run_report, "write_run_report", lambda *_, **__: pytest.fail("asked for no report"))
     report_after_run(cfg)

@@ -11,6 +11,12 @@ from retinanet_ext.training import launch, run_errors, stops
 from retinanet_ext.training.command import run_command
 
 
+@pytest.fixture(autouse=True)
+def _workers_of_other_tests(monkeypatch):
+    """A command ends the workers of its process, and here that is the process of other tests, too."""
+    monkeypatch.setattr(stops, "kill_workers", lambda: None)
+
+
 def flags(**values):
     names = {"config_file": "", "resume": False, "eval_only": False, "num_gpus": 1, "num_machines": 1, "opts": []}
     return Namespace(**{**names, "machine_rank": 0, "dist_url": "auto", **values})

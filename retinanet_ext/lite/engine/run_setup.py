@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from retinanet_ext.training.arguments import add_train_arguments
+from retinanet_ext.training.arguments import add_engine_arguments
 
 from .. import comm
 from ..cfg_node import CfgNode
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """The flags of Detectron2's ``train_net.py``, followed by ``KEY VALUE`` overrides, in ``opts``."""
     parser = argparse.ArgumentParser(epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_train_arguments(parser)
+    add_engine_arguments(parser)
     return parser
 
 
