@@ -51,6 +51,7 @@ class _State:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.signalled = False
         self.polled = 0
         self.raised = False
         self.interrupts = 0
@@ -168,8 +169,11 @@ def handled_signals(deadline: float | None = None, parent: int | None = None) ->
         yield
     finally:
         signal.set_wakeup_fd(earlier_fd)
+        # The launcher passes a stop on to its ranks, which may have got it already. The second one would otherwise end
+        # a rank that is about to say why it ends.
+        is_ending_rank = parent is not None and state.reason
         for number, handler in earlier.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_ending_rank else handler)
         state.handles_signals = False
         state.__init__()
         writer.close()
@@ -181,7 +185,9 @@ def _on_signal(number: int, frame: object) -> None:
         if _state.interrupts > 1:
             raise KeyboardInterrupt
     request(signal.Signals(number).name)
-    if not _state.polled and not _state.raised:
+    # A signal to a whole group comes twice, for the launcher passes it on: the second must not break off the end.
+    again, _state.signalled = _state.signalled, True
+    if not _state.polled and not _state.raised and not again:
         _state.raised = True
         raise StopRequested(_state.reason)
 

@@ -72,6 +72,10 @@ def run_ranks(run: Callable, arguments: tuple, processes: int, first_rank: int =
 
 def _child(run: Callable, index: int, arguments: tuple, report: str, parent: int) -> None:
     stops.end_with(parent)
+    if sys.platform == "linux":
+        # Workers of data loaders are forked, as in a job of one process or of torchrun. Spawned ones, which Python
+        # takes in a spawned process, would import torch anew, and a signal to the whole group would end them.
+        multiprocessing.set_start_method("fork", force=True)
     try:
         run(index, *arguments)
     except stops.StopRequested as stop:
