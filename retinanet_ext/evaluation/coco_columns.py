@@ -69,7 +69,8 @@ def object_annotations(
         if task == "segm":
             converted["segmentation"] = _run_lengths(annotation, *sizes[annotation["image_id"]])
         if task == "keypoints":
-            keypoints = annotation.get("keypoints") or []
+            # As floats: the libraries cannot compute with an integer of many digits.
+            keypoints = [float(value) for value in annotation.get("keypoints") or []]
             converted["keypoints"] = keypoints
             # As in COCO, an object without a labelled keypoint need not be found.
             converted["num_keypoints"] = num_labelled(keypoints)
