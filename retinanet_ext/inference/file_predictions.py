@@ -176,8 +176,13 @@ class FilePredictions:
         self.detections += len(result)
         if self.detections:
             self._first_images.clear()
-        elif len(self._first_images) < _SCORED_AGAIN:
+        elif len(self._first_images) < _SCORED_AGAIN and self._has_room(result.image):
             self._first_images.append(result.image)
+
+    def _has_room(self, image: np.ndarray) -> bool:
+        """Whether an image, and those that are predicted once more, may stay in memory until then."""
+        pixels = sum(map(count_pixels, self._first_images))
+        return not pixels or pixels + count_pixels(image) <= PIXELS_AHEAD // 4
 
 
 def _video_writer(path: Path, fps: float, shape: tuple[int, ...]):

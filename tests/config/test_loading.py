@@ -149,7 +149,7 @@ def test_numbers_out_of_range_are_refused(legal, key):
         ("SOLVER.BASE_LR", ".nan", "SOLVER.BASE_LR is nan; legal: finite numbers"),
         ("SOLVER.CLIP_GRADIENTS", "{CLIP_VALUE: .inf}", "CLIP_VALUE is inf; legal: finite numbers"),
         ("SOLVER.MAX_ITER", "null", r"SOLVER.MAX_ITER is empty \(null\); legal: a value like its default, 40000"),
-        ("INPUT.MIN_SIZE_TRAIN", "[64, wide]", "MIN_SIZE_TRAIN is .*'wide'.*; legal: an integer above 0 each"),
+        ("INPUT.MIN_SIZE_TRAIN", "[64, wide]", "MIN_SIZE_TRAIN is .*'wide'.*; legal: an integer from 0 each"),
         ("SOLVER.BASE_LR", "2024-01-01", "SOLVER.BASE_LR is of the type date; legal: text"),
         ("SOLVER.STEPS", "!!set {a}", "SOLVER.STEPS is of the type set; legal: text"),
         ("SEED", "&a [*a]", r"SEED\[0\] contains itself, by an alias"),
