@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -69,8 +70,9 @@ def object_annotations(
         if task == "segm":
             converted["segmentation"] = _run_lengths(annotation, *sizes[annotation["image_id"]])
         if task == "keypoints":
-            # As floats: the libraries cannot compute with an integer of many digits.
-            keypoints = [float(value) for value in annotation.get("keypoints") or []]
+            # As floats: the libraries cannot compute with an integer of many digits. What is no number is not labelled.
+            values = annotation.get("keypoints") or []
+            keypoints = [float(value) if isinstance(value, numbers.Real) else 0.0 for value in values]
             converted["keypoints"] = keypoints
             # As in COCO, an object without a labelled keypoint need not be found.
             converted["num_keypoints"] = num_labelled(keypoints)
